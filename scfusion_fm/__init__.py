@@ -1,0 +1,1 @@
+"""scFusionTTT: a test-time-training foundation model for paired single-cell RNA and surface protein."""

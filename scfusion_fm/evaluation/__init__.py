@@ -1,0 +1,1 @@
+"""Splits of the truth: metrics, baselines with the same labels, plots and the report."""

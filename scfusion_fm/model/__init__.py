@@ -1,0 +1,1 @@
+"""The scFusionTTT model as Hugging Face classes."""
