@@ -1,1 +1,1 @@
-"""Splits of the truth: metrics, baselines with the same labels, plots and the report."""
+"""How good the predictions are: metrics, baselines given the same cells and labels, plots, report."""
