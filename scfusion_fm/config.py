@@ -1,0 +1,276 @@
+"""Settings of every command: YAML files checked against dataclasses, with dotted overrides."""
+
+import dataclasses
+import difflib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+T = TypeVar("T")
+
+
+@dataclass
+class SplitConfig:
+    """Which cells are held out; the same names give the same split in every command."""
+
+    val_fraction: float = 0.1
+    """Share of cells for choosing among models, in [0, 1)."""
+    test_fraction: float = 0.2
+    """Share of cells for the final figures, in [0, 1)."""
+    seed: int = 0
+    """Seed of the hash that assigns cells."""
+    group_key: str | None = None
+    """Column of obs whose groups (a donor, a batch) stay together; null splits cell by cell."""
+
+
+@dataclass
+class SourceConfig:
+    """One file that goes into an atlas."""
+
+    path: str = MISSING
+    """An .h5ad, .h5mu, 10x .h5 or zarr store with raw counts."""
+    name: str | None = None
+    """Name of the data set; the stem of the file by default."""
+    modality: str = "auto"
+    """What a single AnnData holds: auto, rna or adt."""
+    licence: str = "unknown"
+    """Licence of the data, copied into the manifest."""
+    reference: str = ""
+    """Where the data come from, copied into the manifest."""
+
+
+@dataclass
+class PrepareConfig:
+    """`scfusion prepare`: files to atlas."""
+
+    output: str = MISSING
+    """Directory of the new atlas; must not exist."""
+    sources: list[SourceConfig] = field(default_factory=list)
+    """Files to read."""
+    genes: str = "protein_coding"
+    """Gene vocabulary: protein_coding (all human ones) or sources (what the files measured)."""
+    proteins: str = "all"
+    """Protein vocabulary: all known ones or sources."""
+    obs_columns: list[str] = field(default_factory=list)
+    """Columns of obs to carry into the atlas where a source has them."""
+    split: SplitConfig = field(default_factory=SplitConfig)
+    """Cells held out of pretraining."""
+    seed: int = 0
+    """Seed of the order of rows in the store."""
+
+
+@dataclass
+class MaskingConfig:
+    """What pretraining hides."""
+
+    rna_ratio: float = 0.15
+    """Share of RNA tokens of a cell, in [0, 1)."""
+    adt_ratio: float = 0.15
+    """Share of protein tokens of a cell, in [0, 1)."""
+    hide_rna_probability: float = 0.1
+    """Probability that the whole RNA of a paired cell is hidden."""
+    hide_adt_probability: float = 0.2
+    """Probability that all proteins of a paired cell are hidden."""
+
+
+@dataclass
+class OptimConfig:
+    """Optimizer, schedule and batch."""
+
+    epochs: float = 10.0
+    """Passes over the training cells."""
+    global_batch_size: int = 64
+    """Cells per optimizer step, over all ranks and accumulation steps."""
+    micro_batch_size: int = 32
+    """Cells per rank and forward pass."""
+    lr: float = 1e-3
+    """Highest learning rate."""
+    min_lr_ratio: float = 0.05
+    """Last learning rate as a share of the highest."""
+    warmup_ratio: float = 0.1
+    """Share of steps with rising learning rate."""
+    weight_decay: float = 0.05
+    """AdamW weight decay, on matrices of linear layers only."""
+    max_grad_norm: float = 1.0
+    """Gradient clipping; 0 turns it off."""
+
+
+@dataclass
+class RunConfig:
+    """Cadence of a run, in optimizer steps."""
+
+    log_every: int = 10
+    """Steps between progress lines."""
+    eval_every: int = 50
+    """Steps between evaluations on held-out cells."""
+    save_every: int = 50
+    """Steps between checkpoints."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints stay."""
+    tensorboard: bool = True
+    """Whether to write TensorBoard events."""
+    wandb_project: str | None = None
+    """Weights & Biases project; null logs nothing there."""
+    threads_per_rank: int = 1
+    """CPU threads of one rank."""
+
+
+@dataclass
+class PretrainConfig:
+    """`pretrain/run.py`: atlas to checkpoints."""
+
+    output_dir: str = MISSING
+    """Directory of the run; a run found there is resumed."""
+    atlas: str = MISSING
+    """Atlas made by `scfusion prepare`."""
+    seed: int = 0
+    """Seed of weights, order and masks."""
+    patch_size: int = 10
+    """Genes per RNA token."""
+    model: dict[str, Any] = field(default_factory=dict)
+    """Fields of `ScFusionTTTConfig`; the vocabulary sets the numbers of tokens."""
+    masking: MaskingConfig = field(default_factory=MaskingConfig)
+    """What is hidden."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """How it is trained."""
+    run: RunConfig = field(default_factory=RunConfig)
+    """When it reports and saves."""
+    deepspeed: str = "configs/deepspeed/zero2.json"
+    """DeepSpeed settings; batch sizes and clipping come from `optim`."""
+
+
+@dataclass
+class FinetuneOptimConfig:
+    """Training of a task head and the model under it."""
+
+    epochs: float = 20.0
+    """Longest training, in passes over the training cells."""
+    batch_size: int = 32
+    """Cells per device and step."""
+    lr: float = 5e-4
+    """Highest learning rate."""
+    weight_decay: float = 0.01
+    """AdamW weight decay."""
+    warmup_ratio: float = 0.1
+    """Share of steps with rising learning rate."""
+    patience: int = 5
+    """Evaluations without improvement after which training stops."""
+    threads: int = 2
+    """CPU threads."""
+
+
+@dataclass
+class AnnotationConfig:
+    """`finetune/cell_type_annotation.py`: pretrained model and labelled file to a classifier."""
+
+    model: str = MISSING
+    """Directory of a pretrained model."""
+    data: str = MISSING
+    """Labelled file."""
+    output_dir: str = MISSING
+    """Directory of the run; must not exist."""
+    label_key: str = "cell_type"
+    """Column of obs with the labels."""
+    unlabelled: list[str] = field(default_factory=lambda: ["unknown", "nan", ""])
+    """Values of the column that mean: no label."""
+    min_cells_per_class: int = 10
+    """Classes with fewer cells are left out, and listed in the results."""
+    modality_dropout: float = 0.3
+    """Probability that a paired training cell loses one of its modalities, in [0, 1]."""
+    seed: int = 0
+    """Seed of head, order and dropout."""
+    split: SplitConfig = field(default_factory=SplitConfig)
+    """Held-out cells; keep it equal to that of the atlas."""
+    optim: FinetuneOptimConfig = field(default_factory=FinetuneOptimConfig)
+    """How it is trained."""
+
+
+@dataclass
+class CrossModalConfig:
+    """`finetune/cross_modal_prediction.py`: pretrained model and paired file to a protein predictor."""
+
+    model: str = MISSING
+    """Directory of a pretrained model."""
+    data: str = MISSING
+    """Paired file."""
+    output_dir: str = MISSING
+    """Directory of the run; must not exist."""
+    seed: int = 0
+    """Seed of order."""
+    split: SplitConfig = field(default_factory=SplitConfig)
+    """Held-out cells; keep it equal to that of the atlas."""
+    optim: FinetuneOptimConfig = field(default_factory=FinetuneOptimConfig)
+    """How it is trained."""
+
+
+def load_config(schema: type[T], path: str | Path, overrides: list[str] = ()) -> T:
+    """
+    Read a YAML file into a checked dataclass.
+
+    Parameters
+    ----------
+    schema
+        One of the dataclasses above.
+    path
+        YAML file.
+    overrides
+        Settings such as `optim.lr=3e-4` that replace those of the file.
+
+    Raises
+    ------
+    ValueError
+        If the file is missing or no YAML, a key is unknown, a value has the wrong type or is missing.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"`--config` must be a YAML file, got {str(path)!r}, which does not exist.")
+    bad = [o for o in overrides if "=" not in o]
+    if bad:
+        raise ValueError(f"Overrides must read `key=value`, got {bad[0]!r}.")
+    try:
+        given = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
+    except Exception as error:
+        raise ValueError(f"`--config` must be readable YAML, got {str(path)!r}: {error}") from error
+    _check_keys(schema, given, str(path))
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(schema), given)
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise ValueError(f"In {path}: {str(error).splitlines()[0]}") from error
+    return config
+
+
+def save_config(config: Any, path: Path) -> None:
+    """Write a configuration as YAML."""
+    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+
+
+def config_differences(old: Any, new: Any, prefix: str = "") -> list[str]:
+    """List the settings in which two nested dicts differ, as `key: old -> new`."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return [] if old == new else [f"{prefix}: {old!r} -> {new!r}"]
+    found = []
+    for key in sorted({*old, *new}):
+        found += config_differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
+    return found
+
+
+def _check_keys(schema: type, given: Any, where: str, prefix: str = "") -> None:
+    """Refuse unknown keys with the nearest known one."""
+    fields = {f.name: f for f in dataclasses.fields(schema)}
+    for key in given:
+        name = f"{prefix}{key}"
+        if key not in fields:
+            near = difflib.get_close_matches(str(key), fields, n=1)
+            hint = f" Did you mean {prefix}{near[0]!s}?" if near else f" Known: {', '.join(fields)}."
+            raise ValueError(f"Unknown setting `{name}` in {where}.{hint}")
+        value = given._get_node(key)
+        kind = fields[key].type
+        if dataclasses.is_dataclass(kind) and OmegaConf.is_dict(value):
+            _check_keys(kind, value, where, f"{name}.")
+        elif key == "sources" and OmegaConf.is_list(value):
+            for i, source in enumerate(value):
+                _check_keys(SourceConfig, source, where, f"{name}[{i}].")

@@ -1,0 +1,129 @@
+"""Configuration of the scFusionTTT models."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+TTT_LAYER_TYPES = ("linear",)
+TTT_DIRECTIONS = ("causal", "alternating")
+MODALITIES = ("rna", "adt")
+
+
+@strict
+class ScFusionTTTConfig(PreTrainedConfig):
+    """
+    Hold the architecture of a scFusionTTT model.
+
+    Parameters
+    ----------
+    num_rna_tokens
+        Number of RNA tokens: patches of neighbouring genes, as the feature extractor cuts them.
+    rna_patch_size
+        Genes per RNA token.
+    num_proteins
+        Number of protein tokens; one token per protein.
+    hidden_size
+        Width of a token (D).
+    num_hidden_layers
+        TTT blocks of each modality's encoder.
+    num_fusion_layers
+        TTT blocks of each fusion module.
+    num_decoder_layers
+        TTT blocks of each decoder.
+    num_attention_heads
+        Heads (H) of a TTT layer; each has its own fast weights of width `hidden_size / num_attention_heads`.
+    intermediate_size
+        Width of the gated MLP of a block.
+    fusion_weight
+        The lambda in `F = E + lambda * FusionTTT([other; own])`.
+    rna_loss_weight, adt_loss_weight
+        The alpha and beta of the reconstruction loss.
+    ttt_layer_type
+        The inner model: `linear`.
+    ttt_mini_batch_size
+        Tokens per inner mini-batch (M). Part of the model: the same weights at another M are another model.
+    ttt_base_lr
+        Base inner learning rate.
+    ttt_direction
+        `causal` reads every layer forward, as in the paper; `alternating` reads every second layer in reverse.
+    ttt_use_gate
+        Whether a GELU gate multiplies the output of a TTT layer.
+    rope_theta
+        Base of the rotary position embedding inside a mini-batch.
+    rms_norm_eps
+        Epsilon of the norms of a block; also of the norm inside the TTT layer.
+    initializer_range
+        Standard deviation of the initial weights.
+    classifier_dropout
+        Dropout before the classification head, in [0, 1).
+    target_modality
+        What `ScFusionTTTForCrossModalPrediction` predicts, `adt` or `rna`.
+    predicted_features
+        Names of the features of the target that were measured in training; None when nothing was trained yet.
+
+    Raises
+    ------
+    ValueError
+        If widths, heads, ranges or names do not fit together.
+    """
+
+    model_type = "scfusion_ttt"
+
+    num_rna_tokens: int = 400
+    rna_patch_size: int = 10
+    num_proteins: int = 64
+    hidden_size: int = 128
+    num_hidden_layers: int = 6
+    num_fusion_layers: int = 1
+    num_decoder_layers: int = 4
+    num_attention_heads: int = 4
+    intermediate_size: int = 256
+    fusion_weight: float = 1.0
+    rna_loss_weight: float = 0.7
+    adt_loss_weight: float = 0.3
+    ttt_layer_type: str = "linear"
+    ttt_mini_batch_size: int = 16
+    ttt_base_lr: float = 1.0
+    ttt_direction: str = "causal"
+    ttt_use_gate: bool = True
+    rope_theta: float = 10000.0
+    rms_norm_eps: float = 1e-6
+    initializer_range: float = 0.02
+    classifier_dropout: float = 0.1
+    target_modality: str = "adt"
+    predicted_features: list[str] | None = None
+
+    def validate_architecture(self) -> None:
+        """Check that the fields describe a model that can be built."""
+        for name in (
+            "num_rna_tokens",
+            "rna_patch_size",
+            "num_proteins",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_fusion_layers",
+            "num_decoder_layers",
+            "num_attention_heads",
+            "intermediate_size",
+            "ttt_mini_batch_size",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.hidden_size % self.num_attention_heads or self.head_dim % 2:
+            raise ValueError(
+                "`hidden_size` must be `num_attention_heads` times an even head width, got "
+                f"{self.hidden_size} and {self.num_attention_heads} heads."
+            )
+        for name, allowed in (
+            ("ttt_layer_type", TTT_LAYER_TYPES),
+            ("ttt_direction", TTT_DIRECTIONS),
+            ("target_modality", MODALITIES),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"`{name}` must be one of {allowed}, got {getattr(self, name)!r}.")
+        if not 0 <= self.classifier_dropout < 1:
+            raise ValueError(f"`classifier_dropout` must lie in [0, 1), got {self.classifier_dropout}.")
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one head (K)."""
+        return self.hidden_size // self.num_attention_heads

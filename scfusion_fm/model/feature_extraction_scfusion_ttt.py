@@ -1,0 +1,199 @@
+"""From aligned counts to model inputs: normalisation and patches, the same in pretraining and in use.
+
+Letters: B cells, G genes, P proteins, N RNA tokens, S genes per token.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from transformers import BatchFeature, FeatureExtractionMixin
+
+
+class ScFusionTTTFeatureExtractor(FeatureExtractionMixin):
+    """
+    Normalise counts and cut the genes into patches; holds the vocabulary of a model.
+
+    Parameters
+    ----------
+    gene_ids, gene_symbols, gene_chromosomes
+        Ensembl id, symbol and chromosome of each gene, in genome order.
+    protein_names, protein_gene_ids
+        Name and coding genes (separated by ';', the first one orders) of each protein, in genome order.
+    patch_size
+        Genes per RNA token. A patch never crosses a chromosome.
+    target_sum
+        Library size to which RNA counts are scaled before log1p.
+
+    Raises
+    ------
+    ValueError
+        If lists that describe the same features differ in length or a setting is out of range.
+    """
+
+    model_input_names = ("rna_values", "rna_observed", "adt_values", "adt_observed")
+
+    def __init__(
+        self,
+        gene_ids: list[str] = (),
+        gene_symbols: list[str] = (),
+        gene_chromosomes: list[str] = (),
+        protein_names: list[str] = (),
+        protein_gene_ids: list[str] = (),
+        patch_size: int = 10,
+        target_sum: float = 10_000.0,
+        **kwargs,
+    ):
+        if not len(gene_ids) == len(gene_symbols) == len(gene_chromosomes):
+            raise ValueError(
+                "`gene_ids`, `gene_symbols` and `gene_chromosomes` must be equally long, got "
+                f"{len(gene_ids)}, {len(gene_symbols)} and {len(gene_chromosomes)}."
+            )
+        if len(protein_names) != len(protein_gene_ids):
+            raise ValueError(
+                "`protein_names` and `protein_gene_ids` must be equally long, got "
+                f"{len(protein_names)} and {len(protein_gene_ids)}."
+            )
+        if patch_size < 1 or target_sum <= 0:
+            raise ValueError(
+                f"`patch_size` must be at least 1 and `target_sum` positive, got {patch_size} and {target_sum}."
+            )
+        self.gene_ids = list(gene_ids)
+        self.gene_symbols = list(gene_symbols)
+        self.gene_chromosomes = list(gene_chromosomes)
+        self.protein_names = list(protein_names)
+        self.protein_gene_ids = list(protein_gene_ids)
+        self.patch_size = patch_size
+        self.target_sum = target_sum
+        super().__init__(**kwargs)
+
+    @property
+    def num_rna_tokens(self) -> int:
+        """Number of patches (N)."""
+        return len(self.patch_genes())
+
+    @property
+    def num_proteins(self) -> int:
+        """Number of proteins (P)."""
+        return len(self.protein_names)
+
+    def patch_genes(self) -> NDArray[np.int64]:
+        """Give the gene index at each place of each patch, (N, S); places without a gene hold G."""
+        num_genes = len(self.gene_ids)
+        patches = []
+        chromosomes = np.asarray(self.gene_chromosomes)
+        borders = np.flatnonzero(chromosomes[1:] != chromosomes[:-1]) + 1
+        for genes in np.split(np.arange(num_genes), borders):
+            padded = np.pad(genes, (0, -len(genes) % self.patch_size), constant_values=num_genes)
+            patches.append(padded.reshape(-1, self.patch_size))
+        return np.concatenate(patches)
+
+    def __call__(
+        self,
+        rna_counts: ArrayLike | None = None,
+        rna_observed: ArrayLike | None = None,
+        rna_total_counts: ArrayLike | None = None,
+        adt_counts: ArrayLike | None = None,
+        adt_observed: ArrayLike | None = None,
+    ) -> BatchFeature:
+        """
+        Prepare cells whose counts stand in the order of this vocabulary.
+
+        Parameters
+        ----------
+        rna_counts
+            (B, G) raw counts.
+        rna_observed
+            (B, G) or (G,) true where a gene was measured; all when None.
+        rna_total_counts
+            (B,) library size over all genes of the experiment, vocabulary or not; the sum of `rna_counts` when
+            None.
+        adt_counts
+            (B, P) raw counts.
+        adt_observed
+            (B, P) or (P,) true where a protein was measured; all when None.
+
+        Returns
+        -------
+        `rna_values`, `rna_observed` (B, N, S) and `adt_values`, `adt_observed` (B, P) of the given modalities, as
+        tensors. A cell without any count in a modality counts as not measured there.
+
+        Raises
+        ------
+        ValueError
+            If both modalities are missing or a shape does not fit the vocabulary.
+        """
+        if rna_counts is None and adt_counts is None:
+            raise ValueError("`rna_counts` and `adt_counts` are both None; give at least one modality.")
+        features = {}
+        if rna_counts is not None:
+            counts, observed = self._check("rna_counts", rna_counts, rna_observed, len(self.gene_ids))
+            totals = counts.sum(1) if rna_total_counts is None else np.asarray(rna_total_counts)
+            observed = observed & (totals > 0)[:, None]
+            features["rna_values"] = self._cut(self.normalise_rna(counts, totals))
+            features["rna_observed"] = self._cut(observed)
+        if adt_counts is not None:
+            counts, observed = self._check("adt_counts", adt_counts, adt_observed, len(self.protein_names))
+            observed = observed & (np.where(observed, counts, 0).sum(1) > 0)[:, None]
+            features["adt_values"] = self.normalise_adt(counts, observed)
+            features["adt_observed"] = observed
+        return BatchFeature({k: torch.from_numpy(v) for k, v in features.items()})
+
+    def normalise_rna(
+        self, counts: NDArray[np.float32], total_counts: NDArray[np.floating]
+    ) -> NDArray[np.float32]:
+        """Give log1p of counts scaled to `target_sum`, (B, G); total_counts is the library size (B,)."""
+        scale = np.divide(
+            self.target_sum, total_counts, out=np.zeros(len(total_counts)), where=total_counts > 0
+        )
+        return np.log1p(counts * scale[:, None].astype(np.float32))
+
+    def normalise_adt(
+        self, counts: NDArray[np.float32], observed: NDArray[np.bool_]
+    ) -> NDArray[np.float32]:
+        """Give the centred log ratio over the observed proteins of each cell, (B, P); 0 where not observed."""
+        logs = np.log1p(np.where(observed, counts, 0.0), dtype=np.float32)
+        centre = logs.sum(1, keepdims=True) / np.maximum(observed.sum(1, keepdims=True), 1)
+        return np.where(observed, logs - centre, 0.0).astype(np.float32)
+
+    def merge_patches(self, patches: ArrayLike) -> NDArray:
+        """Undo the cutting: (B, N, S) values per patch to (B, G) values per gene."""
+        patches = np.asarray(patches)
+        places = self.patch_genes().reshape(-1)
+        real = places < len(self.gene_ids)
+        return patches.reshape(len(patches), -1)[:, real]
+
+    def index_genes(self, names: list[str]) -> NDArray[np.int64]:
+        """Find genes by Ensembl id (a version is ignored) or symbol: index into the vocabulary, or -1."""
+        known = {s: i for i, s in reversed(list(enumerate(self.gene_symbols)))}
+        known |= {g: i for i, g in enumerate(self.gene_ids)}
+        return np.array([known.get(n, known.get(n.split(".")[0], -1)) for n in names], dtype=np.int64)
+
+    def index_proteins(self, names: list[str]) -> NDArray[np.int64]:
+        """Find proteins by their name in this vocabulary: index, or -1."""
+        known = {p: i for i, p in enumerate(self.protein_names)}
+        return np.array([known.get(n, -1) for n in names], dtype=np.int64)
+
+    def _cut(self, values: NDArray) -> NDArray:
+        places = self.patch_genes()
+        padded = np.pad(values, ((0, 0), (0, 1)))
+        return padded[:, places]
+
+    @staticmethod
+    def _check(
+        name: str, counts: ArrayLike, observed: ArrayLike | None, width: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        counts = np.asarray(counts, dtype=np.float32)
+        if counts.ndim != 2 or counts.shape[1] != width:
+            raise ValueError(
+                f"`{name}` must have the shape (cells, {width}) of the vocabulary, got {counts.shape}. "
+                "Put the columns into the order of the vocabulary first."
+            )
+        observed = np.ones(width, dtype=bool) if observed is None else np.asarray(observed, dtype=bool)
+        observed = np.broadcast_to(observed, counts.shape)
+        bad = observed & ~(np.isfinite(counts) & (counts >= 0))
+        if bad.any():
+            raise ValueError(
+                f"`{name}` must hold finite, non-negative raw counts, got {counts[bad][0]} (and "
+                f"{int(bad.sum()) - 1} more such values)."
+            )
+        return counts, observed

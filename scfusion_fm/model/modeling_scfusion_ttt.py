@@ -1,0 +1,592 @@
+"""scFusionTTT: a masked autoencoder over RNA and protein tokens, made of Test-Time-Training blocks.
+
+Letters: B cells, N tokens of a modality, S genes (or proteins) per token, L selected tokens, D hidden_size,
+P proteins. A protein token holds one protein, so that N = P and S = 1 there.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import ModelOutput
+
+from .configuration_scfusion_ttt import MODALITIES, ScFusionTTTConfig
+from .ttt_layers import TTTLinear
+
+
+@dataclass
+class ScFusionTTTModelOutput(ModelOutput):
+    """
+    Fused representation of a batch of cells.
+
+    Attributes
+    ----------
+    last_hidden_state
+        (B, N_rna + P, D) fused tokens in the order of the vocabulary, RNA first; 0 where no token was read.
+    attention_mask
+        (B, N_rna + P) true where a token was read.
+    pooler_output
+        (B, D) cell embedding: the mean of the means over the tokens of each modality that was read.
+    """
+
+    last_hidden_state: Tensor | None = None
+    attention_mask: Tensor | None = None
+    pooler_output: Tensor | None = None
+
+
+@dataclass
+class ScFusionTTTForPreTrainingOutput(ModelOutput):
+    """
+    Reconstruction of masked values.
+
+    Attributes
+    ----------
+    loss
+        Scalar: mean over cells of the weighted errors of the modalities.
+    rna_loss, adt_loss
+        (B,) mean squared error over masked and observed values of each cell; 0 for a cell without any.
+    rna_reconstruction
+        (B, N, S) predicted normalised expression of every patch.
+    adt_reconstruction
+        (B, P) predicted normalised protein.
+    pooler_output
+        (B, D) cell embedding of what was visible.
+    """
+
+    loss: Tensor | None = None
+    rna_loss: Tensor | None = None
+    adt_loss: Tensor | None = None
+    rna_reconstruction: Tensor | None = None
+    adt_reconstruction: Tensor | None = None
+    pooler_output: Tensor | None = None
+
+
+@dataclass
+class ScFusionTTTPredictionOutput(ModelOutput):
+    """Output of the task heads: loss (scalar), logits ((B, num_labels) or (B, features)), pooler_output (B, D)."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    pooler_output: Tensor | None = None
+
+
+class TokenSubset(NamedTuple):
+    """Kept tokens of every cell, moved to the front in their order: index (B, L) and mask (B, L)."""
+
+    index: Tensor
+    mask: Tensor
+
+    @classmethod
+    def select(cls, keep: Tensor, mini_batch_size: int) -> "TokenSubset":
+        """
+        Select tokens by a mask (B, N).
+
+        L is rounded up to whole mini-batches, at least one, so that what follows the subset starts on the same
+        place of a mini-batch whatever the other cells of the batch are.
+        """
+        longest = max(int(keep.sum(1).max()), 1)
+        length = -(-longest // mini_batch_size) * mini_batch_size
+        keep = F.pad(keep, (0, max(length - keep.shape[1], 0)))
+        index = torch.argsort((~keep).to(torch.uint8), dim=1, stable=True)[:, :length]
+        return cls(index, keep.gather(1, index))
+
+    def take(self, tokens: Tensor) -> Tensor:
+        """Pick the subset of (B, N, D); 0 where the mask is false."""
+        missing = int(max(self.index.shape[1] - tokens.shape[1], 0))
+        tokens = F.pad(tokens, (0, 0, 0, missing))
+        picked = tokens.gather(1, self.index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+        return picked.masked_fill(~self.mask.unsqueeze(-1), 0.0)
+
+    def put_back(self, picked: Tensor, num_tokens: int) -> Tensor:
+        """Lay (B, L, D) out on all `num_tokens` places; 0 elsewhere."""
+        picked = picked.masked_fill(~self.mask.unsqueeze(-1), 0.0)
+        places = max(num_tokens, self.index.shape[1])
+        grid = picked.new_zeros(picked.shape[0], places, picked.shape[-1])
+        index = self.index.unsqueeze(-1).expand_as(picked)
+        return grid.scatter(1, index, picked)[:, :num_tokens]
+
+
+def masked_mean(tokens: Tensor, mask: Tensor) -> Tensor:
+    """Average (B, L, D) over the tokens where the mask (B, L) is true; 0 where there are none."""
+    weight = mask.to(tokens.dtype).unsqueeze(-1)
+    return (tokens * weight).sum(1) / weight.sum(1).clamp_min(1.0)
+
+
+class PatchEmbedding(nn.Module):
+    """
+    Embed the values of each token, what of it was observed, and its position.
+
+    Every token has its own projection: place s of one patch is another gene than place s of the next.
+    """
+
+    def __init__(self, num_tokens: int, patch_size: int, hidden_size: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_tokens, 2 * patch_size, hidden_size))
+        self.position_embeddings = nn.Parameter(torch.empty(num_tokens, hidden_size))
+
+    def forward(self, values: Tensor, observed: Tensor) -> Tensor:
+        """Embed values (B, N, S) where observed (B, N, S); what was not observed does not matter."""
+        values = values.masked_fill(~observed, 0.0)
+        pairs = torch.cat((values, observed.to(values.dtype)), dim=-1).to(self.weight.dtype)
+        return torch.einsum("bns,nsd->bnd", pairs, self.weight) + self.position_embeddings
+
+
+class GatedMLP(nn.Module):
+    """SwiGLU: `down(silu(gate(x)) * up(x))`."""
+
+    def __init__(self, config: ScFusionTTTConfig):
+        super().__init__()
+        self.gate_up_proj = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Transform each token of (B, L, D)."""
+        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
+        return self.down_proj(F.silu(gate) * up)
+
+
+class ScFusionTTTBlock(GradientCheckpointingLayer):
+    """Pre-norm residual block: a TTT layer, then an MLP; `reverse` reads the sequence from its end."""
+
+    def __init__(self, config: ScFusionTTTConfig, reverse: bool):
+        super().__init__()
+        self.reverse = reverse
+        self.ttt_norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.ttt = TTTLinear(config)
+        self.mlp_norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.mlp = GatedMLP(config)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Transform tokens (B, L, D); those where the mask (B, L) is false change nothing elsewhere."""
+        y = self.ttt_norm(x)
+        if self.reverse:
+            mixed = self.ttt(y.flip(1), mask.flip(1))[0].flip(1)
+        else:
+            mixed = self.ttt(y, mask)[0]
+        x = x + mixed
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class TTTStack(nn.Module):
+    """TTT blocks and a final norm: an encoder, a fusion module or the trunk of a decoder."""
+
+    def __init__(self, config: ScFusionTTTConfig, num_layers: int):
+        super().__init__()
+        # The last layer reads forward, so that what comes first in a fused sequence reaches what comes last.
+        alternating = config.ttt_direction == "alternating"
+        self.layers = nn.ModuleList(
+            ScFusionTTTBlock(config, reverse=alternating and (num_layers - 1 - i) % 2 == 1)
+            for i in range(num_layers)
+        )
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Transform tokens (B, L, D) whose real ones are marked by the mask (B, L)."""
+        for layer in self.layers:
+            x = layer(x, mask)
+        return self.norm(x)
+
+
+class MissingModalityProjection(nn.Module):
+    """Make the latents of a hidden modality from the mean latent of the other one (the paper's third stage)."""
+
+    def __init__(self, config: ScFusionTTTConfig, num_tokens: int):
+        super().__init__()
+        self.source_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.position_embeddings = nn.Parameter(torch.empty(num_tokens, config.hidden_size))
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.mlp = GatedMLP(config)
+
+    def forward(self, source: Tensor) -> Tensor:
+        """Project mean latents (B, D) to one latent per token of the other modality (B, N, D)."""
+        x = self.source_proj(source).unsqueeze(1) + self.position_embeddings
+        return x + self.mlp(self.norm(x))
+
+
+class ReconstructionDecoder(nn.Module):
+    """Reconstruct the values of visible and masked tokens of one modality from fused visible tokens."""
+
+    def __init__(self, config: ScFusionTTTConfig, num_tokens: int, patch_size: int):
+        super().__init__()
+        self.mini_batch_size = config.ttt_mini_batch_size
+        self.mask_token = nn.Parameter(torch.empty(config.hidden_size))
+        self.position_embeddings = nn.Parameter(torch.empty(num_tokens, config.hidden_size))
+        self.stack = TTTStack(config, config.num_decoder_layers)
+        self.head_weight = nn.Parameter(torch.empty(num_tokens, config.hidden_size, patch_size))
+        self.head_bias = nn.Parameter(torch.empty(num_tokens, patch_size))
+
+    def forward(self, fused: Tensor, read: Tensor, masked: Tensor) -> Tensor:
+        """
+        Predict values (B, N, S).
+
+        Parameters
+        ----------
+        fused
+            (B, N, D) fused tokens.
+        read
+            (B, N) where `fused` holds a token.
+        masked
+            (B, N) which tokens to reconstruct.
+        """
+        tokens = torch.where(read.unsqueeze(-1), fused, self.mask_token) + self.position_embeddings
+        subset = TokenSubset.select(read | masked, self.mini_batch_size)
+        decoded = self.stack(subset.take(tokens), subset.mask)
+        decoded = subset.put_back(decoded, tokens.shape[1])
+        return torch.einsum("bnd,nds->bns", decoded, self.head_weight) + self.head_bias
+
+
+class ScFusionTTTPreTrainedModel(PreTrainedModel):
+    """Base of all scFusionTTT models: initial weights, loading and saving."""
+
+    config_class = ScFusionTTTConfig
+    config: ScFusionTTTConfig
+    base_model_prefix = "model"
+    main_input_name = "rna_values"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ("ScFusionTTTBlock",)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        std = self.config.initializer_range
+        if isinstance(module, nn.Linear):
+            init.normal_(module.weight, std=std)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, (nn.RMSNorm, nn.LayerNorm)):
+            init.ones_(module.weight)
+            if getattr(module, "bias", None) is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, TTTLinear):
+            init.normal_(module.weight, std=std)
+            init.zeros_(module.bias)
+            init.ones_(module.norm_weight)
+            init.zeros_(module.norm_bias)
+            init.zeros_(module.token_scale_offset)
+        elif isinstance(module, PatchEmbedding):
+            init.normal_(module.weight, std=std)
+            init.normal_(module.position_embeddings, std=std)
+        elif isinstance(module, MissingModalityProjection):
+            init.normal_(module.position_embeddings, std=std)
+        elif isinstance(module, ReconstructionDecoder):
+            init.normal_(module.mask_token, std=std)
+            init.normal_(module.position_embeddings, std=std)
+            init.normal_(module.head_weight, std=std)
+            init.zeros_(module.head_bias)
+
+
+class ScFusionTTTModel(ScFusionTTTPreTrainedModel):
+    """
+    Encode and fuse the visible tokens of each cell.
+
+    A token is visible if something of it was observed and it is not masked. A modality of a cell that is masked
+    entirely is *hidden*: its masked tokens get latents projected from the other modality before the fusion. A
+    modality that is neither observed nor masked is absent and adds nothing.
+    """
+
+    def __init__(self, config: ScFusionTTTConfig):
+        super().__init__(config)
+        self.rna_embeddings = PatchEmbedding(
+            config.num_rna_tokens, config.rna_patch_size, config.hidden_size
+        )
+        self.adt_embeddings = PatchEmbedding(config.num_proteins, 1, config.hidden_size)
+        self.rna_encoder = TTTStack(config, config.num_hidden_layers)
+        self.adt_encoder = TTTStack(config, config.num_hidden_layers)
+        self.rna_projection = MissingModalityProjection(config, config.num_rna_tokens)
+        self.adt_projection = MissingModalityProjection(config, config.num_proteins)
+        self.rna_fusion = TTTStack(config, config.num_fusion_layers)
+        self.adt_fusion = TTTStack(config, config.num_fusion_layers)
+        self.post_init()
+
+    def forward(
+        self,
+        rna_values: Tensor | None = None,
+        rna_observed: Tensor | None = None,
+        adt_values: Tensor | None = None,
+        adt_observed: Tensor | None = None,
+        rna_bool_masked_pos: Tensor | None = None,
+        adt_bool_masked_pos: Tensor | None = None,
+        return_dict: bool | None = None,
+    ) -> ScFusionTTTModelOutput | tuple:
+        """
+        Embed cells.
+
+        Parameters
+        ----------
+        rna_values
+            (B, N, S) log-normalised expression in patches of the vocabulary's genes; None without RNA.
+        rna_observed
+            (B, N, S) true where a gene was measured; all when None.
+        adt_values
+            (B, P) normalised protein; None without protein.
+        adt_observed
+            (B, P) true where a protein was measured; all when None.
+        rna_bool_masked_pos, adt_bool_masked_pos
+            (B, N) and (B, P) true for tokens hidden from the encoder; none when None.
+        return_dict
+            Whether to return an output object instead of a tuple.
+
+        Raises
+        ------
+        ValueError
+            If both modalities are None or shapes do not fit the configuration.
+        """
+        values, observed, masked = self._complete_inputs(
+            (rna_values, adt_values),
+            (rna_observed, adt_observed),
+            (rna_bool_masked_pos, adt_bool_masked_pos),
+        )
+        reads, subsets, latents = self._encode(values, observed, masked)
+        fused = self._fuse(subsets, latents)
+        present = torch.stack([read.any(1) for read in reads], 1)  # (B, 2)
+        means = torch.stack([masked_mean(f, s.mask) for f, s in zip(fused, subsets, strict=True)], 1)
+        output = ScFusionTTTModelOutput(
+            last_hidden_state=torch.cat(
+                [s.put_back(f, v.shape[1]) for f, s, v in zip(fused, subsets, values, strict=True)], 1
+            ),
+            attention_mask=torch.cat(reads, 1),
+            pooler_output=masked_mean(means, present),
+        )
+        return output if self._wants_dict(return_dict) else output.to_tuple()
+
+    def _wants_dict(self, return_dict: bool | None) -> bool:
+        return self.config.return_dict if return_dict is None else return_dict
+
+    def _complete_inputs(
+        self,
+        values: tuple[Tensor | None, Tensor | None],
+        observed: tuple[Tensor | None, Tensor | None],
+        masked: tuple[Tensor | None, Tensor | None],
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Bring both modalities to (B, N, S) values and observations and (B, N) masks."""
+        given = next((x for x in (*values, *masked) if x is not None), None)
+        if given is None:
+            raise ValueError("`rna_values` and `adt_values` are both None; give at least one modality.")
+        shapes = (
+            (given.shape[0], self.config.num_rna_tokens, self.config.rna_patch_size),
+            (given.shape[0], self.config.num_proteins),
+        )
+        complete = ([], [], [])
+        for name, shape, value, seen, hidden in zip(MODALITIES, shapes, values, observed, masked, strict=True):
+            if value is None:
+                value = torch.zeros(shape, device=given.device, dtype=self.dtype)
+                seen = torch.zeros(shape, device=given.device, dtype=torch.bool)
+            seen = torch.ones_like(value, dtype=torch.bool) if seen is None else seen
+            hidden = torch.zeros(shape[:2], device=given.device, dtype=torch.bool) if hidden is None else hidden
+            self._check_shape(f"{name}_values", value, shape)
+            self._check_shape(f"{name}_observed", seen, shape)
+            self._check_shape(f"{name}_bool_masked_pos", hidden, shape[:2])
+            rows = (shape[0], shape[1], -1)
+            for kept, x in zip(complete, (value.reshape(rows), seen.reshape(rows), hidden), strict=True):
+                kept.append(x)
+        return complete
+
+    @staticmethod
+    def _check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+        if tensor.shape != shape:
+            raise ValueError(
+                f"`{name}` must have the shape {tuple(shape)} of this model, got {tuple(tensor.shape)}. "
+                "Prepare the cells with the feature extractor that was saved with the model."
+            )
+
+    def _encode(
+        self, values: list[Tensor], observed: list[Tensor], masked: list[Tensor]
+    ) -> tuple[list[Tensor], list[TokenSubset], list[Tensor]]:
+        """Encode the visible tokens of each modality; project the latents of hidden modalities."""
+        embeddings, encoders = (
+            (self.rna_embeddings, self.adt_embeddings),
+            (self.rna_encoder, self.adt_encoder),
+        )
+        visible = [o.any(-1) & ~m for o, m in zip(observed, masked, strict=True)]
+        hidden = [~v.any(1) for v in visible]
+        # Of a hidden modality, the tokens that will be projected take the places of the visible ones.
+        reads = [torch.where(h.unsqueeze(1), m, v) for h, m, v in zip(hidden, masked, visible, strict=True)]
+        subsets = [TokenSubset.select(read, self.config.ttt_mini_batch_size) for read in reads]
+        encoded = [
+            encoder(subset.take(embed(v, o)), subset.mask & ~h.unsqueeze(1))
+            for embed, encoder, subset, v, o, h in zip(
+                embeddings, encoders, subsets, values, observed, hidden, strict=True
+            )
+        ]
+        means = [
+            masked_mean(e, s.mask & ~h.unsqueeze(1)) for e, s, h in zip(encoded, subsets, hidden, strict=True)
+        ]
+        # Both projections always run, needed or not: under ZeRO-3 every rank must call the same modules.
+        projected = [self.rna_projection(means[1]), self.adt_projection(means[0])]
+        latents = [
+            torch.where(h[:, None, None], s.take(p), e)
+            for h, s, p, e in zip(hidden, subsets, projected, encoded, strict=True)
+        ]
+        return reads, subsets, latents
+
+    def _fuse(self, subsets: list[TokenSubset], latents: list[Tensor]) -> list[Tensor]:
+        """Let each modality read the other one first: F = E + lambda * FusionTTT([other; own])."""
+        fused = []
+        for own, fusion in enumerate((self.rna_fusion, self.adt_fusion)):
+            other = 1 - own
+            sequence = torch.cat((latents[other], latents[own]), dim=1)
+            mask = torch.cat((subsets[other].mask, subsets[own].mask), dim=1)
+            read = fusion(sequence, mask)[:, latents[other].shape[1] :]
+            fused.append(latents[own] + self.config.fusion_weight * read)
+        return fused
+
+
+class ScFusionTTTForPreTraining(ScFusionTTTPreTrainedModel):
+    """Reconstruct masked genes and proteins (the paper's first stage)."""
+
+    def __init__(self, config: ScFusionTTTConfig):
+        super().__init__(config)
+        self.model = ScFusionTTTModel(config)
+        self.rna_decoder = ReconstructionDecoder(config, config.num_rna_tokens, config.rna_patch_size)
+        self.adt_decoder = ReconstructionDecoder(config, config.num_proteins, 1)
+        self.post_init()
+
+    def forward(
+        self,
+        rna_values: Tensor,
+        rna_observed: Tensor,
+        adt_values: Tensor,
+        adt_observed: Tensor,
+        rna_bool_masked_pos: Tensor,
+        adt_bool_masked_pos: Tensor,
+        return_dict: bool | None = None,
+    ) -> ScFusionTTTForPreTrainingOutput | tuple:
+        """
+        Reconstruct; arguments as in `ScFusionTTTModel.forward`.
+
+        Notes
+        -----
+        The loss of a cell is `rna_loss_weight` times its mean squared error over masked and observed expression
+        values plus `adt_loss_weight` times that over proteins; the loss of a batch is the mean over its cells.
+        A mean of means of equal parts is the mean of the whole, so the loss does not depend on how a global batch
+        is split over ranks and accumulation steps.
+        """
+        encoded = self.model(
+            rna_values,
+            rna_observed,
+            adt_values,
+            adt_observed,
+            rna_bool_masked_pos,
+            adt_bool_masked_pos,
+            return_dict=True,
+        )
+        hidden, read = encoded.last_hidden_state, encoded.attention_mask
+        split = self.config.num_rna_tokens
+        rna = self.rna_decoder(hidden[:, :split], read[:, :split], rna_bool_masked_pos)
+        adt = self.adt_decoder(hidden[:, split:], read[:, split:], adt_bool_masked_pos).squeeze(-1)
+        rna_target = rna_observed & rna_bool_masked_pos.unsqueeze(-1)
+        rna_loss = mean_squared_error_per_cell(rna, rna_values, rna_target)
+        adt_loss = mean_squared_error_per_cell(adt, adt_values, adt_observed & adt_bool_masked_pos)
+        loss = (self.config.rna_loss_weight * rna_loss + self.config.adt_loss_weight * adt_loss).mean()
+        output = ScFusionTTTForPreTrainingOutput(loss, rna_loss, adt_loss, rna, adt, encoded.pooler_output)
+        return output if self.model._wants_dict(return_dict) else output.to_tuple()
+
+
+def mean_squared_error_per_cell(predicted: Tensor, values: Tensor, target: Tensor) -> Tensor:
+    """Average the squared error of each cell over the places where target is true; (B,), 0 without any."""
+    error = (predicted.float() - values.float()).masked_fill(~target, 0.0).square()
+    return error.flatten(1).sum(1) / target.flatten(1).sum(1).clamp_min(1)
+
+
+class ScFusionTTTForCellTypeAnnotation(ScFusionTTTPreTrainedModel):
+    """Classify cells by their fused embedding (the paper's second stage)."""
+
+    def __init__(self, config: ScFusionTTTConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.model = ScFusionTTTModel(config)
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    def forward(
+        self,
+        rna_values: Tensor | None = None,
+        rna_observed: Tensor | None = None,
+        adt_values: Tensor | None = None,
+        adt_observed: Tensor | None = None,
+        labels: Tensor | None = None,
+        return_dict: bool | None = None,
+    ) -> ScFusionTTTPredictionOutput | tuple:
+        """
+        Classify; the inputs as in `ScFusionTTTModel.forward`.
+
+        Parameters
+        ----------
+        rna_values, rna_observed, adt_values, adt_observed
+            What was measured.
+        labels
+            (B,) class indices; -100 for a cell without a label.
+        return_dict
+            Whether to return an output object instead of a tuple.
+        """
+        encoded = self.model(rna_values, rna_observed, adt_values, adt_observed, return_dict=True)
+        logits = self.classifier(self.dropout(encoded.pooler_output))
+        loss = None if labels is None else F.cross_entropy(logits.float(), labels)
+        output = ScFusionTTTPredictionOutput(loss, logits, encoded.pooler_output)
+        return output if self.model._wants_dict(return_dict) else output.to_tuple()
+
+
+class ScFusionTTTForCrossModalPrediction(ScFusionTTTPreTrainedModel):
+    """Predict one modality from the other: the pretraining pass with the target hidden entirely."""
+
+    def __init__(self, config: ScFusionTTTConfig):
+        super().__init__(config)
+        self.model = ScFusionTTTModel(config)
+        if config.target_modality == "adt":
+            self.adt_decoder = ReconstructionDecoder(config, config.num_proteins, 1)
+        else:
+            self.rna_decoder = ReconstructionDecoder(config, config.num_rna_tokens, config.rna_patch_size)
+        self.post_init()
+
+    def forward(
+        self,
+        rna_values: Tensor | None = None,
+        rna_observed: Tensor | None = None,
+        adt_values: Tensor | None = None,
+        adt_observed: Tensor | None = None,
+        return_dict: bool | None = None,
+    ) -> ScFusionTTTPredictionOutput | tuple:
+        """
+        Predict the target modality of `config.target_modality`.
+
+        Values of the target modality are labels only: they enter the loss where they were observed and never
+        reach the encoder.
+
+        Raises
+        ------
+        ValueError
+            If the source modality was not given.
+        """
+        to_adt = self.config.target_modality == "adt"
+        source = (rna_values, rna_observed) if to_adt else (adt_values, adt_observed)
+        labels, labelled = (adt_values, adt_observed) if to_adt else (rna_values, rna_observed)
+        if source[0] is None:
+            name = "rna_values" if to_adt else "adt_values"
+            raise ValueError(f"`{name}` must be given to predict {self.config.target_modality!r}, got None.")
+        logits, pooled = self._decode(source, to_adt)
+        loss = None
+        if labels is not None:
+            labelled = torch.ones_like(labels, dtype=torch.bool) if labelled is None else labelled
+            loss = mean_squared_error_per_cell(logits, labels, labelled).mean()
+        output = ScFusionTTTPredictionOutput(loss, logits, pooled)
+        return output if self.model._wants_dict(return_dict) else output.to_tuple()
+
+    def _decode(self, source: tuple[Tensor, Tensor | None], to_adt: bool) -> tuple[Tensor, Tensor]:
+        """Run the autoencoder with every token of the target masked; (B, P) or (B, N, S), and the embedding."""
+        num_rna, num_adt = self.config.num_rna_tokens, self.config.num_proteins
+        num_target = num_adt if to_adt else num_rna
+        masked = torch.ones(source[0].shape[0], num_target, device=source[0].device, dtype=torch.bool)
+        names = ("rna_values", "rna_observed") if to_adt else ("adt_values", "adt_observed")
+        target = "adt" if to_adt else "rna"
+        encoded = self.model(
+            **dict(zip(names, source, strict=True)), **{f"{target}_bool_masked_pos": masked}, return_dict=True
+        )
+        own = slice(num_rna, None) if to_adt else slice(num_rna)
+        decoder = self.adt_decoder if to_adt else self.rna_decoder
+        decoded = decoder(encoded.last_hidden_state[:, own], encoded.attention_mask[:, own], masked)
+        return decoded.squeeze(-1) if to_adt else decoded, encoded.pooler_output
