@@ -6,7 +6,13 @@ Shapes: n cells, P proteins, D embedding width. Everything here takes arrays and
 import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
-from sklearn.metrics import accuracy_score, f1_score, recall_score, silhouette_score
+from sklearn.metrics import (
+    accuracy_score,
+    f1_score,
+    precision_recall_fscore_support,
+    recall_score,
+    silhouette_score,
+)
 from sklearn.neighbors import NearestNeighbors
 
 MAX_SILHOUETTE_CELLS = 10_000
@@ -39,6 +45,33 @@ def annotation_scores(labels: np.ndarray, predicted: np.ndarray) -> dict[str, fl
         "balanced_accuracy": float(recall_score(labels, predicted, **average_over_present)),
         "macro_f1": float(f1_score(labels, predicted, **average_over_present)),
     }
+
+
+def class_scores(labels: np.ndarray, predicted: np.ndarray) -> pd.DataFrame:
+    """Score every cell type that is present in the labels.
+
+    Parameters
+    ----------
+    labels
+        (n,), true cell types.
+    predicted
+        (n,), predicted cell types.
+
+    Returns
+    -------
+    One row per class: `n` (cells of it), `recall`, `precision` (0 where it is never predicted) and `f1`.
+
+    Raises
+    ------
+    ValueError
+        If the arrays are empty or differ in length.
+    """
+    labels, predicted = check_label_pair(labels, predicted)
+    present = np.unique(labels)
+    precision, recall, f1, n = precision_recall_fscore_support(
+        labels, predicted, labels=present, zero_division=0
+    )
+    return pd.DataFrame({"n": n, "recall": recall, "precision": precision, "f1": f1}, index=present)
 
 
 def confusion_table(labels: np.ndarray, predicted: np.ndarray) -> pd.DataFrame:

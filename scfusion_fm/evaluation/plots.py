@@ -83,7 +83,9 @@ def compute_umap(embedding: np.ndarray, seed: int = 0) -> np.ndarray:
         warnings.simplefilter("ignore", ImportWarning)
         from umap import UMAP
     # One thread, since umap is reproducible only so; PCA start, since the spectral one fails on few cells.
-    layout = UMAP(n_neighbors=min(15, len(embedding) - 1), init="pca", random_state=seed, n_jobs=1)
+    layout = UMAP(
+        n_neighbors=min(15, len(embedding) - 1), min_dist=0.4, init="pca", random_state=seed, n_jobs=1
+    )
     return layout.fit_transform(np.asarray(embedding, np.float32))
 
 
@@ -123,10 +125,10 @@ def plot_umap(
     positions = compute_umap(embedding, seed)
     figure = Figure(figsize=(9.0, 5.6), layout="constrained")
     axes = figure.subplots()
-    size = float(np.clip(6000 / len(labels), 3, 28))
+    size = float(np.clip(8000 / max(coloured.sum(), 1), 4, 26))
     if not coloured.all():
         rest = positions[~coloured]
-        axes.scatter(*rest.T, s=size * 0.5, c=GREY, linewidths=0, label=f"other cells ({len(rest)})")
+        axes.scatter(*rest.T, s=size * 0.4, c=GREY, linewidths=0, label=f"other cells ({len(rest)})")
     _draw_cell_types(axes, positions[coloured], labels[coloured], size)
     axes.set(title=title, xlabel="UMAP 1", ylabel="UMAP 2", xticks=[], yticks=[])
     _tidy(axes, grid=False)
@@ -265,7 +267,7 @@ def _draw_loss(axes: Axes, points: np.ndarray, colour: str, label: str) -> None:
         return
     window = max(len(points) // 30, 3)
     axes.plot(*points.T, color=colour, alpha=0.25, linewidth=0.8)
-    smooth = pd.Series(points[:, 1]).rolling(window, min_periods=1).mean()
+    smooth = pd.Series(points[:, 1]).rolling(window, min_periods=1, center=True).mean()
     axes.plot(points[:, 0], smooth, color=colour, label=f"{label} (mean of {window} records)")
 
 

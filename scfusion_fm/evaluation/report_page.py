@@ -1,0 +1,206 @@
+"""The report's HTML: escaping, tables, figures and the page around them."""
+
+import base64
+import io
+import math
+from collections.abc import Iterable
+from html import escape
+
+from matplotlib.figure import Figure
+
+STYLE = """
+:root { --ink: #1d2733; --soft: #5b6875; --line: #dde3e9; --accent: #0072b2; --warn: #b04a00; }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 66rem; padding: 2.5rem 1.5rem 4rem; color: var(--ink); background: #fff;
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
+h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .4rem; }
+h2 { font-size: 1.35rem; margin: 2.8rem 0 .6rem; padding-top: 1rem; border-top: 2px solid var(--line); }
+h3 { font-size: 1.05rem; margin: 1.8rem 0 .4rem; }
+p, ul { max-width: 48rem; }
+.lead, figcaption, .note { color: var(--soft); }
+.findings { list-style: none; padding: 0; }
+.findings li { margin: .45rem 0; padding: .45rem .8rem; background: #f6f8fa;
+  border-left: 4px solid var(--line); }
+.findings li.ahead { border-color: var(--accent); }
+.findings li.behind { border-color: var(--warn); }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; margin: .8rem 0; font-variant-numeric: tabular-nums; font-size: .95rem; }
+th, td { padding: .35rem .8rem; text-align: left; border-bottom: 1px solid var(--line); }
+th { border-bottom: 2px solid var(--soft); vertical-align: bottom; }
+td.number, th.number { text-align: right; }
+tr.model { background: #e9f3fa; }
+figure { margin: 1.2rem 0; }
+figure img { max-width: 100%; height: auto; display: block; }
+figcaption, .note { font-size: .9rem; max-width: 48rem; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1.2rem; margin: .8rem 0; }
+dt { font-weight: 600; } dd { margin: 0; overflow-wrap: anywhere; }
+details pre { background: #f6f8fa; padding: .8rem; overflow-x: auto; font-size: .85rem; }
+summary { cursor: pointer; }
+@media print { body { max-width: none; padding: 0; font-size: 11pt; } h2, h3 { break-after: avoid; }
+  figure, tr, .findings li { break-inside: avoid; } tr.model { print-color-adjust: exact; } }
+"""
+
+
+def render_page(title: str, lead: str, body: str) -> str:
+    """Put the parts of the report into one page without external resources.
+
+    Parameters
+    ----------
+    title
+        Title as text.
+    lead
+        First paragraph as text.
+    body
+        The sections as HTML.
+    """
+    return (
+        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+        f'<h1>{escape(title)}</h1>\n<p class="lead">{escape(lead)}</p>\n{body}\n</body>\n</html>\n'
+    )
+
+
+def render_findings(findings: Iterable[tuple[str, str]]) -> str:
+    """Render sentences as a list.
+
+    Parameters
+    ----------
+    findings
+        Pairs of a mark ("ahead", "behind" or "") and the sentence as text.
+    """
+    items = "\n".join(f'<li class="{mark}">{escape(sentence)}</li>' for mark, sentence in findings)
+    return f'<ul class="findings">\n{items}\n</ul>'
+
+
+def render_facts(facts: dict[str, object]) -> str:
+    """Render names and values as a definition list.
+
+    Parameters
+    ----------
+    facts
+        Values by name; both are escaped.
+    """
+    rows = "\n".join(
+        f"<dt>{escape(name)}</dt><dd>{format_value(value)}</dd>" for name, value in facts.items()
+    )
+    return f"<dl>\n{rows}\n</dl>"
+
+
+def render_table(
+    rows: list[dict], columns: dict[str, str], best: dict[str, bool] | None = None, model: str | None = None
+) -> str:
+    """Render a table; the best number of a column is bold, whoever's it is.
+
+    Parameters
+    ----------
+    rows
+        One dictionary per row.
+    columns
+        Headings by the name of the entry, in order.
+    best
+        By entry, whether more is better; entries that are absent get no bold number.
+    model
+        Rows whose "method" begins so are marked as the model's.
+    """
+    best = best or {}
+    top = {name: find_best([row[name] for row in rows], more) for name, more in best.items()}
+    numeric = {name: any(is_number(row[name]) for row in rows) for name in columns}
+
+    def render_cell(name: str, value: object) -> str:
+        text = format_value(value)
+        if name in top and is_number(value) and text == format_value(top[name]):
+            text = f"<strong>{text}</strong>"
+        return f'<td class="number">{text}</td>' if numeric[name] else f"<td>{text}</td>"
+
+    head = "".join(
+        f'<th class="number">{escape(heading)}</th>' if numeric[name] else f"<th>{escape(heading)}</th>"
+        for name, heading in columns.items()
+    )
+    lines = []
+    for row in rows:
+        mark = ' class="model"' if model and str(row["method"]).startswith(model) else ""
+        cells = "".join(render_cell(name, row[name]) for name in columns)
+        lines.append(f"<tr{mark}>{cells}</tr>")
+    body = "\n".join(lines)
+    return (
+        f'<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n'
+        f"<tbody>\n{body}\n</tbody>\n</table></div>"
+    )
+
+
+def render_figure(png: bytes, caption: str) -> str:
+    """Render a picture that is part of the page.
+
+    Parameters
+    ----------
+    png
+        The picture.
+    caption
+        What it shows, as text; also read to those who cannot see it.
+    """
+    data = base64.b64encode(png).decode("ascii")
+    text = escape(caption)
+    return (
+        f'<figure><img src="data:image/png;base64,{data}" alt="{text}">'
+        f"<figcaption>{text}</figcaption></figure>"
+    )
+
+
+def encode_png(figure: Figure) -> bytes:
+    """Return a figure as the bytes of a PNG file.
+
+    Parameters
+    ----------
+    figure
+        The figure.
+    """
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def find_best(values: list, more_is_better: bool) -> float:
+    """Return the best number, or NaN where there is none.
+
+    Parameters
+    ----------
+    values
+        Numbers; whatever is not a finite number is left out.
+    more_is_better
+        Whether the largest is the best.
+    """
+    numbers = [value for value in values if is_number(value)]
+    if not numbers:
+        return math.nan
+    return max(numbers) if more_is_better else min(numbers)
+
+
+def is_number(value: object) -> bool:
+    """Return whether a value is a finite number.
+
+    Parameters
+    ----------
+    value
+        Anything.
+    """
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def format_value(value: object) -> str:
+    """Return a value as escaped text: three decimals for fractions, n/a for what is missing.
+
+    Parameters
+    ----------
+    value
+        Anything.
+    """
+    if isinstance(value, dict):
+        return ", ".join(f"{escape(str(name))}: {format_value(number)}" for name, number in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(format_value(item) for item in value)
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return "n/a"
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    return escape(f"{value:,}" if isinstance(value, int) else str(value))

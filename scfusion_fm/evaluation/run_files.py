@@ -1,0 +1,154 @@
+"""Reading of what a run leaves behind, with an error that names the file where something is missing."""
+
+import json
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+import pandas as pd
+
+
+def read_json(path: Path, keys: tuple[str, ...], row_keys: tuple[str, ...]) -> dict:
+    """Read `results.json` of a fine-tuning run.
+
+    Parameters
+    ----------
+    path
+        The file.
+    keys
+        Entries it must have, besides "table".
+    row_keys
+        Entries that every row of its table must have.
+
+    Raises
+    ------
+    ValueError
+        If the file is missing, is not JSON, or lacks an entry.
+    """
+    try:
+        results = dict(json.loads(_require_file(path).read_text(encoding="utf-8")))
+    except (TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"`{path}` must be a JSON object, got: {error}; run the task again.") from None
+    missing = [key for key in ("table", *keys) if key not in results]
+    if missing:
+        raise ValueError(f"`{path}` must have the entry {missing[0]!r}, got {list(results)}; add it.")
+    incomplete = [row for row in results["table"] if set(row_keys) - set(row)]
+    if incomplete or not results["table"]:
+        raise ValueError(
+            f"`{path}` must have a table whose rows hold {list(row_keys)}, got "
+            f"{incomplete[0] if incomplete else 'no rows'}; run the task again."
+        )
+    return results
+
+
+def read_metrics(path: Path) -> pd.DataFrame:
+    """Read the records of a pretraining run.
+
+    Parameters
+    ----------
+    path
+        `metrics.jsonl`, one JSON object per line.
+
+    Returns
+    -------
+    One row per record, sorted by step. Where a resumed run repeated a step, its last record counts.
+
+    Raises
+    ------
+    ValueError
+        If the file is missing or empty, a line is not a JSON object, or a column is missing.
+    """
+    records = []
+    for number, line in enumerate(_require_file(path).read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            records.append(dict(json.loads(line)))
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"`{path}` must hold one JSON object per line, got {line[:60]!r} in line {number}; delete it."
+            ) from None
+    table = pd.DataFrame(records)
+    wanted = ("step", "cells", "split", "loss", "rna_loss", "adt_loss", "cells_per_s", "seconds")
+    missing = [name for name in wanted if name not in table]
+    if missing:
+        raise ValueError(f"`{path}` must have {list(wanted)} in its records, got no {missing[0]!r}; log it.")
+    return table.drop_duplicates(["step", "split"], keep="last").sort_values("step", kind="stable")
+
+
+def read_table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
+    """Read a CSV file.
+
+    Parameters
+    ----------
+    path
+        The file.
+    columns
+        Columns it must have.
+
+    Raises
+    ------
+    ValueError
+        If the file is missing or empty or lacks a column.
+    """
+    # Cell types and proteins are called e.g. "NA" or "1": names are text.
+    text = dict.fromkeys(("cell", "label", "predicted", "protein", "method"), str)
+    try:
+        table = pd.read_csv(_require_file(path), dtype=text, keep_default_na=False, na_values={})
+    except pd.errors.EmptyDataError:
+        table = pd.DataFrame()
+    missing = [name for name in columns if name not in table]
+    if missing or table.empty:
+        lacking = f"no {missing[0]!r}" if missing else "no rows"
+        raise ValueError(f"`{path}` must have rows with {list(columns)}, got {lacking}; run the task again.")
+    for name in set(columns) - set(text):
+        table[name] = pd.to_numeric(table[name], errors="coerce")
+    return table
+
+
+def read_arrays(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Read arrays from an `npz` file.
+
+    Parameters
+    ----------
+    path
+        The file.
+    names
+        Arrays it must hold.
+
+    Raises
+    ------
+    ValueError
+        If the file is missing, is no npz file, lacks an array, or holds Python objects in one.
+    """
+    _require_file(path)
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in names}
+    except (KeyError, ValueError, EOFError, BadZipFile) as error:
+        raise ValueError(
+            f"`{path}` must be an npz file with the plain arrays {list(names)}, got: {error}; write it again."
+        ) from None
+
+
+def read_text(path: Path) -> str:
+    """Read a text file.
+
+    Parameters
+    ----------
+    path
+        The file.
+
+    Raises
+    ------
+    ValueError
+        If the file is missing.
+    """
+    return _require_file(path).read_text(encoding="utf-8")
+
+
+def _require_file(path: Path) -> Path:
+    """Return the path of a file that exists."""
+    if not path.parent.is_dir():
+        raise ValueError(f"`{path.parent}` must be the directory of a run, got none; check the path.")
+    if not path.is_file():
+        raise ValueError(f"`{path}` must exist, got no such file; let the run finish or leave its part out.")
+    return path
