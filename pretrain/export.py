@@ -1,0 +1,52 @@
+"""Turn the newest checkpoint of a run into a Hugging Face directory.
+
+    python pretrain/export.py runs/demo/pretrain runs/demo/model
+"""
+
+import argparse
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from scfusion_fm import ScFusionTTTConfig, ScFusionTTTFeatureExtractor, ScFusionTTTForPreTraining
+from scfusion_fm.console import run_command
+from scfusion_fm.data.atlas import read_manifest
+from scfusion_fm.data.prepare import check_new_path
+from scfusion_fm.export import export_model
+from scfusion_fm.training.checkpoint import CHECKPOINTS, latest_checkpoint, load_weights
+
+
+def main() -> None:
+    """Gather the weights of all ranks and write the model."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="directory of a pretraining run")
+    parser.add_argument("output", type=Path, help="new directory for the model")
+    args = parser.parse_args()
+
+    check_new_path(args.output, "output")
+    weights = load_weights(args.run / CHECKPOINTS)
+    model = ScFusionTTTForPreTraining(ScFusionTTTConfig.from_pretrained(args.run / "model"))
+    model.load_state_dict(weights)
+    extractor = ScFusionTTTFeatureExtractor.from_pretrained(args.run / "model")
+    export_model(model, extractor, args.output, describe_run(args.run))
+    print(f"wrote {args.output}")
+
+
+def describe_run(run: Path) -> dict[str, str]:
+    """Collect what the model card says about the training."""
+    config = OmegaConf.load(run / "config.yaml")
+    facts = {"checkpoint": latest_checkpoint(run / CHECKPOINTS).name}
+    manifest = read_manifest(Path(config.atlas))
+    for source in manifest["sources"]:
+        facts[f"data set {source['name']}"] = (
+            f"{source['cells']} cells, licence {source['licence']}, {source['reference']}"
+        )
+    facts["cells held out of pretraining"] = (
+        f"{manifest['cells_per_split'].get('val', 0)} validation, {manifest['cells_per_split'].get('test', 0)} test"
+    )
+    facts["atlas"] = manifest["fingerprint"]
+    return facts
+
+
+if __name__ == "__main__":
+    run_command(main)

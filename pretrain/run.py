@@ -1,0 +1,118 @@
+"""Pretrain scFusionTTT on an atlas.
+
+    deepspeed --num_accelerators 2 pretrain/run.py --config configs/pretrain/demo.yaml optim.lr=3e-4
+
+The same command goes on from the newest checkpoint of `output_dir`.
+"""
+
+import argparse
+import dataclasses
+import math
+from pathlib import Path
+
+import torch
+
+from scfusion_fm import ScFusionTTTConfig, ScFusionTTTFeatureExtractor, ScFusionTTTForPreTraining
+from scfusion_fm.config import PretrainConfig, config_differences, load_config, save_config
+from scfusion_fm.console import run_command
+from scfusion_fm.data.atlas import Atlas
+from scfusion_fm.data.collate import MaskingCollator
+from scfusion_fm.data.loader import ElasticLoader, ElasticOrder
+from scfusion_fm.training.checkpoint import RunDirectory
+from scfusion_fm.training.engine import build_engine, read_deepspeed_settings, start_ranks
+from scfusion_fm.training.log import RunLog
+from scfusion_fm.training.loop import PretrainingLoop, Schedule
+
+
+def main() -> None:
+    """Run the pretraining from top to bottom."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, help="YAML file with the settings of PretrainConfig")
+    parser.add_argument("--local_rank", type=int, default=0, help="set by the launcher")
+    parser.add_argument("overrides", nargs="*", help="settings that replace those of the file: key=value")
+    args = parser.parse_args()
+
+    # Settings, data, and who we are among the ranks.
+    config = load_config(PretrainConfig, args.config, args.overrides)
+    settings = read_deepspeed_settings(config.deepspeed)
+    atlas = Atlas(config.atlas)
+    rank, world_size = start_ranks(config.run.threads_per_rank)
+
+    # Cells in an order that does not depend on the ranks; features and masks that do not either.
+    optim = config.optim
+    order = ElasticOrder(atlas.rows_of("train"), config.seed)
+    loader = ElasticLoader(order, optim.global_batch_size, optim.micro_batch_size, rank, world_size)
+    extractor = ScFusionTTTFeatureExtractor(**atlas.vocabulary.to_dict(), patch_size=config.patch_size)
+    collate = MaskingCollator(extractor, **dataclasses.asdict(config.masking), seed=config.seed)
+
+    # The model, the same on all ranks, and its engine.
+    model = build_model(config, extractor)
+    engine = build_engine(model, settings, optim.micro_batch_size, loader.accumulation_steps, optim)
+
+    # The run: new, or going on.
+    identity = identify(config, settings, atlas, world_size)
+    directory = RunDirectory(Path(config.output_dir), identity, config_differences)
+    if rank == 0:
+        save_config(config, directory.path / "config.yaml")
+        model.config.save_pretrained(directory.path / "model")
+        extractor.save_pretrained(directory.path / "model")
+    state = directory.resume(engine)
+    steps = math.ceil(optim.epochs * len(order) / optim.global_batch_size)
+    log = RunLog(
+        directory.path,
+        rank == 0,
+        first_step=state["step"] if state else 0,
+        tensorboard=config.run.tensorboard,
+        wandb_project=config.run.wandb_project,
+    )
+    loop = PretrainingLoop(
+        engine=engine,
+        loader=loader,
+        make_batch=lambda rows, epoch: collate(atlas.read(rows), epoch),
+        validation_rows=atlas.rows_of("val"),
+        schedule=Schedule(steps, math.ceil(steps * optim.warmup_ratio), optim.lr, optim.min_lr_ratio),
+        directory=directory,
+        log=log,
+        cadence=config.run,
+    )
+    loop.resume(state)
+    size = sum(p.numel() for p in model.parameters())
+    log.say(
+        f"{'resumed' if state else 'new'} run in {directory.path}: step {loop.step} of {steps}, {size:,} parameters, "
+        f"{len(order)} training and {len(loop.validation_rows)} validation cells, {world_size} ranks"
+    )
+    finished = loop.run()
+    log.say(f"checkpoints are in {directory.checkpoints}" if finished else "interrupted")
+    log.close()
+
+
+def build_model(config: PretrainConfig, extractor: ScFusionTTTFeatureExtractor) -> ScFusionTTTForPreTraining:
+    """Make the model that fits the vocabulary, with weights that depend on the seed alone."""
+    torch.manual_seed(config.seed)
+    tokens = {
+        "num_rna_tokens": extractor.num_rna_tokens,
+        "rna_patch_size": extractor.patch_size,
+        "num_proteins": extractor.num_proteins,
+    }
+    fixed = tokens.keys() & config.model.keys()
+    if fixed:
+        raise ValueError(f"`model` must not set {sorted(fixed)}: the atlas and `patch_size` decide them.")
+    unknown = config.model.keys() - ScFusionTTTConfig.__annotations__.keys()
+    if unknown:
+        raise ValueError(
+            f"`model` must hold fields of ScFusionTTTConfig, got {sorted(unknown)}; "
+            f"known: {sorted(ScFusionTTTConfig.__annotations__)}."
+        )
+    return ScFusionTTTForPreTraining(ScFusionTTTConfig(**tokens, **config.model))
+
+
+def identify(config: PretrainConfig, settings: dict, atlas: Atlas, world_size: int) -> dict:
+    """Collect what may not change when a run is resumed; the cadence of reports and checkpoints may."""
+    fixed = dataclasses.asdict(config)
+    for key in ("output_dir", "atlas", "run", "deepspeed"):
+        del fixed[key]
+    return fixed | {"deepspeed": settings, "atlas": atlas.fingerprint, "world_size": world_size}
+
+
+if __name__ == "__main__":
+    run_command(main)

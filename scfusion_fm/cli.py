@@ -1,0 +1,101 @@
+"""The `scfusion` command."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from scfusion_fm.console import run_command
+
+
+def main() -> None:
+    """Run the `scfusion` command."""
+    run_command(lambda: _dispatch(build_parser().parse_args()))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Describe all sub-commands."""
+    parser = argparse.ArgumentParser(prog="scfusion", description="Foundation model for CITE-seq.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    prepare = commands.add_parser("prepare", help="read files, check them, and write an atlas")
+    prepare.add_argument("--config", required=True, help="YAML file with the settings of PrepareConfig")
+    prepare.add_argument("overrides", nargs="*", help="settings that replace those of the file: key=value")
+    prepare.set_defaults(run=_prepare)
+
+    for name, text in (
+        ("embed", 'write cell embeddings to obsm["X_scfusion_ttt"]'),
+        ("annotate", 'write cell types to obs["cell_type_pred"], with their probability'),
+        ("predict-protein", 'write proteins predicted from RNA to obsm["protein_scfusion_ttt"]'),
+    ):
+        _add_inference(commands, name, text)
+
+    report = commands.add_parser("report", help="write report.html from finished runs")
+    report.add_argument("--pretraining", type=Path, help="directory of a pretraining run")
+    report.add_argument("--annotation", type=Path, help="output_dir of finetune/cell_type_annotation.py")
+    report.add_argument("--cross-modal", type=Path, help="output_dir of finetune/cross_modal_prediction.py")
+    report.add_argument("--output", type=Path, required=True, help="report.html to write")
+    report.set_defaults(run=_report)
+    return parser
+
+
+def _add_inference(commands: argparse._SubParsersAction, name: str, text: str) -> None:
+    parser = commands.add_parser(name, help=text)
+    parser.add_argument("model", type=Path, help="model directory")
+    parser.add_argument("input", type=Path, help=".h5ad, .h5mu, 10x .h5 or zarr with raw counts")
+    parser.add_argument("output", type=Path, help="new file; everything in the input is kept")
+    parser.add_argument("--key-added", help="name of what is added")
+    parser.add_argument("--modality", choices=("auto", "rna", "adt"), default="auto", help="of a single AnnData")
+    parser.add_argument("--batch-size", type=int, default=64, help="cells per forward pass")
+    parser.add_argument("--device", help="torch device; cuda where there is one by default")
+    parser.set_defaults(run=lambda args: _infer(name, args))
+
+
+def _dispatch(args: argparse.Namespace) -> None:
+    run: Callable[[argparse.Namespace], None] = args.run
+    run(args)
+
+
+def _prepare(args: argparse.Namespace) -> None:
+    from scfusion_fm.config import PrepareConfig, load_config
+    from scfusion_fm.data.prepare import AtlasRecipe, Source, SplitRule, prepare_atlas
+
+    config = load_config(PrepareConfig, args.config, args.overrides)
+    sources = [
+        Source(Path(s.path), s.name or Path(s.path).stem, s.modality, s.licence, s.reference)
+        for s in config.sources
+    ]
+    recipe = AtlasRecipe(
+        sources=sources,
+        genes=config.genes,
+        proteins=config.proteins,
+        obs_columns=config.obs_columns,
+        split=SplitRule(**vars(config.split)),
+        seed=config.seed,
+    )
+    prepare_atlas(recipe, Path(config.output))
+
+
+def _infer(name: str, args: argparse.Namespace) -> None:
+    from scfusion_fm import inference
+
+    request = inference.Request(
+        model=args.model,
+        input=args.input,
+        output=args.output,
+        key_added=args.key_added,
+        modality=args.modality,
+        batch_size=args.batch_size,
+        device=args.device,
+    )
+    {
+        "embed": inference.embed,
+        "annotate": inference.annotate,
+        "predict-protein": inference.predict_protein,
+    }[name](request)
+
+
+def _report(args: argparse.Namespace) -> None:
+    from scfusion_fm.evaluation.report import write_report
+
+    write_report(args.output, args.pretraining, args.annotation, args.cross_modal)
+    print(f"wrote {args.output}")

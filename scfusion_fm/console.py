@@ -1,0 +1,29 @@
+"""How every command ends: errors of the user as one line and exit code 2."""
+
+import os
+import sys
+import warnings
+from collections.abc import Callable
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Run a command; a `ValueError` is the user's to mend and is told without a traceback, on one rank only."""
+    warnings.showwarning = _show_warning
+    try:
+        main()
+    except ValueError as error:
+        if os.environ.get("SCFUSION_TRACEBACK"):
+            raise
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:
+        sys.exit(1)
+
+
+def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
+    """Print warnings meant for users as one line; others as Python does."""
+    if category is UserWarning and "scfusion_fm" in filename:
+        print(f"warning: {message}", file=sys.stderr)
+    else:
+        print(warnings.formatwarning(message, category, filename, lineno, line), end="", file=sys.stderr)

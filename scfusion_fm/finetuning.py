@@ -1,0 +1,194 @@
+"""What the fine-tuning scripts share: cells as a data set, the trainer, and files of results."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainingArguments
+
+from scfusion_fm.config import FinetuneOptimConfig
+from scfusion_fm.data.schema import AlignedCells
+from scfusion_fm.inference import make_inputs
+from scfusion_fm.model import ScFusionTTTFeatureExtractor
+
+
+class CellRows(Dataset):
+    """Rows of aligned cells; the collator looks up the cells themselves."""
+
+    def __init__(self, rows: NDArray[np.int64]):
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> int:
+        return int(self.rows[index])
+
+
+class CellCollator:
+    """
+    Prepare a batch of rows for the model.
+
+    Parameters
+    ----------
+    aligned
+        All cells of the file.
+    extractor
+        Normaliser and vocabulary.
+    labels
+        (n,) class index per cell; None when the task has no labels of its own.
+    modality_dropout
+        Probability that a paired cell loses one of its modalities, in [0, 1].
+    seed
+        Seed of that choice.
+
+    Raises
+    ------
+    ValueError
+        If `modality_dropout` is out of range.
+    """
+
+    def __init__(
+        self,
+        aligned: AlignedCells,
+        extractor: ScFusionTTTFeatureExtractor,
+        labels: NDArray[np.int64] | None = None,
+        modality_dropout: float = 0.0,
+        seed: int = 0,
+    ):
+        if not 0 <= modality_dropout <= 1:
+            raise ValueError(f"`modality_dropout` must lie in [0, 1], got {modality_dropout}.")
+        self.aligned = aligned
+        self.extractor = extractor
+        self.labels = labels
+        self.modality_dropout = modality_dropout
+        self._random = np.random.default_rng(seed)
+
+    def __call__(self, rows: list[int]) -> dict[str, torch.Tensor]:
+        """Give the arguments of the model."""
+        rows = np.asarray(rows)
+        batch = make_inputs(self.aligned, self.extractor, rows)
+        if self.modality_dropout > 0 and {"rna_observed", "adt_observed"} <= batch.keys():
+            self._drop_modalities(batch)
+        if self.labels is not None:
+            batch["labels"] = torch.from_numpy(self.labels[rows])
+        return batch
+
+    def _drop_modalities(self, batch: dict[str, torch.Tensor]) -> None:
+        rna, adt = batch["rna_observed"], batch["adt_observed"]
+        paired = rna.flatten(1).any(1) & adt.any(1)
+        draw = torch.from_numpy(self._random.random(len(paired)))
+        batch["rna_observed"] = rna & ~(paired & (draw < self.modality_dropout / 2))[:, None, None]
+        drop_adt = paired & (draw >= self.modality_dropout / 2) & (draw < self.modality_dropout)
+        batch["adt_observed"] = adt & ~drop_adt[:, None]
+
+
+def train_best(
+    model: PreTrainedModel,
+    rows: dict[str, NDArray[np.int64]],
+    collators: dict[str, CellCollator],
+    score: Callable[[Any], dict[str, float]],
+    settings: tuple[FinetuneOptimConfig, int, Path],
+) -> Trainer:
+    """
+    Fine-tune and keep the epoch with the best validation score.
+
+    Parameters
+    ----------
+    model
+        The model with its head.
+    rows
+        Rows of `train` and `val`.
+    collators
+        How to prepare the rows of `train` and `val`.
+    score
+        Turns predictions into {"score": higher is better, ...}.
+    settings
+        Optimisation, seed, and the directory for the trainer's files.
+
+    Raises
+    ------
+    ValueError
+        If there are no cells to train on or to choose the best epoch with.
+    """
+    for name in ("train", "val"):
+        if len(rows[name]) == 0:
+            raise ValueError(f"`split` must leave cells for {name!r}, got none; change its fractions.")
+    optim, seed, directory = settings
+    torch.set_num_threads(optim.threads)
+    arguments = TrainingArguments(
+        output_dir=str(directory),
+        num_train_epochs=optim.epochs,
+        per_device_train_batch_size=optim.batch_size,
+        per_device_eval_batch_size=optim.batch_size,
+        learning_rate=optim.lr,
+        weight_decay=optim.weight_decay,
+        warmup_steps=optim.warmup_ratio,
+        lr_scheduler_type="cosine",
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        logging_strategy="epoch",
+        save_total_limit=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="score",
+        greater_is_better=True,
+        remove_unused_columns=False,
+        report_to=[],
+        seed=seed,
+        use_cpu=not torch.cuda.is_available(),
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+    trainer = _TwoCollatorTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=CellRows(rows["train"]),
+        eval_dataset=CellRows(rows["val"]),
+        data_collator=collators["train"],
+        compute_metrics=score,
+        callbacks=[EarlyStoppingCallback(early_stopping_patience=optim.patience)],
+    )
+    trainer.eval_collator = collators["val"]
+    trainer.train()
+    return trainer
+
+
+class _TwoCollatorTrainer(Trainer):
+    """Evaluate without the random choices of training."""
+
+    eval_collator: CellCollator
+
+    def get_eval_dataloader(self, eval_dataset: Dataset | None = None) -> torch.utils.data.DataLoader:
+        training, self.data_collator = self.data_collator, self.eval_collator
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.data_collator = training
+
+
+def predict_rows(
+    model: PreTrainedModel,
+    collator: CellCollator,
+    rows: NDArray[np.int64],
+    field: str = "logits",
+    modalities: tuple[str, ...] = ("rna", "adt"),
+    batch_size: int = 64,
+) -> NDArray[np.float32]:
+    """Run a model over rows, shown only the given modalities; the `field` of its output, row by row."""
+    model.eval()
+    results = []
+    for start in range(0, len(rows), batch_size):
+        batch = collator(rows[start : start + batch_size])
+        shown = {k: v.to(model.device) for k, v in batch.items() if k.split("_")[0] in modalities}
+        with torch.inference_mode():
+            results.append(model(**shown)[field].float().cpu().numpy())
+    return np.concatenate(results)
+
+
+def write_results(directory: Path, results: dict[str, Any]) -> None:
+    """Write `results.json`."""
+    (directory / "results.json").write_text(json.dumps(results, indent=1) + "\n")

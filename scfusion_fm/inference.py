@@ -1,0 +1,289 @@
+"""Use a model on a file: embed, annotate, predict proteins, and add the result to what was there."""
+
+import hashlib
+import json
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import mudata as md
+import numpy as np
+import pandas as pd
+import torch
+import transformers
+from numpy.typing import NDArray
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from scfusion_fm.data.align import align_cells
+from scfusion_fm.data.prepare import check_new_path
+from scfusion_fm.data.readers import read_cells
+from scfusion_fm.data.schema import AlignedCells, Cells
+from scfusion_fm.data.vocabulary import Vocabulary
+from scfusion_fm.model import (
+    ScFusionTTTFeatureExtractor,
+    ScFusionTTTForCellTypeAnnotation,
+    ScFusionTTTForCrossModalPrediction,
+    ScFusionTTTModel,
+)
+
+PROVENANCE = "scfusion_ttt"
+
+
+@dataclass(frozen=True)
+class Request:
+    """
+    What a user asks for.
+
+    Parameters
+    ----------
+    model
+        Directory of a model.
+    input
+        File to read.
+    output
+        New file of the same kind, with the result added.
+    key_added
+        Name of the added column or matrix; the default of the command when None.
+    modality
+        What a single AnnData holds: auto, rna or adt.
+    batch_size
+        Cells per forward pass; does not change the result beyond float rounding.
+    device
+        Torch device; CUDA where there is one when None.
+    """
+
+    model: Path
+    input: Path
+    output: Path
+    key_added: str | None = None
+    modality: str = "auto"
+    batch_size: int = 64
+    device: str | None = None
+
+
+def embed(request: Request) -> None:
+    """Write cell embeddings to `obsm["X_scfusion_ttt"]`; NaN for cells without counts."""
+    key = request.key_added or "X_scfusion_ttt"
+    job = _Job.start(request, ScFusionTTTModel, [("obsm", key)])
+    embedding = job.forward("pooler_output", job.read)
+    job.container.obsm[key] = job.rows_of_container(embedding)
+    job.finish("embed", {"obsm": key})
+
+
+def annotate(request: Request) -> None:
+    """Write the most probable cell type to `obs["cell_type_pred"]` and its probability beside it."""
+    key = request.key_added or "cell_type_pred"
+    probability_key = f"{key}_probability"
+    job = _Job.start(request, ScFusionTTTForCellTypeAnnotation, [("obs", key), ("obs", probability_key)])
+    logits = job.rows_of_container(job.forward("logits", job.read)).astype(np.float64)
+    names = [job.model.config.id2label[i] for i in range(job.model.config.num_labels)]
+    known = np.isfinite(logits).all(1)
+    shares = np.exp(logits[known] - logits[known].max(1, keepdims=True))
+    shares /= shares.sum(1, keepdims=True)
+    codes = np.full(len(logits), -1)
+    codes[known] = shares.argmax(1)
+    probability = np.full(len(logits), np.nan)
+    probability[known] = shares.max(1)
+    job.container.obs[key] = pd.Categorical.from_codes(codes, categories=names)
+    job.container.obs[probability_key] = probability
+    job.finish("annotate", {"obs": key, "classes": names})
+
+
+def predict_protein(request: Request) -> None:
+    """Write predicted proteins (CLR units) to `obsm["protein_scfusion_ttt"]`, a table with protein names."""
+    key = request.key_added or "protein_scfusion_ttt"
+    job = _Job.start(request, ScFusionTTTForCrossModalPrediction, [("obsm", key)])
+    config = job.model.config
+    if config.target_modality != "adt":
+        raise ValueError(f"`model` must predict adt, got one that predicts {config.target_modality!r}.")
+    if job.cells.rna is None:
+        raise ValueError(f"`input` must hold RNA to predict proteins from, got none in {str(request.input)!r}.")
+    names = config.predicted_features or job.extractor.protein_names
+    columns = job.extractor.index_proteins(names)
+    predicted = job.forward("logits", job.aligned.rna_present, source_only=True)[:, columns]
+    table = pd.DataFrame(job.rows_of_container(predicted), columns=names, index=job.container.obs_names)
+    job.container.obsm[key] = table
+    job.finish("predict-protein", {"obsm": key, "unit": "CLR", "proteins": names})
+
+
+def make_inputs(
+    aligned: AlignedCells, extractor: ScFusionTTTFeatureExtractor, rows: NDArray[np.int64]
+) -> dict[str, torch.Tensor]:
+    """Prepare some cells for the model; a modality that the whole file lacks is left out."""
+    arguments: dict[str, Any] = {}
+    if aligned.rna_observed.any():
+        arguments |= {
+            "rna_counts": aligned.rna[rows].toarray(),
+            "rna_observed": aligned.rna_observed & aligned.rna_present[rows, None],
+            "rna_total_counts": aligned.rna_total_counts[rows],
+        }
+    if aligned.adt_observed.any():
+        arguments |= {
+            "adt_counts": aligned.adt[rows],
+            "adt_observed": aligned.adt_observed & aligned.adt_present[rows, None],
+        }
+    return dict(extractor(**arguments))
+
+
+def read_aligned(
+    path: Path, extractor: ScFusionTTTFeatureExtractor, modality: str = "auto"
+) -> tuple[Cells, AlignedCells]:
+    """Read a file and put its counts into the order of a model's vocabulary."""
+    cells = read_cells(path, modality=modality)
+    names = ("gene_ids", "gene_symbols", "gene_chromosomes", "protein_names", "protein_gene_ids")
+    return cells, align_cells(cells, Vocabulary(**{n: getattr(extractor, n) for n in names}))
+
+
+def load_pretrained(
+    path: Path, model_class: type[PreTrainedModel], needs_head: bool = True
+) -> tuple[PreTrainedModel, ScFusionTTTFeatureExtractor]:
+    """
+    Load a model directory with its feature extractor.
+
+    Parameters
+    ----------
+    path
+        Directory that an export wrote.
+    model_class
+        Class to load.
+    needs_head
+        Whether the directory must hold this very class, heads included; the base model fits every directory.
+
+    Raises
+    ------
+    ValueError
+        If the directory is no model, or one without the head that is needed.
+    """
+    if not (path / "config.json").is_file() or not (path / "preprocessor_config.json").is_file():
+        raise ValueError(
+            f"`model` must be a directory with config.json and preprocessor_config.json, got {str(path)!r}."
+        )
+    config = json.loads((path / "config.json").read_text())
+    if config.get("model_type") != "scfusion_ttt":
+        raise ValueError(f"`model` must be a scfusion_ttt model, got {config.get('model_type')!r} in {str(path)!r}.")
+    saved = (config.get("architectures") or [""])[0]
+    if needs_head and model_class is not ScFusionTTTModel and saved != model_class.__name__:
+        raise ValueError(
+            f"`model` must be a {model_class.__name__} for this command, got a {saved}; fine-tune one with the "
+            "scripts in finetune/."
+        )
+    transformers.logging.set_verbosity_error()  # heads that are not needed here are left out on purpose
+    model = model_class.from_pretrained(path)
+    return model.eval(), ScFusionTTTFeatureExtractor.from_pretrained(path)
+
+
+@dataclass
+class _Job:
+    """A request on its way: model, cells and the container that will be written."""
+
+    request: Request
+    model: PreTrainedModel
+    extractor: ScFusionTTTFeatureExtractor
+    cells: Cells
+    aligned: AlignedCells
+
+    @classmethod
+    def start(cls, request: Request, model_class: type[PreTrainedModel], keys: list[tuple[str, str]]) -> "_Job":
+        check_new_path(request.output, "output")
+        if request.batch_size < 1:
+            raise ValueError(f"`--batch-size` must be at least 1, got {request.batch_size}.")
+        model, extractor = load_pretrained(request.model, model_class)
+        job = cls(request, model, extractor, *read_aligned(request.input, extractor, request.modality))
+        _check_suffix(job.container, request.output)
+        for slot, key in keys:
+            if key in getattr(job.container, slot):
+                raise ValueError(
+                    f"`{slot}[{key!r}]` is already in {str(request.input)!r} and would be lost; "
+                    "choose another name with --key-added."
+                )
+        return job
+
+    @property
+    def container(self) -> ad.AnnData | md.MuData:
+        return self.cells.container
+
+    @property
+    def read(self) -> NDArray[np.bool_]:
+        """Which cells have counts at all."""
+        return self.aligned.rna_present | self.aligned.adt_present
+
+    def forward(
+        self, field: str, readable: NDArray[np.bool_], source_only: bool = False
+    ) -> NDArray[np.float32]:
+        """Run the model over readable cells; NaN rows for the others."""
+        rows = np.flatnonzero(readable)
+        if len(rows) == 0:
+            raise ValueError(f"`input` must hold cells that the model can read, got none in {self.request.input}.")
+        if len(rows) < len(readable):
+            warnings.warn(
+                f"{len(readable) - len(rows)} of {len(readable)} cells have no usable counts; their results are NaN.",
+                stacklevel=2,
+            )
+        device = self.request.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        model = self.model.to(device)
+        result = None
+        for part in self._parts(rows):
+            inputs = make_inputs(self.aligned, self.extractor, part)
+            if source_only:
+                inputs = {k: v for k, v in inputs.items() if k.startswith("rna_")}
+            with torch.inference_mode():
+                output = model(**{k: v.to(device) for k, v in inputs.items()})[field].float().cpu().numpy()
+            if result is None:
+                result = np.full((len(readable), output.shape[1]), np.nan, dtype=np.float32)
+            result[part] = output
+        return result
+
+    def _parts(self, rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+        size = self.request.batch_size
+        with tqdm(total=len(rows), unit="cells", disable=None) as bar:
+            for start in range(0, len(rows), size):
+                part = rows[start : start + size]
+                yield part
+                bar.update(len(part))
+
+    def rows_of_container(self, values: NDArray) -> NDArray:
+        """Put results into the order of the cells of the container."""
+        return values[self.cells.obs.index.get_indexer(self.container.obs_names)]
+
+    def finish(self, command: str, facts: dict[str, Any]) -> None:
+        """Record the provenance and write the container, all of it or nothing."""
+        record = facts | {
+            "model": str(self.request.model),
+            "model_sha256": hashlib.sha256((self.request.model / "model.safetensors").read_bytes()).hexdigest(),
+            "input": str(self.request.input),
+            "scfusion_fm": version("scfusion-fm"),
+        }
+        self.container.uns[PROVENANCE] = {**self.container.uns.get(PROVENANCE, {}), command: record}
+        write_container(self.container, self.request.output)
+        print(f"wrote {self.request.output}")
+
+
+def write_container(container: ad.AnnData | md.MuData, output: Path) -> None:
+    """Write an AnnData or MuData to a path that does not exist; all of it or nothing."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
+    try:
+        target = scratch / output.name
+        if output.suffix == ".zarr":
+            container.write_zarr(target)
+        else:
+            container.write(target)
+        check_new_path(output, "output")
+        target.rename(output)
+    finally:
+        shutil.rmtree(scratch)
+
+
+def _check_suffix(container: ad.AnnData | md.MuData, output: Path) -> None:
+    allowed = (".h5mu", ".zarr") if isinstance(container, md.MuData) else (".h5ad", ".zarr")
+    if output.suffix not in allowed:
+        raise ValueError(
+            f"`output` must end in {' or '.join(allowed)} for this input, got {output.name!r}."
+        )

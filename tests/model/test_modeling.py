@@ -1,0 +1,291 @@
+"""The models: what reaches the output, what must not, and what loading keeps."""
+
+import pytest
+import torch
+
+from scfusion_fm import (
+    ScFusionTTTConfig,
+    ScFusionTTTForCellTypeAnnotation,
+    ScFusionTTTForCrossModalPrediction,
+    ScFusionTTTForPreTraining,
+    ScFusionTTTModel,
+)
+from scfusion_fm.model.modeling_scfusion_ttt import TokenSubset, mean_squared_error_per_cell
+
+CELLS, TOKENS, GENES, PROTEINS = 4, 11, 3, 7
+
+
+@pytest.fixture
+def batch():
+    generator = torch.Generator().manual_seed(1)
+    return {
+        "rna_values": torch.rand(CELLS, TOKENS, GENES, generator=generator),
+        "rna_observed": torch.rand(CELLS, TOKENS, GENES, generator=generator) < 0.8,
+        "adt_values": torch.randn(CELLS, PROTEINS, generator=generator),
+        "adt_observed": torch.rand(CELLS, PROTEINS, generator=generator) < 0.9,
+    }
+
+
+@pytest.fixture
+def masks():
+    generator = torch.Generator().manual_seed(2)
+    return {
+        "rna_bool_masked_pos": torch.rand(CELLS, TOKENS, generator=generator) < 0.3,
+        "adt_bool_masked_pos": torch.rand(CELLS, PROTEINS, generator=generator) < 0.3,
+    }
+
+
+@pytest.fixture(params=["causal", "alternating"])
+def config(request, tiny_config):
+    tiny_config.ttt_direction = request.param
+    return tiny_config
+
+
+@pytest.fixture
+def model(config):
+    torch.manual_seed(0)
+    return ScFusionTTTModel(config).eval()
+
+
+@pytest.fixture
+def pretraining(config):
+    torch.manual_seed(0)
+    return ScFusionTTTForPreTraining(config).eval()
+
+
+def test_each_modality_changes_the_embedding_and_learns(model, batch):
+    base = model(**batch).pooler_output
+    for name in ("rna_values", "adt_values"):
+        changed = batch | {name: batch[name] + 1.0}
+        assert (model(**changed).pooler_output - base).abs().max(1).values.min() > 1e-4
+    model(**batch).pooler_output.square().sum().backward()
+    for embedding in (model.rna_embeddings, model.adt_embeddings):
+        assert embedding.weight.grad.abs().sum() > 0
+
+
+def test_each_modality_reaches_the_tokens_of_the_other(model, batch):
+    base = model(**batch).last_hidden_state
+    other = model(**(batch | {"adt_values": batch["adt_values"] + 1.0})).last_hidden_state
+    assert not torch.allclose(base[:, :TOKENS], other[:, :TOKENS], atol=1e-5)
+    other = model(**(batch | {"rna_values": batch["rna_values"] + 1.0})).last_hidden_state
+    assert not torch.allclose(base[:, TOKENS:], other[:, TOKENS:], atol=1e-5)
+
+
+def test_values_that_were_not_observed_do_not_matter(model, batch):
+    base = model(**batch).pooler_output
+    spoiled = {
+        name: batch[name].masked_fill(~batch[name.replace("values", "observed")], torch.nan)
+        for name in ("rna_values", "adt_values")
+    }
+    assert torch.equal(model(**(batch | spoiled)).pooler_output, base)
+
+
+def test_absent_protein_is_not_zero_protein(model, batch):
+    absent = model(batch["rna_values"], batch["rna_observed"]).pooler_output
+    nothing = torch.zeros(CELLS, PROTEINS)
+    flagged = model(**(batch | {"adt_values": nothing, "adt_observed": nothing.bool()})).pooler_output
+    zero = model(**(batch | {"adt_values": nothing, "adt_observed": ~nothing.bool()})).pooler_output
+    torch.testing.assert_close(absent, flagged)
+    assert not torch.allclose(absent, zero, atol=1e-4)
+
+
+def test_cell_without_protein_gives_protein_modules_no_gradient(pretraining, batch, masks):
+    batch["adt_observed"] = torch.zeros(CELLS, PROTEINS, dtype=torch.bool)
+    masks["adt_bool_masked_pos"] = torch.zeros(CELLS, PROTEINS, dtype=torch.bool)
+    output = pretraining(**batch, **masks)
+    output.loss.backward()
+    assert (output.adt_loss == 0).all()
+    for module in (pretraining.model.adt_embeddings, pretraining.adt_decoder, pretraining.model.adt_encoder):
+        for name, parameter in module.named_parameters():
+            assert parameter.grad is None or not parameter.grad.any(), name
+
+
+def test_embedding_does_not_depend_on_batch_mates(model, batch):
+    batch["rna_observed"][0, 3:] = False  # rows of different lengths
+    batch["adt_observed"][1] = False
+    together = model(**batch).pooler_output
+    for i in range(CELLS):
+        alone = model(**{k: v[i : i + 1] for k, v in batch.items()}).pooler_output
+        torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-5, atol=1e-6)
+
+
+def test_masked_values_are_invisible(pretraining, batch, masks):
+    base = pretraining(**batch, **masks)
+    hidden_rna = batch["rna_values"] + 3.0 * masks["rna_bool_masked_pos"].unsqueeze(-1)
+    hidden_adt = batch["adt_values"] + 3.0 * masks["adt_bool_masked_pos"]
+    other = pretraining(**(batch | {"rna_values": hidden_rna, "adt_values": hidden_adt}), **masks)
+    assert torch.equal(base.rna_reconstruction, other.rna_reconstruction)
+    assert torch.equal(base.adt_reconstruction, other.adt_reconstruction)
+    assert not torch.equal(base.loss, other.loss)
+
+
+def test_loss_ignores_visible_and_unobserved_values(batch, masks):
+    predicted = torch.zeros(CELLS, PROTEINS)
+    target = batch["adt_observed"] & masks["adt_bool_masked_pos"]
+    target[0, :2] = True
+    loss = mean_squared_error_per_cell(predicted, batch["adt_values"], target)
+    by_hand = torch.stack(
+        [v[t].square().mean() if t.any() else torch.tensor(0.0) for v, t in zip(batch["adt_values"], target)]
+    )
+    torch.testing.assert_close(loss, by_hand)
+
+
+def test_loss_of_a_batch_is_the_mean_of_its_halves(pretraining, batch, masks):
+    everything = batch | masks
+    whole = pretraining(**everything).loss
+    halves = [pretraining(**{k: v[s] for k, v in everything.items()}).loss for s in (slice(0, 2), slice(2, 4))]
+    torch.testing.assert_close(whole, sum(halves) / 2)
+
+
+def test_hidden_protein_is_predicted_from_rna(pretraining, batch, masks):
+    everything = batch | {"adt_bool_masked_pos": torch.ones(CELLS, PROTEINS, dtype=torch.bool)}
+    everything["rna_bool_masked_pos"] = torch.zeros(CELLS, TOKENS, dtype=torch.bool)
+    base = pretraining(**everything).adt_reconstruction
+    other = pretraining(**(everything | {"rna_values": batch["rna_values"].flip(0)})).adt_reconstruction
+    assert not torch.allclose(base, other, atol=1e-5)
+    pretraining(**everything).adt_loss.sum().backward()
+    assert pretraining.model.adt_projection.source_proj.weight.grad.any()
+
+
+def test_every_parameter_learns(pretraining, batch, masks):
+    masks["adt_bool_masked_pos"][0] = True
+    masks["rna_bool_masked_pos"][1] = True
+    pretraining(**batch, **masks).loss.backward()
+    silent = [n for n, p in pretraining.named_parameters() if p.grad is None or not p.grad.any()]
+    assert silent == []
+
+
+def test_order_of_genes_matters(model, batch):
+    """A mean-pooled model without order would not notice that the tokens trade places with their projections."""
+    base = model(**batch).pooler_output
+    with torch.no_grad():
+        for parameter in (model.rna_embeddings.weight, model.rna_embeddings.position_embeddings):
+            parameter.copy_(parameter.flip(0))
+    flipped = {k: v.flip(1) if k.startswith("rna") else v for k, v in batch.items()}
+    assert not torch.allclose(model(**flipped).pooler_output, base, atol=1e-5)
+
+
+def test_cross_modal_prediction_never_sees_its_target(config, batch):
+    torch.manual_seed(0)
+    model = ScFusionTTTForCrossModalPrediction(config).eval()
+    with_target = model(**batch)
+    without = model(batch["rna_values"], batch["rna_observed"])
+    assert torch.equal(with_target.logits, without.logits)
+    assert without.loss is None
+    expected = mean_squared_error_per_cell(with_target.logits, batch["adt_values"], batch["adt_observed"]).mean()
+    torch.testing.assert_close(with_target.loss, expected)
+
+
+def test_cross_modal_prediction_of_rna_from_protein(config, batch):
+    config.target_modality = "rna"
+    model = ScFusionTTTForCrossModalPrediction(config).eval()
+    output = model(**batch)
+    assert output.logits.shape == batch["rna_values"].shape
+    assert torch.equal(output.logits, model(adt_values=batch["adt_values"], adt_observed=batch["adt_observed"]).logits)
+    with pytest.raises(ValueError, match="`adt_values` must be given to predict 'rna'"):
+        model(batch["rna_values"])
+
+
+def test_cross_modal_prediction_needs_its_source(config, batch):
+    with pytest.raises(ValueError, match="`rna_values` must be given to predict 'adt'"):
+        ScFusionTTTForCrossModalPrediction(config)(adt_values=batch["adt_values"])
+
+
+def test_annotation_ignores_cells_without_label(config, batch):
+    config.num_labels = 3
+    model = ScFusionTTTForCellTypeAnnotation(config).eval()
+    labels = torch.tensor([0, 2, -100, 1])
+    output = model(**batch, labels=labels)
+    assert output.logits.shape == (CELLS, 3)
+    known = labels >= 0
+    expected = torch.nn.functional.cross_entropy(output.logits[known], labels[known])
+    torch.testing.assert_close(output.loss, expected)
+
+
+def test_tuple_output_on_request(model, batch):
+    output = model(**batch, return_dict=False)
+    assert isinstance(output, tuple)
+    assert torch.equal(output[2], model(**batch).pooler_output)
+
+
+def test_hidden_state_stands_in_vocabulary_order(model, batch):
+    output = model(**batch)
+    read = torch.cat((batch["rna_observed"].any(-1), batch["adt_observed"]), 1)
+    assert torch.equal(output.attention_mask, read)
+    assert (output.last_hidden_state[~read] == 0).all()
+    assert (output.last_hidden_state[read].abs().sum(-1) > 0).all()
+
+
+def test_saving_and_loading_keeps_the_model(pretraining, batch, masks, tmp_path):
+    pretraining.save_pretrained(tmp_path)
+    loaded = ScFusionTTTForPreTraining.from_pretrained(tmp_path)
+    assert torch.equal(loaded(**batch, **masks).loss, pretraining(**batch, **masks).loss)
+    assert loaded.config.to_diff_dict() | {"_name_or_path": ""} == pretraining.config.to_diff_dict() | {"_name_or_path": ""}
+    base = ScFusionTTTModel.from_pretrained(tmp_path)
+    assert torch.equal(base(**batch).pooler_output, pretraining.model(**batch).pooler_output)
+
+
+def test_same_seed_gives_the_same_weights(config):
+    weights = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        weights.append(ScFusionTTTForPreTraining(config).state_dict())
+    assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
+
+
+def test_gradient_checkpointing_changes_nothing(pretraining, batch, masks):
+    pretraining.train()
+    gradients = []
+    for enabled in (False, True):
+        if enabled:
+            pretraining.gradient_checkpointing_enable({"use_reentrant": False})
+        pretraining.zero_grad()
+        pretraining(**batch, **masks).loss.backward()
+        gradients.append([p.grad.clone() for p in pretraining.parameters() if p.grad is not None])
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_bfloat16_is_finite_and_near_float32(pretraining, batch, masks):
+    expected = pretraining(**batch, **masks).loss
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = pretraining(**batch, **masks).loss
+    torch.testing.assert_close(loss, expected, rtol=0.05, atol=0.0)
+
+
+def test_wrong_inputs_are_refused(model, batch):
+    with pytest.raises(ValueError, match="give at least one modality"):
+        model()
+    with pytest.raises(ValueError, match=r"`rna_values` must have the shape .* feature extractor"):
+        model(batch["rna_values"][:, :5])
+    with pytest.raises(ValueError, match="`adt_observed` must have the shape"):
+        model(adt_values=batch["adt_values"], adt_observed=batch["adt_observed"][:, :2])
+    with pytest.raises(ValueError, match="`rna_bool_masked_pos` must have the shape"):
+        model(batch["rna_values"], rna_bool_masked_pos=torch.ones(CELLS, 3, dtype=torch.bool))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_proteins": 0}, "`num_proteins` must be at least 1"),
+        ({"hidden_size": 10, "num_attention_heads": 4}, "`hidden_size` must be `num_attention_heads` times"),
+        ({"hidden_size": 12, "num_attention_heads": 4}, "an even head width"),
+        ({"ttt_direction": "sideways"}, "`ttt_direction` must be one of"),
+        ({"ttt_layer_type": "cubic"}, "`ttt_layer_type` must be one of"),
+        ({"target_modality": "atac"}, "`target_modality` must be one of"),
+        ({"classifier_dropout": 1.0}, r"`classifier_dropout` must lie in \[0, 1\)"),
+    ],
+)
+def test_impossible_architectures_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        ScFusionTTTConfig(**fields)
+
+
+def test_subset_keeps_the_order_and_undoes_itself():
+    keep = torch.tensor([[0, 1, 0, 1, 1], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]]).bool()
+    tokens = torch.arange(15.0).view(3, 5, 1) + 1
+    subset = TokenSubset.select(keep, 4)
+    taken = subset.take(tokens)
+    assert taken.shape == (3, 8, 1)
+    assert taken[0, :3, 0].tolist() == [2, 4, 5]
+    torch.testing.assert_close(subset.put_back(taken, 5), tokens * keep.unsqueeze(-1))

@@ -1,0 +1,173 @@
+"""TTT-Linear: the dual form against the token-by-token reference, and what padding may not do."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scfusion_fm.model.ttt_layers import (
+    TTTLinear,
+    TTTNorm,
+    TTTState,
+    rotate_within_mini_batch,
+    ttt_linear,
+)
+from scfusion_fm.model.ttt_reference import ttt_linear_reference
+
+NAMES = ("q", "k", "v", "inner_lr", "token_scale", "weight", "bias", "gain", "offset")
+
+
+def make_inputs(batch, heads, length, width, size, dtype, scale=1.0, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return (scale * torch.randn(shape, generator=generator, dtype=torch.float64)).to(dtype).requires_grad_()
+
+    def positive(*shape):
+        return torch.rand(shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+
+    return [
+        *(draw(batch, heads, length, width) for _ in range(3)),
+        positive(batch, heads, length),
+        positive(size),
+        draw(batch, heads, width, width),
+        draw(batch, heads, 1, width),
+        draw(heads, 1, width),
+        draw(heads, 1, width),
+    ]
+
+
+def run(function, leaves):
+    q, k, v, inner_lr, token_scale, weight, bias, gain, offset = leaves
+    out, state = function(
+        q, k, v, inner_lr, token_scale, TTTState(weight, bias), TTTNorm(gain, offset, 1e-6)
+    )
+    return out, state
+
+
+def outputs_and_gradients(function, leaves):
+    out, state = run(function, leaves)
+    probe = torch.sin(torch.arange(out.numel(), dtype=out.dtype)).view_as(out)
+    loss = (out * probe).sum() + state.weight.square().sum() + state.bias.sum()
+    return [out, *state, *torch.autograd.grad(loss, leaves)]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    batch=st.integers(1, 2),
+    heads=st.integers(1, 3),
+    width=st.sampled_from([2, 4, 6]),
+    size=st.integers(1, 5),
+    whole=st.integers(0, 3),
+    rest=st.integers(0, 4),
+    seed=st.integers(0, 2**16),
+)
+def test_fast_path_equals_reference_in_outputs_and_gradients(batch, heads, width, size, whole, rest, seed):
+    length = max(whole * size + rest % size, 1)
+    leaves = make_inputs(batch, heads, length, width, size, torch.float64, seed=seed)
+    got, expected = (outputs_and_gradients(f, leaves) for f in (ttt_linear, ttt_linear_reference))
+    for name, a, b in zip(("out", "W", "b", *NAMES), got, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9 * max(b.abs().max().item(), 1), msg=name)
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0])
+def test_fast_path_equals_reference_in_float32(scale):
+    leaves = make_inputs(2, 2, 11, 8, 4, torch.float32, scale)
+    got, expected = (outputs_and_gradients(f, leaves) for f in (ttt_linear, ttt_linear_reference))
+    for name, a, b in zip(("out", "W", "b", *NAMES), got, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5 * b.abs().max().item(), msg=name)
+
+
+def test_sequence_can_be_continued_from_its_state():
+    leaves = make_inputs(2, 2, 12, 4, 4, torch.float64)
+    whole, end = run(ttt_linear, leaves)
+    first, state = run(ttt_linear, [x[:, :, :8] for x in leaves[:4]] + leaves[4:])
+    rest = [x[:, :, 8:] for x in leaves[:4]] + [leaves[4], state.weight, state.bias, *leaves[7:]]
+    second, end_again = run(ttt_linear, rest)
+    torch.testing.assert_close(torch.cat((first, second), 2), whole)
+    torch.testing.assert_close(end_again.weight, end.weight)
+
+
+@pytest.fixture
+def layer(tiny_config):
+    torch.manual_seed(0)
+    layer = TTTLinear(tiny_config)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.3)
+    return layer
+
+
+def test_padding_at_the_end_leaves_state_and_real_tokens_alone(layer):
+    x = torch.randn(2, 6, 16)
+    mask = torch.ones(2, 6, dtype=torch.bool)
+    out, state = layer(x, mask)
+    padded = torch.cat((x, torch.full((2, 9, 16), torch.nan)), 1)
+    out_padded, state_padded = layer(padded, torch.cat((mask, torch.zeros(2, 9, dtype=torch.bool)), 1))
+    assert torch.equal(state.weight, state_padded.weight)
+    assert torch.equal(state.bias, state_padded.bias)
+    torch.testing.assert_close(out_padded[:, :6], out)
+    assert out_padded.isfinite().all()
+
+
+def test_whole_mini_batches_of_padding_in_front_change_nothing(layer):
+    x = torch.randn(2, 6, 16)
+    mask = torch.ones(2, 6, dtype=torch.bool)
+    out, state = layer(x, mask)
+    front = torch.zeros(2, 8, dtype=torch.bool)
+    out_padded, state_padded = layer(torch.cat((torch.randn(2, 8, 16), x), 1), torch.cat((front, mask), 1))
+    assert torch.equal(state.weight, state_padded.weight)
+    torch.testing.assert_close(out_padded[:, 8:], out)
+
+
+def test_masked_tokens_get_no_gradient(layer):
+    x = torch.randn(1, 8, 16, requires_grad=True)
+    mask = torch.tensor([[True, True, False, True, True, False, True, True]])
+    out, _ = layer(x, mask)
+    (gradient,) = torch.autograd.grad(out[mask].square().sum(), x)
+    assert (gradient[~mask] == 0).all()
+    assert (gradient[mask] != 0).any()
+
+
+def test_layer_is_causal(layer):
+    x = torch.randn(1, 10, 16)
+    mask = torch.ones(1, 10, dtype=torch.bool)
+    changed = x.clone()
+    changed[:, 7] += 1
+    before, after = layer(x, mask)[0], layer(changed, mask)[0]
+    torch.testing.assert_close(before[:, :7], after[:, :7])
+    assert not torch.allclose(before[:, 8:], after[:, 8:])
+
+
+def test_order_of_tokens_matters(layer):
+    x = torch.randn(1, 10, 16)
+    mask = torch.ones(1, 10, dtype=torch.bool)
+    turned = layer(x.flip(1), mask)[0].flip(1)
+    assert not torch.allclose(layer(x, mask)[0], turned, atol=1e-3)
+
+
+def test_inner_loop_stays_in_float32_under_bfloat16(layer):
+    x = torch.randn(1, 10, 16)
+    mask = torch.ones(1, 10, dtype=torch.bool)
+    expected, _ = layer(x, mask)
+    with torch.autocast("cpu", torch.bfloat16):
+        out, state = layer(x, mask)
+    assert state.weight.dtype == torch.float32
+    assert (out.float() - expected).norm() < 0.05 * expected.norm()
+
+
+def test_every_parameter_of_the_layer_learns(layer):
+    x = torch.randn(2, 10, 16)
+    layer(x, torch.ones(2, 10, dtype=torch.bool))[0].square().sum().backward()
+    silent = [n for n, p in layer.named_parameters() if p.grad is None or not p.grad.any()]
+    assert silent == []
+
+
+def test_rotation_keeps_lengths_and_restarts_with_each_mini_batch():
+    x = torch.randn(1, 1, 1, 8, dtype=torch.float64).expand(1, 1, 12, 8)
+    rotated = rotate_within_mini_batch(x, 4, 10000.0)
+    torch.testing.assert_close(rotated.norm(dim=-1), x.norm(dim=-1))
+    torch.testing.assert_close(rotated[:, :, :4], rotated[:, :, 8:])
+    torch.testing.assert_close(rotated[:, :, 0], x[:, :, 0])
+    scores = rotated[0, 0, :4] @ rotated[0, 0, :4].T
+    torch.testing.assert_close(scores.diagonal(1), scores[0, 1].expand(3))  # depends on the distance alone
