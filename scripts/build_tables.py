@@ -3,7 +3,7 @@
 Usage: python scripts/build_tables.py SOURCE_DIR
 
 SOURCE_DIR holds `human_genes_grch38.tsv.gz` and `antibody_to_gene.tsv`; the two results go to
-`scfusion_fm/data/tables/`, whose README states sources, columns and rules. The same input gives the same bytes.
+`scfusion_fm/data/tables/`, whose README states sources, columns and rules. Same input, same bytes.
 """
 
 import argparse
@@ -202,12 +202,18 @@ def name_protein(name: str, genes: str, names_of_genes: dict[str, list[str]]) ->
     """Give the protein of an antibody name; '' for an isotype control."""
     if not genes:
         return ""
-    epitopes = [protein for gene, pattern, protein in EPITOPES if gene == genes and re.search(pattern, name)]
+    epitopes = [
+        protein
+        for gene, pattern, protein in EPITOPES
+        if gene == genes and re.search(pattern, name, re.IGNORECASE)
+    ]
     others = [protein for gene, _, protein in EPITOPES if gene == genes]
     plain = [
         other
         for other in names_of_genes[genes]
-        if not any(gene == genes and re.search(pattern, other) for gene, pattern, _ in EPITOPES)
+        if not any(
+            gene == genes and re.search(pattern, other, re.IGNORECASE) for gene, pattern, _ in EPITOPES
+        )
     ]
     protein = epitopes[0] if epitopes else choose_protein_name(genes, plain)
     assert epitopes or protein not in others, f"{name}: the plain name of {genes} is that of an epitope"

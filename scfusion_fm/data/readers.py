@@ -1,0 +1,271 @@
+"""Read counts of RNA and surface proteins from the files in which they are exchanged."""
+
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+import anndata
+import h5py
+import mudata
+import numpy as np
+import pandas as pd
+import scanpy
+import scipy.sparse as sp
+import zarr
+
+from .obs import align_rows, check_obs_names, merge_obs
+from .schema import Cells, ModalityCounts, check_counts
+from .vocabulary import resolve_antibodies, resolve_genes
+
+MODALITY_NAMES = {"rna": ("rna", "gex"), "adt": ("adt", "prot", "protein")}
+FEATURE_TYPES = {"rna": "Gene Expression", "adt": "Antibody Capture"}
+PROTEIN_OBSM_KEY = "protein_expression"
+SUFFIXES = (".h5ad", ".h5mu", ".h5", ".zarr")
+# To tell genes from antibodies by name: share of the features that must resolve, and lead over the other kind.
+MIN_HIT_RATE = 0.2
+MIN_LEAD = 0.2
+
+Container = anndata.AnnData | mudata.MuData
+
+
+def read_cells(path: str | Path, modality: Literal["auto", "rna", "adt"] = "auto") -> Cells:
+    """Read one file.
+
+    Parameters
+    ----------
+    path
+        `.h5ad`, `.h5mu`, 10x `.h5`, or a zarr directory of an AnnData or a MuData.
+    modality
+        What to read: 'auto' for all there is; 'rna' or 'adt' for one only. For an AnnData whose features do not
+        say what they are, it says so.
+
+    Returns
+    -------
+    Counts per modality over the same cells, and the object as read.
+
+    Raises
+    ------
+    ValueError
+        If the file is missing, broken or of another format; if it has no cells, no features or no raw counts; if
+        names of cells repeat or the modalities share no cell; if the modality is not there or cannot be told.
+
+    Notes
+    -----
+    Counts are taken from `layers["counts"]`, else from `.raw` if it holds counts, else from `X`. In an AnnData,
+    `var["feature_types"]` tells the modality, else `obsm["protein_expression"]` holds the ADT; else the share of
+    names that are genes or antibodies decides. In a MuData, RNA is 'rna' or 'gex', ADT 'adt', 'prot' or 'protein'.
+    """
+    if modality not in ("auto", "rna", "adt"):
+        raise ValueError(f"`modality` must be 'auto', 'rna' or 'adt', got {modality!r}.")
+    path = Path(path).expanduser()
+    container = _read_container(path)
+    check_obs_names(container.obs_names, str(path))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of anndata and mudata, about their own internals
+        if isinstance(container, mudata.MuData):
+            tables, obs = _split_mudata(container, modality, path)
+        else:
+            tables, obs = _split_anndata(container, modality, path)
+    counts = {
+        name: align_rows(matrix, var, names, obs.index) for name, (matrix, var, names) in tables.items()
+    }
+    _check_overlap(counts, tables, path)
+    return Cells(str(path), obs, counts.get("rna"), counts.get("adt"), container)
+
+
+def _read_container(path: Path) -> Container:
+    if not path.exists():
+        raise ValueError(f"`path` must exist, got {str(path)!r}. Check the spelling.")
+    if path.is_dir():
+        read = _choose_zarr_reader(path)
+    elif path.suffix.lower() not in SUFFIXES[:3]:
+        raise ValueError(f"`path` must end in one of {', '.join(SUFFIXES)}, got {str(path)!r}.")
+    elif not h5py.is_hdf5(path):
+        raise ValueError(
+            f"`path` must be an HDF5 file, got {str(path)!r} ({path.stat().st_size:,} bytes), which is not or is cut off. "
+            "Copy it again."
+        )
+    else:
+        readers = {".h5ad": anndata.read_h5ad, ".h5mu": mudata.read_h5mu, ".h5": _read_10x_h5}
+        read = readers[path.suffix.lower()]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # repeated names and the like are judged below
+            container = read(path)
+    except Exception as error:  # the libraries raise OSError, KeyError, RuntimeError and more on broken files
+        raise ValueError(
+            f"`path` must be a complete {path.suffix or 'zarr'} file, got {str(path)!r}, which cannot be read "
+            f"({type(error).__name__}: {error}). Copy or write it again."
+        ) from error
+    return container
+
+
+def _choose_zarr_reader(path: Path) -> Any:
+    try:
+        encoding = zarr.open_group(path, mode="r").attrs.asdict().get("encoding-type", "")
+    except Exception as error:
+        raise ValueError(
+            f"`path` must be a file or a zarr directory, got {str(path)!r}, which holds no zarr group."
+        ) from error
+    readers = {"anndata": anndata.read_zarr, "mudata": mudata.read_zarr, "MuData": mudata.read_zarr}
+    if encoding not in readers:
+        raise ValueError(
+            f"`path` must hold an AnnData or a MuData, got the zarr group {str(path)!r} of type {encoding!r}."
+        )
+    return readers[encoding]
+
+
+def _read_10x_h5(path: Path) -> anndata.AnnData:
+    return scanpy.read_10x_h5(path, gex_only=False)
+
+
+Table = tuple[sp.csr_matrix, pd.DataFrame, pd.Index]  # counts, features, names of the cells
+
+
+def _split_mudata(mdata: mudata.MuData, modality: str, path: Path) -> tuple[dict[str, Table], pd.DataFrame]:
+    wanted = ("rna", "adt") if modality == "auto" else (modality,)
+    found = {name: [key for key in MODALITY_NAMES[name] if key in mdata.mod] for name in wanted}
+    for name, keys in found.items():
+        if len(keys) > 1:
+            raise ValueError(
+                f"`path` must name its {name} modality once, got {keys} in {str(path)!r}. Remove one."
+            )
+    keys = {name: keys[0] for name, keys in found.items() if keys}
+    if not keys:
+        expected = [key for name in wanted for key in MODALITY_NAMES[name]]
+        raise ValueError(
+            f"`path` must hold a modality named {' or '.join(expected)}, got {sorted(mdata.mod)} in {str(path)!r}. "
+            "Rename the modalities."
+        )
+    tables = {}
+    for name, key in keys.items():
+        adata = mdata.mod[key]
+        check_obs_names(adata.obs_names, f"{path}, modality {key}")
+        matrix, var = _read_counts(adata, f"{path}, modality {key}")
+        tables[name] = (matrix, var, adata.obs_names.astype(str))
+    obs = merge_obs(mdata.obs, {key: mdata.mod[key].obs for key in keys.values()})
+    return tables, obs
+
+
+def _split_anndata(
+    adata: anndata.AnnData, modality: str, path: Path
+) -> tuple[dict[str, Table], pd.DataFrame]:
+    matrix, var = _read_counts(adata, str(path))
+    names = adata.obs_names.astype(str)
+    obs = adata.obs.set_axis(names)
+    if "feature_types" in var:
+        tables = _by_feature_type(matrix, var, names, path)
+    elif PROTEIN_OBSM_KEY in adata.obsm:
+        tables = {"rna": (matrix, var, names), "adt": _read_protein_obsm(adata, path)}
+    else:
+        kind = modality if modality != "auto" else _guess_modality(var, path)
+        tables = {kind: (matrix, var, names)}
+    if modality != "auto":
+        tables = {name: table for name, table in tables.items() if name == modality}
+    if not tables:
+        raise ValueError(
+            f"`path` must hold {modality} counts, got none in {str(path)!r}. Choose another `modality`."
+        )
+    return tables, obs
+
+
+def _by_feature_type(
+    matrix: sp.csr_matrix, var: pd.DataFrame, names: pd.Index, path: Path
+) -> dict[str, Table]:
+    types = var["feature_types"].astype(str).to_numpy()
+    tables = {
+        name: (matrix[:, types == label].tocsr(), var[types == label], names)
+        for name, label in FEATURE_TYPES.items()
+        if (types == label).any()
+    }
+    if not tables:
+        raise ValueError(
+            f"`feature_types` must contain {' or '.join(FEATURE_TYPES.values())}, "
+            f"got {sorted(set(types))[:5]} in {str(path)!r}. Correct the column or remove it."
+        )
+    return tables
+
+
+def _read_protein_obsm(adata: anndata.AnnData, path: Path) -> Table:
+    proteins = adata.obsm[PROTEIN_OBSM_KEY]
+    if not isinstance(proteins, pd.DataFrame):
+        raise ValueError(
+            f'`obsm["{PROTEIN_OBSM_KEY}"]` must be a DataFrame with a column per antibody, '
+            f"got {type(proteins).__name__} in {str(path)!r}. Give it column names."
+        )
+    name = f'{path}, obsm["{PROTEIN_OBSM_KEY}"]'
+    matrix = _to_counts(proteins.to_numpy(), name)
+    return matrix, pd.DataFrame(index=proteins.columns.astype(str)), adata.obs_names.astype(str)
+
+
+def _guess_modality(var: pd.DataFrame, path: Path) -> str:
+    """Tell genes from antibodies by the names; aliases of genes (CD10) do not count."""
+    names = list(var.index.astype(str))
+    genes = resolve_genes(names)["match"].isin(["id", "versioned_id", "symbol", "previous"]).mean()
+    antibodies = (resolve_antibodies(names)["match"] != "unknown").mean()
+    if max(genes, antibodies) >= MIN_HIT_RATE and abs(genes - antibodies) >= MIN_LEAD:
+        return "rna" if genes > antibodies else "adt"
+    raise ValueError(
+        f"`modality` cannot be told from the names in {str(path)!r}: {genes:.0%} are human genes, "
+        f"{antibodies:.0%} are known antibodies, for example {names[:3]}. Give `modality` 'rna' or 'adt', "
+        'or set var["feature_types"].'
+    )
+
+
+def _read_counts(adata: anndata.AnnData, name: str) -> tuple[sp.csr_matrix, pd.DataFrame]:
+    """Take layers["counts"], else .raw if it holds counts, else X."""
+    if 0 in adata.shape:
+        raise ValueError(f"`{name}` must have cells and features, got shape {adata.shape}.")
+    if "counts" in adata.layers:
+        return _to_counts(adata.layers["counts"], f'{name}, layers["counts"]'), adata.var
+    tried = []
+    for slot, holder in ((".raw", adata.raw), ("X", adata)):
+        if holder is None or holder.X is None:
+            continue
+        try:
+            matrix = _to_counts(holder.X, f"{name}, {slot}")
+        except ValueError as error:
+            tried.append(str(error))
+            continue
+        return matrix, holder.var if slot == "X" else _complete_raw_var(adata)
+    reasons = " ".join(tried) or "all are empty."
+    raise ValueError(
+        f'`{name}` must hold raw counts in layers["counts"], .raw or X, got none: layers["counts"] is missing; {reasons}'
+    )
+
+
+def _complete_raw_var(adata: anndata.AnnData) -> pd.DataFrame:
+    """Give the features of .raw the columns that only `adata.var` has, where all of them are known there."""
+    var = adata.raw.var
+    missing = adata.var.columns.difference(var.columns)
+    if adata.var_names.is_unique and var.index.isin(adata.var_names).all():
+        return pd.concat([var, adata.var.loc[var.index, missing]], axis=1)
+    return var
+
+
+def _to_counts(matrix: Any, name: str) -> sp.csr_matrix:
+    check_counts(matrix, name)
+    counts = sp.csr_matrix(matrix, dtype=np.float32)
+    counts.eliminate_zeros()
+    counts.sum_duplicates()
+    return counts
+
+
+def _check_overlap(counts: dict[str, ModalityCounts], tables: dict[str, Table], path: Path) -> None:
+    if len(tables) < 2:
+        return
+    rna_names, adt_names = tables["rna"][2], tables["adt"][2]
+    shared = rna_names.intersection(adt_names)
+    if shared.empty:
+        raise ValueError(
+            f"`path` must hold modalities that share cells, got none in common in {str(path)!r}: RNA has names like "
+            f"{rna_names[0]!r}, ADT like {adt_names[0]!r}. Give the same cell the same name in both."
+        )
+    if len(shared) < max(len(rna_names), len(adt_names)):
+        num_obs = len(counts["rna"].present)
+        warnings.warn(
+            f"{path}: of {num_obs:,} cells {len(shared):,} have both modalities, {len(rna_names) - len(shared):,} "
+            f"RNA only, {len(adt_names) - len(shared):,} ADT only; all are kept.",
+            UserWarning,
+            stacklevel=3,
+        )

@@ -1,0 +1,133 @@
+"""What a file holds after reading, and what a model sees after alignment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import scipy.sparse as sp
+
+if TYPE_CHECKING:
+    import anndata
+    import mudata
+    import pandas as pd
+
+LARGEST_COUNT = 2**24  # float32 holds every whole number up to here
+
+
+@dataclass
+class ModalityCounts:
+    """Hold the counts of one modality.
+
+    Attributes
+    ----------
+    counts
+        (n_obs, n_features), whole non-negative numbers in float32; rows stand as in `Cells.obs`, and rows of
+        cells without the modality are empty.
+    var
+        Feature table of the file; its index holds the names in the file.
+    present
+        (n_obs,), whether the cell has this modality and at least one count in it.
+    """
+
+    counts: sp.csr_matrix
+    var: pd.DataFrame
+    present: np.ndarray
+
+
+@dataclass
+class Cells:
+    """Hold the cells of one file.
+
+    Attributes
+    ----------
+    path
+        Where they were read from.
+    obs
+        Annotation; its index holds unique barcodes.
+    rna, adt
+        Counts of the modalities that the file has.
+    container
+        The object as read, so that outputs can be added to everything that was in the file.
+    """
+
+    path: str
+    obs: pd.DataFrame
+    rna: ModalityCounts | None
+    adt: ModalityCounts | None
+    container: anndata.AnnData | mudata.MuData
+
+
+@dataclass
+class AlignedCells:
+    """Hold the cells of one file over a vocabulary.
+
+    Attributes
+    ----------
+    obs
+        Annotation; its index holds unique barcodes.
+    rna
+        (n_obs, num_genes) counts, float32.
+    rna_observed
+        (num_genes,), whether the file measures the gene.
+    rna_present
+        (n_obs,), whether the cell has RNA counts.
+    rna_total_counts
+        (n_obs,), library size over all genes of the file, float64.
+    adt
+        (n_obs, num_proteins) counts, float32; 0 where not measured.
+    adt_observed
+        (num_proteins,), whether the file measures the protein.
+    adt_present
+        (n_obs,), whether the cell has ADT counts.
+    """
+
+    obs: pd.DataFrame
+    rna: sp.csr_matrix
+    rna_observed: np.ndarray
+    rna_present: np.ndarray
+    rna_total_counts: np.ndarray
+    adt: np.ndarray
+    adt_observed: np.ndarray
+    adt_present: np.ndarray
+
+
+def check_counts(matrix: Any, name: str) -> None:
+    """Check that a matrix holds raw counts: finite, non-negative, whole numbers.
+
+    Parameters
+    ----------
+    matrix
+        Dense or sparse.
+    name
+        What to call it in the error.
+
+    Raises
+    ------
+    ValueError
+        If it does not; the message gives an example and what to do.
+    """
+    values = np.asarray(matrix.data if sp.issparse(matrix) else matrix)
+    if values.dtype.kind not in "biuf":
+        raise ValueError(
+            f"`{name}` must hold numbers, got dtype {values.dtype}. Store the raw counts as numbers."
+        )
+    if values.dtype.kind == "f":
+        _refuse(~np.isfinite(values), values, name, "finite numbers", "Remove or repair these entries")
+    _refuse(values < 0, values, name, "non-negative counts", "Give the raw counts, not scaled or CLR values")
+    if values.dtype.kind == "f":
+        advice = "Give the raw counts, not normalised or log-transformed values"
+        _refuse(values != np.floor(values), values, name, "whole numbers", advice)
+    _refuse(
+        values > LARGEST_COUNT, values, name, f"counts up to {LARGEST_COUNT:,}", "Check what the numbers are"
+    )
+
+
+def _refuse(is_bad: np.ndarray, values: np.ndarray, name: str, rule: str, advice: str) -> None:
+    if is_bad.any():
+        example = values[is_bad][0]
+        raise ValueError(
+            f"`{name}` must hold raw counts ({rule}), got {example} ({is_bad.sum():,} such entries). "
+            f'{advice}, for example in layers["counts"].'
+        )
