@@ -31,13 +31,13 @@ def align_cells(cells: Cells, vocabulary: Vocabulary) -> AlignedCells:
     Raises
     ------
     ValueError
-        If no gene or no antibody of the file is in the vocabulary, the file is of mouse, or two features that mean
-        the same hold identical counts.
+        If no gene or no antibody of the file is in the vocabulary, the file is of mouse, or two features that
+        mean the same hold identical counts.
 
     Notes
     -----
-    Warns, with numbers, of names that do not resolve, of several features that are summed into one, and of cells
-    without any count. Isotype controls and hashtags are left out without a warning.
+    Warns, with numbers, of names that do not resolve, of several features that are summed into one, and of
+    cells without any count. Isotype controls and hashtags are left out without a warning.
     """
     num_obs = len(cells.obs)
     rna = sp.csr_matrix((num_obs, vocabulary.num_genes), dtype=np.float32)
@@ -47,11 +47,11 @@ def align_cells(cells: Cells, vocabulary: Vocabulary) -> AlignedCells:
     totals = np.zeros(num_obs)
     if cells.rna is not None:
         targets = _match_genes(cells, vocabulary)
-        rna, rna_observed = _collect(cells.rna, targets, vocabulary.gene_symbols, f"{cells.path}: gene")
+        rna, rna_observed = _collect(cells.rna, targets, vocabulary.gene_symbols, f"{cells.path}, gene")
         totals = np.asarray(cells.rna.counts.sum(axis=1, dtype=np.float64)).ravel()
     if cells.adt is not None:
         targets = _match_antibodies(cells, vocabulary)
-        adt, adt_observed = _collect(cells.adt, targets, vocabulary.protein_names, f"{cells.path}: protein")
+        adt, adt_observed = _collect(cells.adt, targets, vocabulary.protein_names, f"{cells.path}, protein")
     aligned = AlignedCells(
         obs=cells.obs,
         rna=rna,
@@ -75,18 +75,20 @@ def _match_genes(cells: Cells, vocabulary: Vocabulary) -> np.ndarray:
     examples = _examples(genes.index[is_unknown])
     if 1 - is_unknown.mean() < MIN_HIT_RATE:
         raise ValueError(
-            f"`{cells.path}` must name its genes by human Ensembl ids or symbols, got {len(genes):,} genes of which "
-            f"{(~is_unknown).sum():,} resolve; unknown are {examples}. {_hint(genes.index)}"
+            f"`{cells.path}` must name its genes by human Ensembl ids or symbols, got {len(genes):,} genes "
+            f"of which {(~is_unknown).sum():,} resolve; unknown are {examples}. {_hint(genes.index)}"
         )
     if (targets < 0).all():
         raise ValueError(
-            f"`{cells.path}` must share genes with the vocabulary ({vocabulary.num_genes:,} genes), got none of its "
-            f"{len(genes):,} genes there, for example {_examples(genes.index)}. Use a model with another vocabulary."
+            f"`{cells.path}` must share genes with the vocabulary ({vocabulary.num_genes:,} genes), got none "
+            f"of its {len(genes):,} genes there, for example {_examples(genes.index)}. "
+            "Use a model with another vocabulary."
         )
     if is_unknown.any():
         _warn(
-            f"{cells.path}: {is_unknown.sum():,} of {len(genes):,} genes do not resolve and are left out (they "
-            f"count in the library size): {examples}. {(targets >= 0).sum():,} are in the vocabulary."
+            f"{cells.path}: {is_unknown.sum():,} of {len(genes):,} genes do not resolve and are left out "
+            f"(their counts stay in the library size): {examples}. "
+            f"{(targets >= 0).sum():,} are in the vocabulary."
         )
     return targets
 
@@ -99,18 +101,18 @@ def _match_antibodies(cells: Cells, vocabulary: Vocabulary) -> np.ndarray:
     targets = _locate(antibodies.protein, vocabulary.protein_names)
     if (antibodies.protein == "").all():
         raise ValueError(
-            f"`{cells.path}` must name known antibodies, got {len(antibodies):,} of which none resolves to a protein: "
-            f"{_examples(antibodies.index)}. Use names like CD3 or the symbol of the coding gene."
+            f"`{cells.path}` must name known antibodies, got {len(antibodies):,} of which none resolves to a "
+            f"protein: {_examples(antibodies.index)}. Use names like CD3 or the symbol of the coding gene."
         )
     if (targets < 0).all():
         raise ValueError(
-            f"`{cells.path}` must share proteins with the vocabulary ({vocabulary.num_proteins:,} proteins), got none "
-            f"of {_examples(antibodies.index)} there. Use a model with another vocabulary."
+            f"`{cells.path}` must share proteins with the vocabulary ({vocabulary.num_proteins:,} proteins), "
+            f"got none of {_examples(antibodies.index)} there. Use a model with another vocabulary."
         )
     if is_unknown.any():
         _warn(
-            f"{cells.path}: {is_unknown.sum():,} of {len(antibodies):,} antibodies do not resolve and are left out: "
-            f"{', '.join(antibodies.index[is_unknown])}."
+            f"{cells.path}: {is_unknown.sum():,} of {len(antibodies):,} antibodies do not resolve and are "
+            f"left out: {', '.join(antibodies.index[is_unknown])}."
         )
     return targets
 
@@ -125,8 +127,9 @@ def _check_human(var: pd.DataFrame, path: str) -> None:
         is_mouse = texts.str.contains(MOUSE_ID).to_numpy()
         if is_mouse.mean() > 0.5:
             raise ValueError(
-                f"`{path}` must be of human cells, got mouse genes such as {texts.to_numpy()[is_mouse][0]!r}. "
-                "Mouse is not supported; map the genes to human orthologues first if that is what you want."
+                f"`{path}` must be of human cells, got mouse genes such as "
+                f"{texts.iloc[is_mouse.argmax()]!r}. Mouse is not supported; "
+                "map the genes to human orthologues first if that is what you want."
             )
 
 
@@ -160,7 +163,8 @@ def _collect(
         merged = ", ".join(f"{names[i]} ({sizes[i]})" for i in repeated[:NUM_EXAMPLES])
         more = f" and {len(repeated) - NUM_EXAMPLES:,} more" if len(repeated) > NUM_EXAMPLES else ""
         _warn(
-            f"{what}: {sizes[repeated].sum():,} features mean {len(repeated):,} names and were summed: {merged}{more}."
+            f"{what}: {sizes[repeated].sum():,} features of the file mean {len(repeated):,} and were summed: "
+            f"{merged}{more}."
         )
     place = sp.csr_matrix(
         (np.ones(len(columns), dtype=np.float32), (columns, targets[columns])),
@@ -174,7 +178,7 @@ def _collect(
 def _check_copies(
     modality: ModalityCounts, targets: np.ndarray, repeated: np.ndarray, names: tuple[str, ...], what: str
 ) -> None:
-    """Refuse two non-empty columns that mean the same and hold the same counts: one is a copy, not a measurement."""
+    """Refuse two non-empty columns that mean the same and hold the same counts: one is a copy."""
     counts = modality.counts.tocsc()
     counts.sort_indices()
     for target in repeated:
@@ -185,8 +189,8 @@ def _check_copies(
             name = str(modality.var.index[column])
             if content and content in seen:
                 raise ValueError(
-                    f"{what} {names[target]!r} must not be counted twice, got features {seen[content]!r} and {name!r} "
-                    "with identical counts in all cells. Remove one of them."
+                    f"{what} `{names[target]}` must not be counted twice, got features {seen[content]!r} and "
+                    f"{name!r} with identical counts in all cells. Remove one of them."
                 )
             seen[content] = name
 
@@ -199,7 +203,7 @@ def _warn_empty_cells(aligned: AlignedCells, path: str) -> None:
     is_empty = ~(aligned.rna_present | aligned.adt_present)
     if is_empty.any():
         _warn(
-            f"{path}: {is_empty.sum():,} of {len(is_empty):,} cells have no count in any modality; they are kept."
+            f"{path}: {is_empty.sum():,} of {len(is_empty):,} cells have no count in any modality and are kept."
         )
 
 

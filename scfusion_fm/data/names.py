@@ -6,7 +6,7 @@ ENSEMBL_ID = re.compile(r"(?P<gene_id>ENSG\d{11})(\.\d+)?(_PAR_Y)?")
 REFERENCE_PREFIX = re.compile(r"(GRCh38|GRCh37|hg38|hg19)_+")
 MOUSE_ID = re.compile(r"ENSMUSG\d{11}")
 
-_GREEK = str.maketrans("αβγδεκλμ", "abgdeklm")  # noqa: RUF001
+_GREEK = str.maketrans("αβγδεκλμ", "abgdeklm")
 _GREEK_WORDS = re.compile(r"(?<![a-z])(alpha|beta|gamma|delta|epsilon|kappa|lambda)(?![a-z])")
 _ANTIBODY_PREFIX = re.compile(
     r"^((adt|prot|protein|ab|tot?al ?seq[ _-]?[abcd]?)[_:. -]+"

@@ -20,8 +20,8 @@ def check_obs_names(names: pd.Index, where: str) -> None:
     if not names.is_unique:
         repeated = names[names.duplicated()]
         raise ValueError(
-            f"`obs_names` must be unique, got {repeated[0]!r} and {len(repeated) - 1:,} more repeated names in "
-            f"{where}. Rename the cells, for example by appending the sample to the barcode."
+            f"`obs_names` must be unique, got {repeated[0]!r} and {len(repeated) - 1:,} more repeated names "
+            f"in {where}. Rename the cells, for example by appending the sample to the barcode."
         )
 
 
@@ -45,8 +45,8 @@ def merge_obs(shared: pd.DataFrame, modalities: dict[str, pd.DataFrame]) -> pd.D
     """Merge the annotation of a MuData and of its modalities.
 
     Columns of the MuData come first, then those of the modalities. Copies with the prefix of a modality
-    ('rna:batch') are dropped where one column can stand for all; where modalities differ in a column that the MuData
-    lacks, each keeps its own under its prefix.
+    ('rna:batch') are dropped where one column can stand for all; where modalities differ in a column that the
+    MuData lacks, each keeps its own under its prefix.
     """
     names = (
         shared.index.astype(str).append([table.index.astype(str) for table in modalities.values()]).unique()

@@ -15,13 +15,18 @@ import zarr
 
 from .obs import align_rows, check_obs_names, merge_obs
 from .schema import Cells, ModalityCounts, check_counts
-from .vocabulary import resolve_antibodies, resolve_genes
+from .vocabulary import (
+    resolve_antibodies,
+    resolve_antibody_features,
+    resolve_gene_features,
+    resolve_genes,
+)
 
 MODALITY_NAMES = {"rna": ("rna", "gex"), "adt": ("adt", "prot", "protein")}
 FEATURE_TYPES = {"rna": "Gene Expression", "adt": "Antibody Capture"}
 PROTEIN_OBSM_KEY = "protein_expression"
 SUFFIXES = (".h5ad", ".h5mu", ".h5", ".zarr")
-# To tell genes from antibodies by name: share of the features that must resolve, and lead over the other kind.
+# To tell genes from antibodies by name: share of the features that must resolve, lead over the other kind.
 MIN_HIT_RATE = 0.2
 MIN_LEAD = 0.2
 
@@ -36,8 +41,8 @@ def read_cells(path: str | Path, modality: Literal["auto", "rna", "adt"] = "auto
     path
         `.h5ad`, `.h5mu`, 10x `.h5`, or a zarr directory of an AnnData or a MuData.
     modality
-        What to read: 'auto' for all there is; 'rna' or 'adt' for one only. For an AnnData whose features do not
-        say what they are, it says so.
+        What to read: 'auto' for all there is; 'rna' or 'adt' for one only. It also says what the features of
+        an AnnData are where their names do not tell.
 
     Returns
     -------
@@ -46,14 +51,16 @@ def read_cells(path: str | Path, modality: Literal["auto", "rna", "adt"] = "auto
     Raises
     ------
     ValueError
-        If the file is missing, broken or of another format; if it has no cells, no features or no raw counts; if
-        names of cells repeat or the modalities share no cell; if the modality is not there or cannot be told.
+        If the file is missing, broken or of another format; if it has no cells, no features or no raw counts;
+        if names of cells repeat or the modalities share no cell; if the modality is missing or cannot be told.
 
     Notes
     -----
-    Counts are taken from `layers["counts"]`, else from `.raw` if it holds counts, else from `X`. In an AnnData,
-    `var["feature_types"]` tells the modality, else `obsm["protein_expression"]` holds the ADT; else the share of
-    names that are genes or antibodies decides. In a MuData, RNA is 'rna' or 'gex', ADT 'adt', 'prot' or 'protein'.
+    Counts are taken from `layers["counts"]`, else from `.raw` if it holds counts, else from `X`. In an
+    AnnData, `var["feature_types"]` tells the modality, else `obsm["protein_expression"]` holds the ADT; else
+    the share of names that are genes or antibodies decides. In a MuData, RNA is 'rna' or 'gex', ADT is 'adt',
+    'prot' or 'protein'. Warns, with numbers, where only some cells have both modalities or `modality`
+    contradicts the names.
     """
     if modality not in ("auto", "rna", "adt"):
         raise ValueError(f"`modality` must be 'auto', 'rna' or 'adt', got {modality!r}.")
@@ -82,8 +89,8 @@ def _read_container(path: Path) -> Container:
         raise ValueError(f"`path` must end in one of {', '.join(SUFFIXES)}, got {str(path)!r}.")
     elif not h5py.is_hdf5(path):
         raise ValueError(
-            f"`path` must be an HDF5 file, got {str(path)!r} ({path.stat().st_size:,} bytes), which is not or is cut off. "
-            "Copy it again."
+            f"`path` must be an HDF5 file, got {str(path)!r} ({path.stat().st_size:,} bytes), which is none "
+            "or is cut off. Copy it again."
         )
     else:
         readers = {".h5ad": anndata.read_h5ad, ".h5mu": mudata.read_h5mu, ".h5": _read_10x_h5}
@@ -94,15 +101,16 @@ def _read_container(path: Path) -> Container:
             container = read(path)
     except Exception as error:  # the libraries raise OSError, KeyError, RuntimeError and more on broken files
         raise ValueError(
-            f"`path` must be a complete {path.suffix or 'zarr'} file, got {str(path)!r}, which cannot be read "
-            f"({type(error).__name__}: {error}). Copy or write it again."
+            f"`path` must be a complete {path.suffix or 'zarr'} file, got {str(path)!r}, which cannot be "
+            f"read ({type(error).__name__}: {error}). Copy or write it again."
         ) from error
     return container
 
 
 def _choose_zarr_reader(path: Path) -> Any:
     try:
-        encoding = zarr.open_group(path, mode="r").attrs.asdict().get("encoding-type", "")
+        group = zarr.open_group(path, mode="r")
+        encoding = group.attrs.asdict().get("encoding-type", "")
     except Exception as error:
         raise ValueError(
             f"`path` must be a file or a zarr directory, got {str(path)!r}, which holds no zarr group."
@@ -112,7 +120,19 @@ def _choose_zarr_reader(path: Path) -> Any:
         raise ValueError(
             f"`path` must hold an AnnData or a MuData, got the zarr group {str(path)!r} of type {encoding!r}."
         )
+    _check_chunks(group, path)
     return readers[encoding]
+
+
+def _check_chunks(group: zarr.Group, path: Path) -> None:
+    """Check that no values of a sparse matrix are lost: zarr reads a missing chunk as zeros."""
+    for name, array in group.members(max_depth=None):
+        is_values = isinstance(array, zarr.Array) and name.endswith("/data")
+        if is_values and array.nchunks_initialized < array.nchunks:
+            raise ValueError(
+                f"`path` must be a complete zarr directory, got {str(path)!r} with "
+                f"{array.nchunks_initialized:,} of {array.nchunks:,} chunks of {name}. Copy it again."
+            )
 
 
 def _read_10x_h5(path: Path) -> anndata.AnnData:
@@ -134,8 +154,8 @@ def _split_mudata(mdata: mudata.MuData, modality: str, path: Path) -> tuple[dict
     if not keys:
         expected = [key for name in wanted for key in MODALITY_NAMES[name]]
         raise ValueError(
-            f"`path` must hold a modality named {' or '.join(expected)}, got {sorted(mdata.mod)} in {str(path)!r}. "
-            "Rename the modalities."
+            f"`path` must hold a modality named {' or '.join(expected)}, got {sorted(mdata.mod)} "
+            f"in {str(path)!r}. Rename the modalities."
         )
     tables = {}
     for name, key in keys.items():
@@ -158,7 +178,9 @@ def _split_anndata(
     elif PROTEIN_OBSM_KEY in adata.obsm:
         tables = {"rna": (matrix, var, names), "adt": _read_protein_obsm(adata, path)}
     else:
-        kind = modality if modality != "auto" else _guess_modality(var, path)
+        kind = _guess_modality(var, path) if modality == "auto" else modality
+        if modality != "auto":
+            _warn_contradiction(var, modality, path)
         tables = {kind: (matrix, var, names)}
     if modality != "auto":
         tables = {name: table for name, table in tables.items() if name == modality}
@@ -194,22 +216,46 @@ def _read_protein_obsm(adata: anndata.AnnData, path: Path) -> Table:
             f"got {type(proteins).__name__} in {str(path)!r}. Give it column names."
         )
     name = f'{path}, obsm["{PROTEIN_OBSM_KEY}"]'
+    if proteins.shape[1] == 0:
+        raise ValueError(f"`{name}` must have columns, got none. Remove it or fill it.")
     matrix = _to_counts(proteins.to_numpy(), name)
     return matrix, pd.DataFrame(index=proteins.columns.astype(str)), adata.obs_names.astype(str)
 
 
 def _guess_modality(var: pd.DataFrame, path: Path) -> str:
-    """Tell genes from antibodies by the names; aliases of genes (CD10) do not count."""
-    names = list(var.index.astype(str))
-    genes = resolve_genes(names)["match"].isin(["id", "versioned_id", "symbol", "previous"]).mean()
-    antibodies = (resolve_antibodies(names)["match"] != "unknown").mean()
+    genes, antibodies = _hit_rates(var)
+    if max(genes, antibodies) < MIN_HIT_RATE:  # the names may stand in a column
+        genes, antibodies = (
+            (features["match"] != "unknown").mean()
+            for features in (resolve_gene_features(var), resolve_antibody_features(var))
+        )
     if max(genes, antibodies) >= MIN_HIT_RATE and abs(genes - antibodies) >= MIN_LEAD:
         return "rna" if genes > antibodies else "adt"
+    names = list(var.index.astype(str))
     raise ValueError(
         f"`modality` cannot be told from the names in {str(path)!r}: {genes:.0%} are human genes, "
         f"{antibodies:.0%} are known antibodies, for example {names[:3]}. Give `modality` 'rna' or 'adt', "
         'or set var["feature_types"].'
     )
+
+
+def _hit_rates(var: pd.DataFrame) -> tuple[float, float]:
+    """Give the shares of names that are genes and antibodies; aliases of genes (CD10) do not count."""
+    names = list(var.index.astype(str))
+    genes = resolve_genes(names)["match"].isin(["id", "versioned_id", "symbol", "previous"]).mean()
+    return genes, (resolve_antibodies(names)["match"] != "unknown").mean()
+
+
+def _warn_contradiction(var: pd.DataFrame, modality: str, path: Path) -> None:
+    genes, antibodies = _hit_rates(var)
+    lead = antibodies - genes if modality == "rna" else genes - antibodies
+    if lead >= MIN_LEAD:
+        warnings.warn(
+            f"{path}: read as {modality} as `modality` says, but {genes:.0%} of the {len(var):,} names are "
+            f"human genes and {antibodies:.0%} known antibodies.",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def _read_counts(adata: anndata.AnnData, name: str) -> tuple[sp.csr_matrix, pd.DataFrame]:
@@ -230,7 +276,8 @@ def _read_counts(adata: anndata.AnnData, name: str) -> tuple[sp.csr_matrix, pd.D
         return matrix, holder.var if slot == "X" else _complete_raw_var(adata)
     reasons = " ".join(tried) or "all are empty."
     raise ValueError(
-        f'`{name}` must hold raw counts in layers["counts"], .raw or X, got none: layers["counts"] is missing; {reasons}'
+        f'`{name}` must hold raw counts in layers["counts"], .raw or X, got none: layers["counts"] is missing;'
+        f" {reasons}"
     )
 
 
@@ -244,11 +291,30 @@ def _complete_raw_var(adata: anndata.AnnData) -> pd.DataFrame:
 
 
 def _to_counts(matrix: Any, name: str) -> sp.csr_matrix:
+    if sp.issparse(matrix):
+        _check_sparse(matrix, name)
     check_counts(matrix, name)
-    counts = sp.csr_matrix(matrix, dtype=np.float32)
-    counts.eliminate_zeros()
+    counts = sp.csr_matrix(matrix, dtype=np.float32, copy=True)  # the container keeps its own
+    num_entries = counts.nnz
     counts.sum_duplicates()
+    if counts.nnz < num_entries:
+        raise ValueError(
+            f"`{name}` must store each entry once, got {num_entries - counts.nnz:,} repeated entries. "
+            "The file may be damaged: write it again."
+        )
+    counts.eliminate_zeros()
     return counts
+
+
+def _check_sparse(matrix: Any, name: str) -> None:
+    """Check that all indices lie inside the matrix; compiled code would read beyond it."""
+    try:
+        matrix.check_format(full_check=True)
+    except ValueError as error:
+        raise ValueError(
+            f"`{name}` must be a valid sparse matrix, got one whose indices do not fit ({error}). "
+            "The file may be damaged: write it again."
+        ) from error
 
 
 def _check_overlap(counts: dict[str, ModalityCounts], tables: dict[str, Table], path: Path) -> None:
@@ -258,14 +324,15 @@ def _check_overlap(counts: dict[str, ModalityCounts], tables: dict[str, Table], 
     shared = rna_names.intersection(adt_names)
     if shared.empty:
         raise ValueError(
-            f"`path` must hold modalities that share cells, got none in common in {str(path)!r}: RNA has names like "
-            f"{rna_names[0]!r}, ADT like {adt_names[0]!r}. Give the same cell the same name in both."
+            f"`path` must hold modalities that share cells, got none in common in {str(path)!r}: RNA has "
+            f"names like {rna_names[0]!r}, ADT like {adt_names[0]!r}. Give the same cell the same name in both."
         )
     if len(shared) < max(len(rna_names), len(adt_names)):
         num_obs = len(counts["rna"].present)
         warnings.warn(
-            f"{path}: of {num_obs:,} cells {len(shared):,} have both modalities, {len(rna_names) - len(shared):,} "
-            f"RNA only, {len(adt_names) - len(shared):,} ADT only; all are kept.",
+            f"{path}: of {num_obs:,} cells {len(shared):,} are in both modalities, "
+            f"{len(rna_names) - len(shared):,} in RNA only, {len(adt_names) - len(shared):,} in ADT only; "
+            "all are kept.",
             UserWarning,
             stacklevel=3,
         )

@@ -237,9 +237,9 @@ def resolve_antibodies(names: Sequence[str]) -> pd.DataFrame:
 
     Returns
     -------
-    One row per name, columns `protein` ('' if none) and `match`: 'table' (the exact name), 'normalised' (after
-    the rules of `scfusion_fm.data.names.antibody_spellings`), 'gene_symbol' (of the coding gene), 'isotype',
-    'hashtag' or 'unknown'.
+    One row per name, columns `protein` ('' if none) and `match`: 'table' (the exact name), 'normalised'
+    (after the rules of `scfusion_fm.data.names.antibody_spellings`), 'gene_symbol' (of the coding gene),
+    'isotype', 'hashtag' or 'unknown'.
     """
     texts = [str(name) for name in names]
     results = [_resolve_antibody(text) for text in texts]
