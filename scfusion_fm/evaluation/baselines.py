@@ -244,8 +244,8 @@ def predict_protein_baselines(
     Raises
     ------
     ValueError
-        If shapes do not fit, a split is unknown or empty, or an observed value of a training or
-        validation cell is not finite.
+        If shapes do not fit, a split is unknown or empty, no training cell has a measured value, or an
+        observed value of a training or validation cell is not finite.
 
     Notes
     -----
@@ -263,6 +263,10 @@ def predict_protein_baselines(
         )
     fit, select, test = (np.flatnonzero(np.asarray(split) == name) for name in SPLITS)
     components = project_rna(rna, np.asarray(split) == "train", seed)
+    if not observed[fit].any():
+        raise ValueError(
+            "`adt_observed` must hold a measured value in the training cells, got none; pass another split."
+        )
     targets = Targets.from_training(adt[fit], observed[fit])
     val = (components[select], adt[select], observed[select])
     knn = targets.tune(fit_neighbours(components[fit], targets), *val)
@@ -378,7 +382,7 @@ def check_observed(adt: np.ndarray, observed: np.ndarray, seen: np.ndarray) -> n
     Raises
     ------
     ValueError
-        If `observed` does not fit `adt`, no training value is observed, or such a value is not finite.
+        If `observed` does not fit `adt`, or an observed value of those cells is not finite.
     """
     observed = np.asarray(observed)
     if observed.dtype != bool or observed.shape not in (adt.shape, adt.shape[1:]):

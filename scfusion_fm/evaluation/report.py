@@ -39,8 +39,8 @@ FIGURES = ("losses.png", "umap.png", "confusion.png", "proteins.png")
 LEAD = (
     "What one run measured, beside simple baselines that got the same cells and the same labels. The tables "
     "score held-out test cells, which neither the training for the task nor the choice of its settings has "
-    "seen. Pretraining, which reads no cell types, may have seen them where it used the same data. The best "
-    "number of a column is bold, whoever's it is."
+    "seen. Pretraining, which reads no cell types, may have seen them where it used the same data. Every "
+    "number is of one split and one training run. The best number of a column is bold, whoever's it is."
 )
 
 
@@ -162,7 +162,7 @@ def build_pretraining_section(run: Path) -> Section:
             {
                 "steps": int(last["step"]),
                 "cells seen": int(metrics["cells"].max()),
-                "cells per second (median)": float(train["cells_per_s"].median()),
+                "cells per second (median)": f"{train['cells_per_s'].median():.1f}",
                 "wall time": f"{float(metrics['seconds'].max()) / 60:.1f} minutes",
             }
         ),

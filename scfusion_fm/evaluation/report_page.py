@@ -8,6 +8,7 @@ from html import escape
 
 from matplotlib.figure import Figure
 
+PIXELS_PER_INCH = 130
 STYLE = """
 :root { --ink: #1d2733; --soft: #5b6875; --line: #dde3e9; --accent: #0072b2; --warn: #b04a00; }
 * { box-sizing: border-box; }
@@ -141,8 +142,9 @@ def render_figure(png: bytes, caption: str) -> str:
     """
     data = base64.b64encode(png).decode("ascii")
     text = escape(caption)
+    width = int.from_bytes(png[16:20], "big") * 96 // PIXELS_PER_INCH  # the PNG header's width, in CSS pixels
     return (
-        f'<figure><img src="data:image/png;base64,{data}" alt="{text}">'
+        f'<figure><img src="data:image/png;base64,{data}" width="{width}" alt="{text}">'
         f"<figcaption>{text}</figcaption></figure>"
     )
 
@@ -156,7 +158,7 @@ def encode_png(figure: Figure) -> bytes:
         The figure.
     """
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=PIXELS_PER_INCH, metadata={"Software": None})
     return buffer.getvalue()
 
 
