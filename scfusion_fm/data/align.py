@@ -203,7 +203,8 @@ def _warn_empty_cells(aligned: AlignedCells, path: str) -> None:
     is_empty = ~(aligned.rna_present | aligned.adt_present)
     if is_empty.any():
         _warn(
-            f"{path}: {is_empty.sum():,} of {len(is_empty):,} cells have no count in any modality and are kept."
+            f"{path}: {is_empty.sum():,} of {len(is_empty):,} cells have no count in any modality, "
+            "and are kept."
         )
 
 

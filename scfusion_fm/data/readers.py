@@ -27,7 +27,7 @@ FEATURE_TYPES = {"rna": "Gene Expression", "adt": "Antibody Capture"}
 PROTEIN_OBSM_KEY = "protein_expression"
 SUFFIXES = (".h5ad", ".h5mu", ".h5", ".zarr")
 # To tell genes from antibodies by name: share of the features that must resolve, lead over the other kind.
-MIN_HIT_RATE = 0.2
+MIN_HIT_RATE = 0.5
 MIN_LEAD = 0.2
 
 Container = anndata.AnnData | mudata.MuData
@@ -52,7 +52,7 @@ def read_cells(path: str | Path, modality: Literal["auto", "rna", "adt"] = "auto
     ------
     ValueError
         If the file is missing, broken or of another format; if it has no cells, no features or no raw counts;
-        if names of cells repeat or the modalities share no cell; if the modality is missing or cannot be told.
+        if names of cells repeat or the modalities share no cell; if the modality is missing or unclear.
 
     Notes
     -----
@@ -276,8 +276,8 @@ def _read_counts(adata: anndata.AnnData, name: str) -> tuple[sp.csr_matrix, pd.D
         return matrix, holder.var if slot == "X" else _complete_raw_var(adata)
     reasons = " ".join(tried) or "all are empty."
     raise ValueError(
-        f'`{name}` must hold raw counts in layers["counts"], .raw or X, got none: layers["counts"] is missing;'
-        f" {reasons}"
+        f'`{name}` must hold raw counts in layers["counts"], .raw or X, got none: layers["counts"] missing, '
+        f"{reasons}"
     )
 
 
@@ -324,8 +324,9 @@ def _check_overlap(counts: dict[str, ModalityCounts], tables: dict[str, Table], 
     shared = rna_names.intersection(adt_names)
     if shared.empty:
         raise ValueError(
-            f"`path` must hold modalities that share cells, got none in common in {str(path)!r}: RNA has "
-            f"names like {rna_names[0]!r}, ADT like {adt_names[0]!r}. Give the same cell the same name in both."
+            f"`path` must hold modalities that share cells, got none in common in {str(path)!r}: RNA "
+            f"has names like {rna_names[0]!r}, ADT like {adt_names[0]!r}. "
+            "Give the same cell the same name in both."
         )
     if len(shared) < max(len(rna_names), len(adt_names)):
         num_obs = len(counts["rna"].present)

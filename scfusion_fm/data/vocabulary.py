@@ -173,10 +173,11 @@ def resolve_genes(names: Sequence[str]) -> pd.DataFrame:
 
     Notes
     -----
-    Ids go before symbols, those before previous symbols and aliases. Letter case counts ('Cd3e' is a mouse
-    gene), except in names like C1ORF112, whose official form is C1orf112. Prefixes of 10x references with
-    several species ('GRCh38_', 'hg19_') are cut. 'SYMBOL-1' is SYMBOL only if SYMBOL is in `names` too and
-    several genes carry it: then a reader has appended the number to make names unique.
+    Ids go before symbols, those before previous symbols and aliases. Letter case counts ('Cd3e' is a
+    mouse gene), except in names like C1ORF112, whose official form is C1orf112. Prefixes of 10x
+    references with several species ('GRCh38_', 'hg19_') are cut. 'HLA.A', as R writes column names, is
+    HLA-A. 'SYMBOL-1' is SYMBOL only if SYMBOL is in `names` too and several genes carry it: then a reader
+    has appended the number to make names unique.
     """
     texts = [str(name) for name in names]
     given = set(texts)
@@ -198,6 +199,9 @@ def _resolve_gene(name: str, given: set[str]) -> tuple[str, str]:
         for spelling in spellings:
             if spelling in lookup:
                 return lookup[spelling], match
+    dashed = spellings[0].replace(".", "-")
+    if dashed in by_symbol and spellings[0].rpartition(".")[0] not in by_symbol:
+        return by_symbol[dashed], "symbol"
     base, dash, number = name.rpartition("-")
     if dash and number.isdigit() and base in given and base in shared:
         return by_symbol[base], "symbol"
