@@ -174,7 +174,17 @@ class Targets:
             (n_train, P), normalised abundance.
         observed
             (n_train, P), bool.
+
+        Raises
+        ------
+        ValueError
+            If nothing is observed.
         """
+        if not observed.any():
+            raise ValueError(
+                "`adt_observed` must hold a measured value in the training cells, got none; "
+                "pass another split."
+            )
         masked = np.ma.MaskedArray(np.asarray(adt, np.float64), mask=~observed)
         mean = masked.mean(axis=0).filled(masked.mean())
         variance = masked.var(axis=0).filled(0.0)
@@ -256,17 +266,9 @@ def predict_protein_baselines(
     check_split(split, len(adt))
     check_length("rna", rna, len(adt))
     observed = check_observed(adt, adt_observed, np.asarray(split) != "test")
-    if len(own_gene_columns) != adt.shape[1]:
-        raise ValueError(
-            f"`own_gene_columns` must have one entry per protein, got {len(own_gene_columns)} for "
-            f"{adt.shape[1]} proteins; use None where the gene is absent."
-        )
+    check_own_genes(own_gene_columns, adt.shape[1])
     fit, select, test = (np.flatnonzero(np.asarray(split) == name) for name in SPLITS)
     components = project_rna(rna, np.asarray(split) == "train", seed)
-    if not observed[fit].any():
-        raise ValueError(
-            "`adt_observed` must hold a measured value in the training cells, got none; pass another split."
-        )
     targets = Targets.from_training(adt[fit], observed[fit])
     val = (components[select], adt[select], observed[select])
     knn = targets.tune(fit_neighbours(components[fit], targets), *val)
@@ -398,3 +400,25 @@ def check_observed(adt: np.ndarray, observed: np.ndarray, seen: np.ndarray) -> n
             "mark missing measurements as not observed."
         )
     return observed
+
+
+def check_own_genes(own_gene_columns: list[int | None], n_proteins: int) -> None:
+    """Raise unless every protein has an entry.
+
+    Parameters
+    ----------
+    own_gene_columns
+        (P,), columns of the expression matrix or `None`.
+    n_proteins
+        Number of proteins.
+
+    Raises
+    ------
+    ValueError
+        If the number of entries differs.
+    """
+    if len(own_gene_columns) != n_proteins:
+        raise ValueError(
+            f"`own_gene_columns` must have one entry per protein, got {len(own_gene_columns)} for "
+            f"{n_proteins} proteins; use None where the gene is absent."
+        )

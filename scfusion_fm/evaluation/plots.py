@@ -22,7 +22,7 @@ GREY = "#B8B8B8"
 LOSSES = (("loss", "Total loss"), ("rna_loss", "RNA loss"), ("adt_loss", "Protein loss"))
 MAX_UMAP_CELLS = 20_000
 MAX_NAME_LENGTH = 28
-MAX_NAMED_BARS = 90
+MAX_NAMED_BARS = 70
 
 
 def plot_losses(metrics: pd.DataFrame) -> Figure:
@@ -132,11 +132,15 @@ def plot_umap(
     _draw_cell_types(axes, positions[coloured], labels[coloured], size)
     axes.set(title=title, xlabel="UMAP 1", ylabel="UMAP 2", xticks=[], yticks=[])
     _tidy(axes, grid=False)
-    n_entries = len(axes.get_legend_handles_labels()[0])
+    n_columns = 1 + (len(axes.get_legend_handles_labels()[0]) - 1) // 22
+    figure.set_figwidth(6.0 + 3.0 * n_columns)
     axes.legend(
-        loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, markerscale=(45 / size) ** 0.5,
-        ncols=1 + (n_entries - 1) // 22,
-    )  # fmt: skip
+        loc="center left",
+        bbox_to_anchor=(1.01, 0.5),
+        frameon=False,
+        markerscale=(45 / size) ** 0.5,
+        ncols=n_columns,
+    )
     return figure
 
 
@@ -329,5 +333,7 @@ def _tidy(axes: Axes, grid: bool = True) -> None:
 
 def _shorten(name: str, length: int = MAX_NAME_LENGTH) -> str:
     """Cut a long name and keep matplotlib from reading dollar signs as mathematics."""
-    name = name if len(name) <= length else f"{name[: length - 1]}…"
+    if len(name) > length:  # in the middle, since names of subtypes differ at the end
+        tail = length // 2 - 1
+        name = f"{name[: length - tail - 1]}…{name[-tail:]}"
     return name.replace("$", r"\$")

@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
 from scipy import sparse
+from sklearn.dummy import DummyClassifier
 from sklearn.linear_model import LinearRegression, Ridge
+from sklearn.neighbors import KNeighborsClassifier
 
 from scfusion_fm.evaluation.baselines import (
     Features,
@@ -10,6 +12,7 @@ from scfusion_fm.evaluation.baselines import (
     fit_neighbours,
     fit_ridges,
     predict_protein_baselines,
+    tune_classifier,
 )
 from scfusion_fm.evaluation.features import build_inputs, project_rna, standardise_proteins
 from scfusion_fm.evaluation.metrics import annotation_scores, protein_scores
@@ -267,6 +270,20 @@ def test_neighbours_average_the_nearest_cells_in_which_the_protein_was_observed(
                 values = adt[order[observed[order, protein]], protein]
                 expected = values.mean() if len(values) else means[protein]
                 assert predict(query)[cell, protein] == pytest.approx(expected)
+
+
+def test_the_classifier_is_chosen_by_macro_f1_on_validation_and_the_first_of_equals_wins(
+    planted, labels, split
+):
+    rna, train, val = planted[0], split == "train", split == "val"
+    candidates = [
+        DummyClassifier(strategy="most_frequent"),
+        KNeighborsClassifier(n_neighbors=3),
+        KNeighborsClassifier(n_neighbors=3),
+    ]
+    chosen = tune_classifier(candidates, rna[train], labels[train], rna[val], labels[val])
+    assert chosen is candidates[1]
+    assert (chosen.predict(rna[train]) == labels[train]).mean() > 0.9
 
 
 def test_tuning_prefers_what_predicts_the_validation_cells(noise):

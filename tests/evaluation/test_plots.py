@@ -151,6 +151,7 @@ def test_long_names_and_dollar_signs_stay_inside_the_picture():
     assert fits_on_the_page(figure)
     ticks = [tick.get_text() for tick in figure.axes[0].get_xticklabels()]
     assert max(map(len, ticks)) <= 28
+    assert len(set(ticks)) == 26
 
 
 @pytest.mark.parametrize(("n_proteins", "shown"), [(1, 1), (2, 2), (4, 4), (6, 6), (46, 6), (120, 6)])
