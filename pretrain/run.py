@@ -11,6 +11,7 @@ import math
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 
 from scfusion_fm import ScFusionTTTConfig, ScFusionTTTFeatureExtractor, ScFusionTTTForPreTraining
 from scfusion_fm.config import PretrainConfig, config_differences, load_config, save_config
@@ -103,7 +104,10 @@ def build_model(config: PretrainConfig, extractor: ScFusionTTTFeatureExtractor) 
             f"`model` must hold fields of ScFusionTTTConfig, got {sorted(unknown)}; "
             f"known: {sorted(ScFusionTTTConfig.__annotations__)}."
         )
-    return ScFusionTTTForPreTraining(ScFusionTTTConfig(**tokens, **config.model))
+    try:
+        return ScFusionTTTForPreTraining(ScFusionTTTConfig(**tokens, **config.model))
+    except StrictDataclassError as error:
+        raise ValueError(f"`model` does not describe a model: {error}") from error
 
 
 def identify(config: PretrainConfig, settings: dict, atlas: Atlas, world_size: int) -> dict:

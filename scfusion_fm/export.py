@@ -3,20 +3,15 @@
 import json
 import shutil
 import tempfile
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from transformers import FeatureExtractionMixin, PreTrainedModel
 
+import scfusion_fm.model
 from scfusion_fm.data.prepare import check_new_path
 
-CODE_FILES = (
-    "configuration_scfusion_ttt.py",
-    "feature_extraction_scfusion_ttt.py",
-    "modeling_scfusion_ttt.py",
-    "ttt_layers.py",
-)
+NOT_SHIPPED = ("__init__.py", "ttt_reference.py")
 _MODELING = "modeling_scfusion_ttt."
 MODEL_AUTO_MAP = {
     "AutoConfig": "configuration_scfusion_ttt.ScFusionTTTConfig",
@@ -59,11 +54,12 @@ def export_model(
         extractor.save_pretrained(scratch)
         _set_auto_map(scratch / "config.json", MODEL_AUTO_MAP)
         _set_auto_map(scratch / "preprocessor_config.json", EXTRACTOR_AUTO_MAP)
-        code = resources.files("scfusion_fm.model")
-        for name in CODE_FILES:
-            (scratch / name).write_text(code.joinpath(name).read_text())
+        for file in Path(scfusion_fm.model.__file__).parent.glob("*.py"):
+            if file.name not in NOT_SHIPPED:
+                shutil.copyfile(file, scratch / file.name)
         (scratch / "README.md").write_text(model_card(model, extractor, facts))
-        scratch.chmod(0o755)
+        for path in (scratch, *scratch.iterdir()):  # temporary files are private, a model is not
+            path.chmod(0o755 if path.is_dir() else 0o644)
         scratch.rename(output)
     except BaseException:
         shutil.rmtree(scratch)

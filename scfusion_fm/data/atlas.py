@@ -10,16 +10,17 @@ Letters: B cells, G genes, P proteins, E data sets.
 
 import hashlib
 import json
+import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import anndata as ad
 import numpy as np
-import pandas as pd
 import scipy.sparse as sp
 import zarr
 from numpy.typing import NDArray
+from zarr.errors import ZarrUserWarning
 
 from .vocabulary import Vocabulary
 
@@ -184,7 +185,7 @@ def write_atlas(path: Path, adata: ad.AnnData, vocabulary: Vocabulary, sources: 
     The manifest.
     """
     counts, proteins = adata.X, adata.obsm["adt"]
-    with ad.settings.override(zarr_write_format=3):
+    with ad.settings.override(zarr_write_format=3, auto_shard_zarr_v3=False):
         group = zarr.open_group(path, mode="w-", zarr_format=3)
         ad.io.write_elem(group, "/", ad.AnnData(obs=adata.obs, var=adata.var, varm=adata.varm, uns=adata.uns))
     _write_csr(group, counts)
@@ -192,7 +193,8 @@ def write_atlas(path: Path, adata: ad.AnnData, vocabulary: Vocabulary, sources: 
         group, "obsm/adt", proteins.astype(smallest_unsigned(proteins)), (BLOCK_ROWS, proteins.shape[1])
     )
     group["obsm/adt"].attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
-    zarr.consolidate_metadata(group.store)
+    with warnings.catch_warnings(category=ZarrUserWarning, action="ignore"):
+        zarr.consolidate_metadata(group.store)  # not in the specification yet; readers that lack it list files
     manifest = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,

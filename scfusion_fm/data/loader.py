@@ -83,9 +83,7 @@ class ElasticOrder:
 
     def _permute_window(self, epoch: int, window: int) -> NDArray[np.int64]:
         blocks = self._blocks(epoch)[0][window * self.window_blocks : (window + 1) * self.window_blocks]
-        rows = np.concatenate(
-            [self.rows[b * self.block_size : (b + 1) * self.block_size] for b in blocks]
-        )
+        rows = np.concatenate([self.rows[b * self.block_size : (b + 1) * self.block_size] for b in blocks])
         return rows[np.argsort(hash_keys(self.seed, _ROWS, epoch, rows), kind="stable")]
 
 
@@ -113,7 +111,9 @@ class ElasticLoader:
     def __init__(
         self, order: ElasticOrder, global_batch_size: int, micro_batch_size: int, rank: int, world_size: int
     ):
-        if min(global_batch_size, micro_batch_size) < 1 or global_batch_size % (micro_batch_size * world_size):
+        if min(global_batch_size, micro_batch_size) < 1 or global_batch_size % (
+            micro_batch_size * world_size
+        ):
             raise ValueError(
                 "`global_batch_size` must be a multiple of `micro_batch_size` times the number of ranks, got "
                 f"{global_batch_size}, {micro_batch_size} and {world_size} ranks."

@@ -31,7 +31,7 @@ class ScFusionTTTModelOutput(ModelOutput):
     attention_mask
         (B, N_rna + P) true where a token was read.
     pooler_output
-        (B, D) cell embedding: the mean of the means over the tokens of each modality that was read.
+        (B, D) cell embedding: the normed mean of the means over the tokens of each modality that was read.
     """
 
     last_hidden_state: Tensor | None = None
@@ -173,7 +173,12 @@ class ScFusionTTTBlock(GradientCheckpointingLayer):
 
 
 class TTTStack(nn.Module):
-    """TTT blocks and a final norm: an encoder, a fusion module or the trunk of a decoder."""
+    """
+    TTT blocks in a row: an encoder, a fusion module or the trunk of a decoder.
+
+    There is no norm behind them: a token keeps its length, so that the mean over tokens weighs what was expressed
+    strongly more than what was not.
+    """
 
     def __init__(self, config: ScFusionTTTConfig, num_layers: int):
         super().__init__()
@@ -183,13 +188,12 @@ class TTTStack(nn.Module):
             ScFusionTTTBlock(config, reverse=alternating and (num_layers - 1 - i) % 2 == 1)
             for i in range(num_layers)
         )
-        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """Transform tokens (B, L, D) whose real ones are marked by the mask (B, L)."""
         for layer in self.layers:
             x = layer(x, mask)
-        return self.norm(x)
+        return x
 
 
 class MissingModalityProjection(nn.Module):
@@ -217,6 +221,7 @@ class ReconstructionDecoder(nn.Module):
         self.mask_token = nn.Parameter(torch.empty(config.hidden_size))
         self.position_embeddings = nn.Parameter(torch.empty(num_tokens, config.hidden_size))
         self.stack = TTTStack(config, config.num_decoder_layers)
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.head_weight = nn.Parameter(torch.empty(num_tokens, config.hidden_size, patch_size))
         self.head_bias = nn.Parameter(torch.empty(num_tokens, patch_size))
 
@@ -235,7 +240,7 @@ class ReconstructionDecoder(nn.Module):
         """
         tokens = torch.where(read.unsqueeze(-1), fused, self.mask_token) + self.position_embeddings
         subset = TokenSubset.select(read | masked, self.mini_batch_size)
-        decoded = self.stack(subset.take(tokens), subset.mask)
+        decoded = self.norm(self.stack(subset.take(tokens), subset.mask))
         decoded = subset.put_back(decoded, tokens.shape[1])
         return torch.einsum("bnd,nds->bns", decoded, self.head_weight) + self.head_bias
 
@@ -300,6 +305,7 @@ class ScFusionTTTModel(ScFusionTTTPreTrainedModel):
         self.adt_projection = MissingModalityProjection(config, config.num_proteins)
         self.rna_fusion = TTTStack(config, config.num_fusion_layers)
         self.adt_fusion = TTTStack(config, config.num_fusion_layers)
+        self.pooler_norm = nn.LayerNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_init()
 
     def forward(
@@ -349,7 +355,7 @@ class ScFusionTTTModel(ScFusionTTTPreTrainedModel):
                 [s.put_back(f, v.shape[1]) for f, s, v in zip(fused, subsets, values, strict=True)], 1
             ),
             attention_mask=torch.cat(reads, 1),
-            pooler_output=masked_mean(means, present),
+            pooler_output=self.pooler_norm(masked_mean(means, present)),
         )
         return output if self._wants_dict(return_dict) else output.to_tuple()
 

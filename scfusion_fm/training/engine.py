@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,10 @@ def start_ranks(threads_per_rank: int) -> tuple[int, int]:
     if "RANK" not in os.environ:
         os.environ.update(alone)
     torch.set_num_threads(threads_per_rank)
+    # DeepSpeed would compile an operator for ranks that share a CPU. That takes a minute, a launch that is killed
+    # meanwhile leaves a lock on which every later one hangs, and gloo does the same work.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     if not comm.is_initialized():
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
     return comm.get_rank(), comm.get_world_size()

@@ -98,26 +98,29 @@ def layer(tiny_config):
     return layer
 
 
-def test_padding_at_the_end_leaves_state_and_real_tokens_alone(layer):
+def test_padding_leaves_the_state_untouched_to_the_bit():
+    leaves = make_inputs(2, 2, 6, 8, 4, torch.float32)
+    _, state = run(ttt_linear, leaves)
+    for front in (0, 8):  # whole mini-batches may also stand in front
+        junk = [torch.randn(2, 2, n, 8) for n in (front, 9)]
+        padded = [torch.cat((junk[0], x, junk[1]), 2) for x in leaves[:3]]
+        inner_lr = torch.nn.functional.pad(leaves[3], (front, 9))
+        _, state_padded = run(ttt_linear, [*padded, inner_lr, *leaves[4:]])
+        assert torch.equal(state.weight, state_padded.weight)
+        assert torch.equal(state.bias, state_padded.bias)
+
+
+@pytest.mark.parametrize("front", [0, 8])
+def test_padding_leaves_real_tokens_alone(layer, front):
     x = torch.randn(2, 6, 16)
-    mask = torch.ones(2, 6, dtype=torch.bool)
-    out, state = layer(x, mask)
-    padded = torch.cat((x, torch.full((2, 9, 16), torch.nan)), 1)
-    out_padded, state_padded = layer(padded, torch.cat((mask, torch.zeros(2, 9, dtype=torch.bool)), 1))
-    assert torch.equal(state.weight, state_padded.weight)
-    assert torch.equal(state.bias, state_padded.bias)
-    torch.testing.assert_close(out_padded[:, :6], out)
+    out, _ = layer(x, torch.ones(2, 6, dtype=torch.bool))
+    padded = torch.full((2, front + 6 + 9, 16), torch.nan)
+    padded[:, front : front + 6] = x
+    mask = torch.zeros(2, front + 6 + 9, dtype=torch.bool)
+    mask[:, front : front + 6] = True
+    out_padded, _ = layer(padded, mask)
+    torch.testing.assert_close(out_padded[:, front : front + 6], out)
     assert out_padded.isfinite().all()
-
-
-def test_whole_mini_batches_of_padding_in_front_change_nothing(layer):
-    x = torch.randn(2, 6, 16)
-    mask = torch.ones(2, 6, dtype=torch.bool)
-    out, state = layer(x, mask)
-    front = torch.zeros(2, 8, dtype=torch.bool)
-    out_padded, state_padded = layer(torch.cat((torch.randn(2, 8, 16), x), 1), torch.cat((front, mask), 1))
-    assert torch.equal(state.weight, state_padded.weight)
-    torch.testing.assert_close(out_padded[:, 8:], out)
 
 
 def test_masked_tokens_get_no_gradient(layer):
