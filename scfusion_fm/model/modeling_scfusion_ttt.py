@@ -263,7 +263,8 @@ class ScFusionTTTPreTrainedModel(PreTrainedModel):
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, (nn.RMSNorm, nn.LayerNorm)):
-            init.ones_(module.weight)
+            if module.weight is not None:
+                init.ones_(module.weight)
             if getattr(module, "bias", None) is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, TTTLinear):
@@ -305,7 +306,8 @@ class ScFusionTTTModel(ScFusionTTTPreTrainedModel):
         self.adt_projection = MissingModalityProjection(config, config.num_proteins)
         self.rna_fusion = TTTStack(config, config.num_fusion_layers)
         self.adt_fusion = TTTStack(config, config.num_fusion_layers)
-        self.pooler_norm = nn.LayerNorm(config.hidden_size, eps=config.rms_norm_eps)
+        # Without gain and offset: the reconstruction does not read the pooled embedding, so nothing would train them.
+        self.pooler_norm = nn.LayerNorm(config.hidden_size, config.rms_norm_eps, elementwise_affine=False)
         self.post_init()
 
     def forward(
