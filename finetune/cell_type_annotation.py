@@ -1,149 +1,159 @@
 """Fine-tune a pretrained model to annotate cell types, and compare it with baselines on the same cells.
 
-    python finetune/cell_type_annotation.py --config configs/finetune/cell_type_annotation.yaml
+python finetune/cell_type_annotation.py --config configs/finetune/cell_type_annotation.yaml
 """
 
-import argparse
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from scfusion_fm import ScFusionTTTForCellTypeAnnotation, ScFusionTTTModel
-from scfusion_fm.config import AnnotationConfig, load_config, save_config
-from scfusion_fm.console import run_command
+from scfusion_fm import ScFusionTTTFeatureExtractor, ScFusionTTTForCellTypeAnnotation, ScFusionTTTModel
+from scfusion_fm.config import AnnotationConfig, save_config
+from scfusion_fm.console import parse_config, run_command
 from scfusion_fm.data.prepare import check_new_path
-from scfusion_fm.data.split import assign_split
+from scfusion_fm.data.schema import AlignedCells, Cells
 from scfusion_fm.evaluation.baselines import Features, annotate_baselines
 from scfusion_fm.evaluation.metrics import annotation_scores, clustering_scores
 from scfusion_fm.export import export_model
-from scfusion_fm.finetuning import CellCollator, predict_rows, train_best, write_results
-from scfusion_fm.inference import load_pretrained, read_aligned
+from scfusion_fm.finetuning import CellCollator, predict_rows, rows_by_split, split_cells, train_best, write_results
+from scfusion_fm.inference import load_pretrained, read_aligned, softmax
 
 INPUTS = {"rna": ("rna",), "adt": ("adt",), "rna+adt": ("rna", "adt")}
 
 
+@dataclass
+class LabelledCells:
+    """Cells of one file with their labels ('' for none), classes, split and the rows that are used."""
+
+    cells: Cells
+    aligned: AlignedCells
+    extractor: ScFusionTTTFeatureExtractor
+    labels: NDArray[np.str_]
+    left_out: dict[str, int]
+    split: NDArray[np.str_]
+
+    def __post_init__(self):
+        readable = self.aligned.rna_present | self.aligned.adt_present
+        self.used = np.flatnonzero((self.labels != "") & readable)
+        self.classes = sorted(set(self.labels[self.used]))
+        if len(self.classes) < 2:
+            raise ValueError(f"`label_key` must give at least two classes of enough cells, got {self.classes}.")
+        self.rows = rows_by_split(self.used, self.split)
+        index = {c: i for i, c in enumerate(self.classes)}
+        self.codes = np.array([index.get(x, -100) for x in self.labels])
+        present = {"rna": self.aligned.rna_present, "adt": self.aligned.adt_present}
+        self.inputs = {k: v for k, v in INPUTS.items() if all(present[m][self.used].any() for m in v)}
+
+
 def main() -> None:
     """Run the fine-tuning from top to bottom."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, help="YAML file with the settings of AnnotationConfig")
-    parser.add_argument("overrides", nargs="*", help="settings that replace those of the file: key=value")
-    args = parser.parse_args()
-    config = load_config(AnnotationConfig, args.config, args.overrides)
+    config = parse_config(AnnotationConfig, __doc__)
     output = Path(config.output_dir)
     check_new_path(output, "output_dir")
 
     # Cells, labels, and the split that pretraining held out.
     pretrained, extractor = load_pretrained(Path(config.model), ScFusionTTTModel)
-    cells, aligned = read_aligned(Path(config.data), extractor)
-    labels, dropped = read_labels(cells.obs, config)
-    split = split_cells(cells.obs, config)
-    usable = (labels != "") & (aligned.rna_present | aligned.adt_present)
-    classes = sorted(set(labels[usable]))
-    if len(classes) < 2:
-        raise ValueError(f"`label_key` must give at least two classes of enough cells, got {classes}.")
-    codes = np.array([classes.index(x) if x in classes else -100 for x in labels])
-    rows = {name: np.flatnonzero(usable & (split == name)) for name in ("train", "val", "test")}
-    print(f"{len(classes)} classes, cells: { {k: len(v) for k, v in rows.items()} }, left out: {dropped}")
+    data = read_labelled(config, extractor)
+    counts = {name: len(rows) for name, rows in data.rows.items()}
+    print(f"{len(data.classes)} classes, cells: {counts}, classes with too few cells: {data.left_out}")
 
     # Fine-tune; each modality is hidden now and then, so that the model also serves cells that lack it.
     model = ScFusionTTTForCellTypeAnnotation.from_pretrained(
         config.model,
-        num_labels=len(classes),
-        id2label=dict(enumerate(classes)),
-        label2id={c: i for i, c in enumerate(classes)},
+        num_labels=len(data.classes),
+        id2label=dict(enumerate(data.classes)),
+        label2id={c: i for i, c in enumerate(data.classes)},
     )
-    plain = CellCollator(aligned, extractor, codes)
-    training = CellCollator(aligned, extractor, codes, config.modality_dropout, config.seed)
+    collators = {
+        "train": CellCollator(data.aligned, extractor, data.codes, config.modality_dropout, config.seed),
+        "val": CellCollator(data.aligned, extractor, data.codes),
+    }
     output.mkdir(parents=True)
     save_config(config, output / "config.yaml")
 
     def score(prediction) -> dict[str, float]:
-        logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-        predicted = np.array(classes)[logits.argmax(-1)]
-        truth = np.array(classes)[prediction.label_ids]
-        scores = annotation_scores(truth, predicted)
+        scores = annotation_scores(names_of(data, prediction.label_ids), names_of(data, prediction.predictions))
         return {"score": scores["macro_f1"], **scores}
 
-    train_best(
-        model, rows, {"train": training, "val": plain}, score, (config.optim, config.seed, output / "trainer")
-    )
+    train_best(model, data.rows, collators, score, (config.optim, config.seed, output / "trainer"))
 
     # Held-out figures beside baselines that got the same cells and labels.
-    test = rows["test"]
-    available = {"rna": aligned.rna_present[usable].any(), "adt": aligned.adt_present[usable].any()}
-    table, logits = [], None
-    for inputs, modalities in INPUTS.items():
-        if all(available[m] for m in modalities):
-            logits = predict_rows(model, plain, test, modalities=modalities)
-            predicted = np.array(classes)[logits.argmax(1)]
-            table.append({"method": "scFusionTTT", "inputs": inputs} | annotation_scores(labels[test], predicted))
-    kept = np.flatnonzero(usable)
-    for (method, inputs), guess in baselines(aligned, extractor, labels, split, kept).items():
-        table.append({"method": method, "inputs": inputs} | annotation_scores(labels[test], guess))
-    embedding = predict_rows(pretrained, CellCollator(aligned, extractor), kept, "pooler_output")
-    export_model(model, extractor, output / "model", {"task": "cell-type annotation", "classes": ", ".join(classes)})
-    np.savez(output / "embedding.npz", embedding=embedding, labels=labels[kept], split=split[kept])
-    write_predictions(output, cells.obs.index[test], labels[test], logits, classes)
+    logits = {k: predict_rows(model, collators["val"], data.rows["test"], modalities=v) for k, v in data.inputs.items()}
+    predicted = {("scFusionTTT", k): names_of(data, v) for k, v in logits.items()} | fit_baselines(data)
+    truth = data.labels[data.rows["test"]]
+    table = [
+        {"method": method, "inputs": inputs, **annotation_scores(truth, guess), "n_test": len(truth)}
+        for (method, inputs), guess in predicted.items()
+    ]
+    embedding = predict_rows(pretrained, CellCollator(data.aligned, extractor), data.used, "pooler_output")
+    facts = {"task": "cell-type annotation", "classes": ", ".join(data.classes), "fine-tuned on": config.data}
+    export_model(model, extractor, output / "model", facts)
+    np.savez(output / "embedding.npz", embedding=embedding, labels=data.labels[data.used], split=data.split[data.used])
+    write_predictions(output, data, logits[list(data.inputs)[-1]])
     results = {
         "task": "cell_type_annotation",
         "data": config.data,
         "label_key": config.label_key,
-        "classes": classes,
-        "dropped_classes": dropped,
-        "cells": {k: len(v) for k, v in rows.items()},
-        "provenance": str(dict(cells.container.uns.get("provenance", {}))),
-        "table": [row | {"n_test": len(test)} for row in table],
-        "embedding": clustering_scores(embedding, labels[kept]),
+        "classes": data.classes,
+        "dropped_classes": data.left_out,
+        "cells": counts,
+        "provenance": str(dict(data.cells.container.uns.get("provenance", {}))),
+        "table": table,
+        "embedding": clustering_scores(embedding, data.labels[data.used]),
         "split": dataclasses.asdict(config.split),
     }
     write_results(output, results)
-    print(pd.DataFrame(results["table"]).round(3).to_string(index=False))
+    print(pd.DataFrame(table).round(3).to_string(index=False))
     print(f"results, predictions and model are in {output}")
 
 
-def read_labels(obs: pd.DataFrame, config: AnnotationConfig) -> tuple[np.ndarray, dict[str, int]]:
-    """Read the labels; '' for cells without one or of a class with too few cells, which is also listed."""
-    if config.label_key not in obs:
-        raise ValueError(f"`label_key` must be a column of obs, got {config.label_key!r}; it has {list(obs.columns)}.")
-    labels = obs[config.label_key].astype(str).to_numpy(dtype=object)
+def read_labelled(config: AnnotationConfig, extractor: ScFusionTTTFeatureExtractor) -> LabelledCells:
+    """Read the file and its labels; classes with too few cells are left out and listed."""
+    cells, aligned = read_aligned(Path(config.data), extractor)
+    if config.label_key not in cells.obs:
+        raise ValueError(
+            f"`label_key` must be a column of obs, got {config.label_key!r}; it has {list(cells.obs.columns)}."
+        )
+    labels = cells.obs[config.label_key].astype(str).to_numpy(dtype=object)
     labels[np.isin(labels, config.unlabelled)] = ""
     counts = pd.Series(labels[labels != ""]).value_counts()
     rare = counts[counts < config.min_cells_per_class]
     labels[np.isin(labels, rare.index)] = ""
-    return labels.astype(str), {str(k): int(v) for k, v in rare.items()}
+    left_out = {str(k): int(v) for k, v in rare.items()}
+    split = split_cells(cells.obs, config.split)
+    return LabelledCells(cells, aligned, extractor, labels.astype(str), left_out, split)
 
 
-def split_cells(obs: pd.DataFrame, config: AnnotationConfig) -> np.ndarray:
-    """Assign cells to train, val and test by the rule that the atlas used."""
-    rule = config.split
-    if rule.group_key is not None and rule.group_key not in obs:
-        raise ValueError(f"`split.group_key` must be a column of obs, got {rule.group_key!r}.")
-    groups = None if rule.group_key is None else obs[rule.group_key].astype(str).to_numpy()
-    return assign_split(obs.index.astype(str), rule.val_fraction, rule.test_fraction, rule.seed, groups)
+def names_of(data: LabelledCells, codes: NDArray) -> NDArray[np.str_]:
+    """Turn class indices (n,) or logits (n, classes), alone or first of a tuple, into class names."""
+    codes = codes[0] if isinstance(codes, tuple) else codes
+    return np.array(data.classes)[codes.argmax(1) if codes.ndim == 2 else codes]
 
 
-def baselines(aligned, extractor, labels, split, kept) -> dict[tuple[str, str], np.ndarray]:
-    """Fit the baselines on the features that the model gets."""
-    rna = aligned.rna[kept][:, aligned.rna_observed].toarray()
-    rna = extractor.normalise_rna(rna, aligned.rna_total_counts[kept])
-    adt_observed = np.broadcast_to(aligned.adt_observed, aligned.adt[kept].shape)
-    adt = extractor.normalise_adt(aligned.adt[kept], adt_observed)[:, aligned.adt_observed]
-    features = Features(rna=rna if rna.size else None, adt=adt if adt.size else None)
-    return annotate_baselines(features, labels[kept], split[kept])
+def fit_baselines(data: LabelledCells) -> dict[tuple[str, str], NDArray[np.str_]]:
+    """Fit the baselines on the features that the model gets; predictions for test cells by method and inputs."""
+    aligned, extractor = data.aligned, data.extractor
+    rna = aligned.rna[data.used][:, aligned.rna_observed].toarray()
+    rna = extractor.normalise_rna(rna, aligned.rna_total_counts[data.used])
+    counts = aligned.adt[data.used][:, aligned.adt_observed]
+    adt = extractor.normalise_adt(counts, np.ones(counts.shape, dtype=bool))
+    features = Features(rna=rna if "rna" in data.inputs else None, adt=adt if "adt" in data.inputs else None)
+    return annotate_baselines(features, data.labels[data.used], data.split[data.used])
 
 
-def write_predictions(output: Path, cells, labels, logits, classes) -> None:
+def write_predictions(output: Path, data: LabelledCells, logits: NDArray[np.float32]) -> None:
     """Write the predictions for test cells from all modalities that the file has."""
-    shares = np.exp(logits - logits.max(1, keepdims=True))
-    shares /= shares.sum(1, keepdims=True)
+    rows = data.rows["test"]
     frame = pd.DataFrame(
         {
-            "cell": cells,
-            "label": labels,
-            "predicted": np.array(classes)[shares.argmax(1)],
-            "probability": shares.max(1),
+            "cell": data.cells.obs.index[rows],
+            "label": data.labels[rows],
+            "predicted": names_of(data, logits),
+            "probability": softmax(logits).max(1),
         }
     )
     frame.to_csv(output / "test_predictions.csv", index=False)

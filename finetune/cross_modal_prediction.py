@@ -1,58 +1,64 @@
 """Fine-tune a pretrained model to predict proteins from RNA, and compare it with baselines on the same cells.
 
-    python finetune/cross_modal_prediction.py --config configs/finetune/cross_modal_prediction.yaml
+python finetune/cross_modal_prediction.py --config configs/finetune/cross_modal_prediction.yaml
 """
 
-import argparse
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from scfusion_fm import ScFusionTTTForCrossModalPrediction
-from scfusion_fm.config import CrossModalConfig, load_config, save_config
-from scfusion_fm.console import run_command
+from scfusion_fm import ScFusionTTTFeatureExtractor, ScFusionTTTForCrossModalPrediction, ScFusionTTTModel
+from scfusion_fm.config import CrossModalConfig, save_config
+from scfusion_fm.console import parse_config, run_command
 from scfusion_fm.data.prepare import check_new_path
-from scfusion_fm.data.split import assign_split
+from scfusion_fm.data.schema import AlignedCells, Cells
 from scfusion_fm.evaluation.baselines import predict_protein_baselines
 from scfusion_fm.evaluation.metrics import protein_scores
 from scfusion_fm.export import export_model
-from scfusion_fm.finetuning import CellCollator, predict_rows, train_best, write_results
+from scfusion_fm.finetuning import CellCollator, predict_rows, rows_by_split, split_cells, train_best, write_results
 from scfusion_fm.inference import load_pretrained, read_aligned
-from scfusion_fm.model import ScFusionTTTModel
+
+
+@dataclass
+class PairedCells:
+    """Cells of one file with RNA and protein, their split, and the measured proteins of its panel."""
+
+    cells: Cells
+    aligned: AlignedCells
+    extractor: ScFusionTTTFeatureExtractor
+    split: NDArray[np.str_]
+
+    def __post_init__(self):
+        self.paired = np.flatnonzero(self.aligned.rna_present & self.aligned.adt_present)
+        if len(self.paired) == 0:
+            raise ValueError(f"`data` must hold cells with RNA and protein, got none in {self.cells.path!r}.")
+        self.rows = rows_by_split(self.paired, self.split)
+        self.panel = np.flatnonzero(self.aligned.adt_observed)
+        self.names = [self.extractor.protein_names[i] for i in self.panel]
+        counts = self.aligned.adt[:, self.panel]
+        self.measured = self.extractor.normalise_adt(counts, np.ones(counts.shape, dtype=bool))  # (n, panel)
 
 
 def main() -> None:
     """Run the fine-tuning from top to bottom."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, help="YAML file with the settings of CrossModalConfig")
-    parser.add_argument("overrides", nargs="*", help="settings that replace those of the file: key=value")
-    args = parser.parse_args()
-    config = load_config(CrossModalConfig, args.config, args.overrides)
+    config = parse_config(CrossModalConfig, __doc__)
     output = Path(config.output_dir)
     check_new_path(output, "output_dir")
 
     # Paired cells, and the split that pretraining held out.
     _, extractor = load_pretrained(Path(config.model), ScFusionTTTModel)
     cells, aligned = read_aligned(Path(config.data), extractor)
-    rule = config.split
-    if rule.group_key is not None and rule.group_key not in cells.obs:
-        raise ValueError(f"`split.group_key` must be a column of obs, got {rule.group_key!r}.")
-    groups = None if rule.group_key is None else cells.obs[rule.group_key].astype(str).to_numpy()
-    split = assign_split(cells.obs.index.astype(str), rule.val_fraction, rule.test_fraction, rule.seed, groups)
-    paired = aligned.rna_present & aligned.adt_present
-    if not paired.any():
-        raise ValueError(f"`data` must hold cells with RNA and protein, got none in {config.data!r}.")
-    rows = {name: np.flatnonzero(paired & (split == name)) for name in ("train", "val", "test")}
-    panel = np.flatnonzero(aligned.adt_observed)
-    names = [extractor.protein_names[i] for i in panel]
-    measured = extractor.normalise_adt(aligned.adt, np.broadcast_to(aligned.adt_observed, aligned.adt.shape))[:, panel]
-    print(f"{len(names)} proteins, cells: { {k: len(v) for k, v in rows.items()} }")
+    data = PairedCells(cells, aligned, extractor, split_cells(cells.obs, config.split))
+    counts = {name: len(rows) for name, rows in data.rows.items()}
+    print(f"{len(data.names)} proteins, cells: {counts}")
 
     # Fine-tune the pretraining pass with all proteins hidden.
     model = ScFusionTTTForCrossModalPrediction.from_pretrained(
-        config.model, target_modality="adt", predicted_features=names
+        config.model, target_modality="adt", predicted_features=data.names
     )
     collator = CellCollator(aligned, extractor)
     output.mkdir(parents=True)
@@ -60,54 +66,60 @@ def main() -> None:
 
     def score(prediction) -> dict[str, float]:
         logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-        truth = measured[rows["val"]]
-        summary = protein_scores(truth, logits[:, panel], np.ones_like(truth, dtype=bool))[1]
+        summary = score_proteins(data.measured[data.rows["val"]], logits[:, data.panel])[1]
         return {"score": summary["pearson_per_protein"], **summary}
 
-    train_best(
-        model, rows, {"train": collator, "val": collator}, score, (config.optim, config.seed, output / "trainer")
-    )
+    collators = {"train": collator, "val": collator}
+    train_best(model, data.rows, collators, score, (config.optim, config.seed, output / "trainer"))
 
     # Held-out figures beside baselines that got the same cells.
-    test = rows["test"]
-    predictions = {"scFusionTTT": predict_rows(model, collator, test, modalities=("rna",))[:, panel]}
-    predictions |= baselines(aligned, extractor, measured, split, panel)
-    table, per_protein = [], []
-    for method, predicted in predictions.items():
-        scores, summary = protein_scores(measured[test], predicted, np.ones(predicted.shape, dtype=bool))
-        table.append({"method": method} | summary)
-        per_protein.append(scores.assign(method=method, protein=names))
-    export_model(model, extractor, output / "model", {"task": "RNA to protein", "proteins": ", ".join(names)})
+    test = data.rows["test"]
+    predictions = {"scFusionTTT": predict_rows(model, collator, test, modalities=("rna",))[:, data.panel]}
+    predictions |= fit_baselines(data)
+    scores = {method: score_proteins(data.measured[test], p) for method, p in predictions.items()}
+    table = [{"method": method, **summary, "n_test": len(test)} for method, (_, summary) in scores.items()]
+    facts = {"task": "protein from RNA", "proteins": ", ".join(data.names), "fine-tuned on": config.data}
+    export_model(model, extractor, output / "model", facts)
+    pd.concat([t.assign(method=m, protein=data.names) for m, (t, _) in scores.items()]).to_csv(
+        output / "per_protein.csv", index=False
+    )
     np.savez(
         output / "test_predictions.npz",
-        measured=measured[test],
+        measured=data.measured[test],
         predicted=predictions["scFusionTTT"],
-        names=np.array(names),
+        names=np.array(data.names),
     )
-    pd.concat(per_protein).to_csv(output / "per_protein.csv", index=False)
     results = {
         "task": "cross_modal_prediction",
         "data": config.data,
-        "cells": {k: len(v) for k, v in rows.items()},
-        "proteins": names,
+        "cells": counts,
+        "proteins": data.names,
         "unit": "CLR",
-        "table": [row | {"n_test": len(test)} for row in table],
+        "provenance": str(dict(cells.container.uns.get("provenance", {}))),
+        "table": table,
         "split": dataclasses.asdict(config.split),
     }
     write_results(output, results)
-    print(pd.DataFrame(results["table"]).round(3).to_string(index=False))
+    print(pd.DataFrame(table).round(3).to_string(index=False))
     print(f"results, predictions and model are in {output}")
 
 
-def baselines(aligned, extractor, measured, split, panel) -> dict[str, np.ndarray]:
-    """Fit the baselines on the paired cells and the genes that the model gets."""
-    paired = np.flatnonzero(aligned.rna_present & aligned.adt_present)
+def score_proteins(
+    measured: NDArray[np.float32], predicted: NDArray[np.float32]
+) -> tuple[pd.DataFrame, dict[str, float]]:
+    """Score proteins of one panel, all of them measured in every cell."""
+    return protein_scores(measured, predicted, np.ones(measured.shape, dtype=bool))
+
+
+def fit_baselines(data: PairedCells) -> dict[str, NDArray[np.float32]]:
+    """Fit the baselines on the genes that the model gets; predictions for test cells by method."""
+    aligned, extractor, paired = data.aligned, data.extractor, data.paired
     genes = np.flatnonzero(aligned.rna_observed)
     rna = extractor.normalise_rna(aligned.rna[paired][:, genes].toarray(), aligned.rna_total_counts[paired])
     column = {extractor.gene_ids[g]: i for i, g in enumerate(genes)}
-    own = [column.get(extractor.protein_gene_ids[i].split(";")[0]) for i in panel]
-    observed = np.ones(measured[paired].shape, dtype=bool)
-    return predict_protein_baselines(rna, measured[paired], observed, own, split[paired])
+    own = [column.get(extractor.protein_gene_ids[i]) for i in data.panel]
+    observed = np.ones(data.measured[paired].shape, dtype=bool)
+    return predict_protein_baselines(rna, data.measured[paired], observed, own, data.split[paired])
 
 
 if __name__ == "__main__":

@@ -1,19 +1,17 @@
 """Turn the newest checkpoint of a run into a Hugging Face directory.
 
-    python pretrain/export.py runs/demo/pretrain runs/demo/model
+python pretrain/export.py runs/demo/pretrain runs/demo/model
 """
 
 import argparse
+import json
 from pathlib import Path
-
-from omegaconf import OmegaConf
 
 from scfusion_fm import ScFusionTTTConfig, ScFusionTTTFeatureExtractor, ScFusionTTTForPreTraining
 from scfusion_fm.console import run_command
-from scfusion_fm.data.atlas import read_manifest
 from scfusion_fm.data.prepare import check_new_path
 from scfusion_fm.export import export_model
-from scfusion_fm.training.checkpoint import CHECKPOINTS, latest_checkpoint, load_weights
+from scfusion_fm.training.checkpoint import ATLAS_MANIFEST, CHECKPOINTS, latest_checkpoint, load_weights
 
 
 def main() -> None:
@@ -34,9 +32,8 @@ def main() -> None:
 
 def describe_run(run: Path) -> dict[str, str]:
     """Collect what the model card says about the training."""
-    config = OmegaConf.load(run / "config.yaml")
+    manifest = json.loads((run / ATLAS_MANIFEST).read_text())
     facts = {"checkpoint": latest_checkpoint(run / CHECKPOINTS).name}
-    manifest = read_manifest(Path(config.atlas))
     for source in manifest["sources"]:
         facts[f"data set {source['name']}"] = (
             f"{source['cells']} cells, licence {source['licence']}, {source['reference']}"

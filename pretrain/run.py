@@ -5,21 +5,21 @@
 The same command goes on from the newest checkpoint of `output_dir`.
 """
 
-import argparse
 import dataclasses
 import math
+import shutil
 from pathlib import Path
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
 from scfusion_fm import ScFusionTTTConfig, ScFusionTTTFeatureExtractor, ScFusionTTTForPreTraining
-from scfusion_fm.config import PretrainConfig, config_differences, load_config, save_config
-from scfusion_fm.console import run_command
-from scfusion_fm.data.atlas import Atlas
+from scfusion_fm.config import PretrainConfig, config_differences, save_config
+from scfusion_fm.console import parse_config, run_command
+from scfusion_fm.data.atlas import MANIFEST, Atlas
 from scfusion_fm.data.collate import MaskingCollator
 from scfusion_fm.data.loader import ElasticLoader, ElasticOrder
-from scfusion_fm.training.checkpoint import RunDirectory
+from scfusion_fm.training.checkpoint import ATLAS_MANIFEST, RunDirectory
 from scfusion_fm.training.engine import build_engine, read_deepspeed_settings, start_ranks
 from scfusion_fm.training.log import RunLog
 from scfusion_fm.training.loop import PretrainingLoop, Schedule
@@ -27,14 +27,8 @@ from scfusion_fm.training.loop import PretrainingLoop, Schedule
 
 def main() -> None:
     """Run the pretraining from top to bottom."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, help="YAML file with the settings of PretrainConfig")
-    parser.add_argument("--local_rank", type=int, default=0, help="set by the launcher")
-    parser.add_argument("overrides", nargs="*", help="settings that replace those of the file: key=value")
-    args = parser.parse_args()
-
     # Settings, data, and who we are among the ranks.
-    config = load_config(PretrainConfig, args.config, args.overrides)
+    config = parse_config(PretrainConfig, __doc__)
     settings = read_deepspeed_settings(config.deepspeed)
     atlas = Atlas(config.atlas)
     rank, world_size = start_ranks(config.run.threads_per_rank)
@@ -57,6 +51,7 @@ def main() -> None:
         save_config(config, directory.path / "config.yaml")
         model.config.save_pretrained(directory.path / "model")
         extractor.save_pretrained(directory.path / "model")
+        shutil.copyfile(atlas.path / MANIFEST, directory.path / ATLAS_MANIFEST)
     state = directory.resume(engine)
     steps = math.ceil(optim.epochs * len(order) / optim.global_batch_size)
     log = RunLog(

@@ -61,8 +61,7 @@ def _prepare(args: argparse.Namespace) -> None:
 
     config = load_config(PrepareConfig, args.config, args.overrides)
     sources = [
-        Source(Path(s.path), s.name or Path(s.path).stem, s.modality, s.licence, s.reference)
-        for s in config.sources
+        Source(Path(s.path), s.name or Path(s.path).stem, s.modality, s.licence, s.reference) for s in config.sources
     ]
     recipe = AtlasRecipe(
         sources=sources,

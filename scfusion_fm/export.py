@@ -19,9 +19,7 @@ MODEL_AUTO_MAP = {
     "AutoModelForPreTraining": _MODELING + "ScFusionTTTForPreTraining",
     "AutoModelForSequenceClassification": _MODELING + "ScFusionTTTForCellTypeAnnotation",
 }
-EXTRACTOR_AUTO_MAP = {
-    "AutoFeatureExtractor": "feature_extraction_scfusion_ttt.ScFusionTTTFeatureExtractor"
-}
+EXTRACTOR_AUTO_MAP = {"AutoFeatureExtractor": "feature_extraction_scfusion_ttt.ScFusionTTTFeatureExtractor"}
 
 
 def export_model(

@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainingArguments
 
-from scfusion_fm.config import FinetuneOptimConfig
+from scfusion_fm.config import FinetuneOptimConfig, SplitConfig
 from scfusion_fm.data.schema import AlignedCells
+from scfusion_fm.data.split import assign_split
 from scfusion_fm.inference import make_inputs
 from scfusion_fm.model import ScFusionTTTFeatureExtractor
 
@@ -110,15 +112,7 @@ def train_best(
         Turns predictions into {"score": higher is better, ...}.
     settings
         Optimisation, seed, and the directory for the trainer's files.
-
-    Raises
-    ------
-    ValueError
-        If there are no cells to train on or to choose the best epoch with.
     """
-    for name in ("train", "val"):
-        if len(rows[name]) == 0:
-            raise ValueError(f"`split` must leave cells for {name!r}, got none; change its fractions.")
     optim, seed, directory = settings
     torch.set_num_threads(optim.threads)
     arguments = TrainingArguments(
@@ -187,6 +181,41 @@ def predict_rows(
         with torch.inference_mode():
             results.append(model(**shown)[field].float().cpu().numpy())
     return np.concatenate(results)
+
+
+def split_cells(obs: pd.DataFrame, rule: SplitConfig) -> NDArray[np.str_]:
+    """
+    Assign cells to train, val and test by the rule that atlases use.
+
+    Raises
+    ------
+    ValueError
+        If the column of groups is missing.
+    """
+    if rule.group_key is not None and rule.group_key not in obs:
+        raise ValueError(
+            f"`split.group_key` must be a column of obs, got {rule.group_key!r}; it has {list(obs.columns)}."
+        )
+    groups = None if rule.group_key is None else obs[rule.group_key].astype(str).to_numpy()
+    return assign_split(obs.index.astype(str), rule.val_fraction, rule.test_fraction, rule.seed, groups)
+
+
+def rows_by_split(rows: NDArray[np.int64], split: NDArray[np.str_]) -> dict[str, NDArray[np.int64]]:
+    """
+    Sort rows into `train`, `val` and `test`.
+
+    Raises
+    ------
+    ValueError
+        If one of them gets no cell.
+    """
+    parts = {name: rows[split[rows] == name] for name in ("train", "val", "test")}
+    empty = [name for name, part in parts.items() if len(part) == 0]
+    if empty:
+        raise ValueError(
+            f"`split` must leave cells for train, val and test, got none for {empty}; change its fractions."
+        )
+    return parts
 
 
 def write_results(directory: Path, results: dict[str, Any]) -> None:

@@ -82,15 +82,13 @@ def annotate(request: Request) -> None:
     key = request.key_added or "cell_type_pred"
     probability_key = f"{key}_probability"
     job = _Job.start(request, ScFusionTTTForCellTypeAnnotation, [("obs", key), ("obs", probability_key)])
-    logits = job.rows_of_container(job.forward("logits", job.read)).astype(np.float64)
+    logits = job.rows_of_container(job.forward("logits", job.read))
     names = [job.model.config.id2label[i] for i in range(job.model.config.num_labels)]
     known = np.isfinite(logits).all(1)
-    shares = np.exp(logits[known] - logits[known].max(1, keepdims=True))
-    shares /= shares.sum(1, keepdims=True)
     codes = np.full(len(logits), -1)
-    codes[known] = shares.argmax(1)
+    codes[known] = logits[known].argmax(1)
     probability = np.full(len(logits), np.nan)
-    probability[known] = shares.max(1)
+    probability[known] = softmax(logits[known]).max(1)
     job.container.obs[key] = pd.Categorical.from_codes(codes, categories=names)
     job.container.obs[probability_key] = probability
     job.finish("annotate", {"obs": key, "classes": names})
@@ -111,6 +109,12 @@ def predict_protein(request: Request) -> None:
     table = pd.DataFrame(job.rows_of_container(predicted), columns=names, index=job.container.obs_names)
     job.container.obsm[key] = table
     job.finish("predict-protein", {"obsm": key, "unit": "CLR", "proteins": names})
+
+
+def softmax(logits: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Turn logits (n, classes) into probabilities."""
+    shares = np.exp(logits - logits.max(1, keepdims=True))
+    return shares / shares.sum(1, keepdims=True)
 
 
 def make_inputs(
@@ -214,9 +218,7 @@ class _Job:
         """Which cells have counts at all."""
         return self.aligned.rna_present | self.aligned.adt_present
 
-    def forward(
-        self, field: str, readable: NDArray[np.bool_], source_only: bool = False
-    ) -> NDArray[np.float32]:
+    def forward(self, field: str, readable: NDArray[np.bool_], source_only: bool = False) -> NDArray[np.float32]:
         """Run the model over readable cells; NaN rows for the others."""
         rows = np.flatnonzero(readable)
         if len(rows) == 0:
@@ -284,6 +286,4 @@ def write_container(container: ad.AnnData | md.MuData, output: Path) -> None:
 def _check_suffix(container: ad.AnnData | md.MuData, output: Path) -> None:
     allowed = (".h5mu", ".zarr") if isinstance(container, md.MuData) else (".h5ad", ".zarr")
     if output.suffix not in allowed:
-        raise ValueError(
-            f"`output` must end in {' or '.join(allowed)} for this input, got {output.name!r}."
-        )
+        raise ValueError(f"`output` must end in {' or '.join(allowed)} for this input, got {output.name!r}.")

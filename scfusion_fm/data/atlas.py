@@ -85,9 +85,7 @@ class Atlas:
         self.manifest = read_manifest(self.path)
         self._group = zarr.open_group(self.path, mode="r")
         self._indptr = self._group["X/indptr"][:]
-        columns = {
-            key: self._group[f"obs/{key}"] for key in ("rna_present", "adt_present", "rna_total_counts")
-        }
+        columns = {key: self._group[f"obs/{key}"] for key in ("rna_present", "adt_present", "rna_total_counts")}
         self._obs = {key: value[:] for key, value in columns.items()}
         self._dataset = ad.io.read_elem(self._group["obs/dataset"]).codes
         self.split = np.asarray(ad.io.read_elem(self._group["obs/split"]))
@@ -115,7 +113,7 @@ class Atlas:
     def read(self, rows: NDArray[np.int64]) -> AtlasRows:
         """Read cells in the order of `rows`."""
         rows = np.asarray(rows, dtype=np.int64)
-        if len(rows) and not (0 <= rows.min() and rows.max() < len(self)):
+        if len(rows) and (rows.min() < 0 or rows.max() >= len(self)):
             raise ValueError(f"`rows` must lie in [0, {len(self)}), got {rows.min()} to {rows.max()}.")
         blocks, inverse = np.unique(rows // BLOCK_ROWS, return_inverse=True)
         rna, adt = zip(*(self._block(int(b)) for b in blocks), strict=True)
@@ -189,9 +187,7 @@ def write_atlas(path: Path, adata: ad.AnnData, vocabulary: Vocabulary, sources: 
         group = zarr.open_group(path, mode="w-", zarr_format=3)
         ad.io.write_elem(group, "/", ad.AnnData(obs=adata.obs, var=adata.var, varm=adata.varm, uns=adata.uns))
     _write_csr(group, counts)
-    _write_array(
-        group, "obsm/adt", proteins.astype(smallest_unsigned(proteins)), (BLOCK_ROWS, proteins.shape[1])
-    )
+    _write_array(group, "obsm/adt", proteins.astype(smallest_unsigned(proteins)), (BLOCK_ROWS, proteins.shape[1]))
     group["obsm/adt"].attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
     with warnings.catch_warnings(category=ZarrUserWarning, action="ignore"):
         zarr.consolidate_metadata(group.store)  # not in the specification yet; readers that lack it list files

@@ -68,9 +68,7 @@ class MaskingCollator:
         }
         hidden = self._draw_hidden(rows.row, epoch, seen)
         for name, stream in _MODALITIES:
-            draw = uniform(
-                self.seed, stream, epoch[:, None], rows.row[:, None], np.arange(seen[name].shape[1])
-            )
+            draw = uniform(self.seed, stream, epoch[:, None], rows.row[:, None], np.arange(seen[name].shape[1]))
             masked = smallest_share(draw, seen[name], getattr(self, f"{name}_ratio"))
             masked = np.where(hidden[name][:, None], seen[name], masked)
             batch[f"{name}_bool_masked_pos"] = torch.from_numpy(masked)

@@ -108,12 +108,8 @@ class ElasticLoader:
         If the global batch cannot be dealt out evenly.
     """
 
-    def __init__(
-        self, order: ElasticOrder, global_batch_size: int, micro_batch_size: int, rank: int, world_size: int
-    ):
-        if min(global_batch_size, micro_batch_size) < 1 or global_batch_size % (
-            micro_batch_size * world_size
-        ):
+    def __init__(self, order: ElasticOrder, global_batch_size: int, micro_batch_size: int, rank: int, world_size: int):
+        if min(global_batch_size, micro_batch_size) < 1 or global_batch_size % (micro_batch_size * world_size):
             raise ValueError(
                 "`global_batch_size` must be a multiple of `micro_batch_size` times the number of ranks, got "
                 f"{global_batch_size}, {micro_batch_size} and {world_size} ranks."

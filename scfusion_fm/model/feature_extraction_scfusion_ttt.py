@@ -18,7 +18,7 @@ class ScFusionTTTFeatureExtractor(FeatureExtractionMixin):
     gene_ids, gene_symbols, gene_chromosomes
         Ensembl id, symbol and chromosome of each gene, in genome order.
     protein_names, protein_gene_ids
-        Name and coding genes (separated by ';', the first one orders) of each protein, in genome order.
+        Name of each protein and Ensembl id of the gene that orders it, in genome order.
     patch_size
         Genes per RNA token. A patch never crosses a chromosome.
     target_sum
@@ -138,18 +138,12 @@ class ScFusionTTTFeatureExtractor(FeatureExtractionMixin):
             features["adt_observed"] = observed
         return BatchFeature({k: torch.from_numpy(v) for k, v in features.items()})
 
-    def normalise_rna(
-        self, counts: NDArray[np.float32], total_counts: NDArray[np.floating]
-    ) -> NDArray[np.float32]:
+    def normalise_rna(self, counts: NDArray[np.float32], total_counts: NDArray[np.floating]) -> NDArray[np.float32]:
         """Give log1p of counts scaled to `target_sum`, (B, G); total_counts is the library size (B,)."""
-        scale = np.divide(
-            self.target_sum, total_counts, out=np.zeros(len(total_counts)), where=total_counts > 0
-        )
+        scale = np.divide(self.target_sum, total_counts, out=np.zeros(len(total_counts)), where=total_counts > 0)
         return np.log1p(counts * scale[:, None].astype(np.float32))
 
-    def normalise_adt(
-        self, counts: NDArray[np.float32], observed: NDArray[np.bool_]
-    ) -> NDArray[np.float32]:
+    def normalise_adt(self, counts: NDArray[np.float32], observed: NDArray[np.bool_]) -> NDArray[np.float32]:
         """Give the centred log ratio over the observed proteins of each cell, (B, P); 0 where not observed."""
         logs = np.log1p(np.where(observed, counts, 0.0), dtype=np.float32)
         centre = logs.sum(1, keepdims=True) / np.maximum(observed.sum(1, keepdims=True), 1)

@@ -5,16 +5,23 @@ P proteins. A protein token holds one protein, so that N = P and S = 1 there.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
+from .blocks_scfusion_ttt import (
+    MissingModalityProjection,
+    PatchEmbedding,
+    ReconstructionDecoder,
+    TokenSubset,
+    TTTStack,
+    masked_mean,
+    mean_squared_error_per_cell,
+)
 from .configuration_scfusion_ttt import MODALITIES, ScFusionTTTConfig
 from .ttt_layers import TTTLinear
 
@@ -75,176 +82,6 @@ class ScFusionTTTPredictionOutput(ModelOutput):
     pooler_output: Tensor | None = None
 
 
-class TokenSubset(NamedTuple):
-    """Kept tokens of every cell, moved to the front in their order: index (B, L) and mask (B, L)."""
-
-    index: Tensor
-    mask: Tensor
-
-    @classmethod
-    def select(cls, keep: Tensor, mini_batch_size: int) -> "TokenSubset":
-        """
-        Select tokens by a mask (B, N).
-
-        L is rounded up to whole mini-batches, at least one, so that what follows the subset starts on the same
-        place of a mini-batch whatever the other cells of the batch are.
-        """
-        longest = max(int(keep.sum(1).max()), 1)
-        length = -(-longest // mini_batch_size) * mini_batch_size
-        keep = F.pad(keep, (0, max(length - keep.shape[1], 0)))
-        index = torch.argsort((~keep).to(torch.uint8), dim=1, stable=True)[:, :length]
-        return cls(index, keep.gather(1, index))
-
-    def take(self, tokens: Tensor) -> Tensor:
-        """Pick the subset of (B, N, D); 0 where the mask is false."""
-        missing = int(max(self.index.shape[1] - tokens.shape[1], 0))
-        tokens = F.pad(tokens, (0, 0, 0, missing))
-        picked = tokens.gather(1, self.index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
-        return picked.masked_fill(~self.mask.unsqueeze(-1), 0.0)
-
-    def put_back(self, picked: Tensor, num_tokens: int) -> Tensor:
-        """Lay (B, L, D) out on all `num_tokens` places; 0 elsewhere."""
-        picked = picked.masked_fill(~self.mask.unsqueeze(-1), 0.0)
-        places = max(num_tokens, self.index.shape[1])
-        grid = picked.new_zeros(picked.shape[0], places, picked.shape[-1])
-        index = self.index.unsqueeze(-1).expand_as(picked)
-        return grid.scatter(1, index, picked)[:, :num_tokens]
-
-
-def masked_mean(tokens: Tensor, mask: Tensor) -> Tensor:
-    """Average (B, L, D) over the tokens where the mask (B, L) is true; 0 where there are none."""
-    weight = mask.to(tokens.dtype).unsqueeze(-1)
-    return (tokens * weight).sum(1) / weight.sum(1).clamp_min(1.0)
-
-
-class PatchEmbedding(nn.Module):
-    """
-    Embed the values of each token, what of it was observed, and its position.
-
-    Every token has its own projection: place s of one patch is another gene than place s of the next.
-    """
-
-    def __init__(self, num_tokens: int, patch_size: int, hidden_size: int):
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(num_tokens, 2 * patch_size, hidden_size))
-        self.position_embeddings = nn.Parameter(torch.empty(num_tokens, hidden_size))
-
-    def forward(self, values: Tensor, observed: Tensor) -> Tensor:
-        """Embed values (B, N, S) where observed (B, N, S); what was not observed does not matter."""
-        values = values.masked_fill(~observed, 0.0)
-        pairs = torch.cat((values, observed.to(values.dtype)), dim=-1).to(self.weight.dtype)
-        return torch.einsum("bns,nsd->bnd", pairs, self.weight) + self.position_embeddings
-
-
-class GatedMLP(nn.Module):
-    """SwiGLU: `down(silu(gate(x)) * up(x))`."""
-
-    def __init__(self, config: ScFusionTTTConfig):
-        super().__init__()
-        self.gate_up_proj = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Transform each token of (B, L, D)."""
-        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
-        return self.down_proj(F.silu(gate) * up)
-
-
-class ScFusionTTTBlock(GradientCheckpointingLayer):
-    """Pre-norm residual block: a TTT layer, then an MLP; `reverse` reads the sequence from its end."""
-
-    def __init__(self, config: ScFusionTTTConfig, reverse: bool):
-        super().__init__()
-        self.reverse = reverse
-        self.ttt_norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.ttt = TTTLinear(config)
-        self.mlp_norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.mlp = GatedMLP(config)
-
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Transform tokens (B, L, D); those where the mask (B, L) is false change nothing elsewhere."""
-        y = self.ttt_norm(x)
-        if self.reverse:
-            mixed = self.ttt(y.flip(1), mask.flip(1))[0].flip(1)
-        else:
-            mixed = self.ttt(y, mask)[0]
-        x = x + mixed
-        return x + self.mlp(self.mlp_norm(x))
-
-
-class TTTStack(nn.Module):
-    """
-    TTT blocks in a row: an encoder, a fusion module or the trunk of a decoder.
-
-    There is no norm behind them: a token keeps its length, so that the mean over tokens weighs what was expressed
-    strongly more than what was not.
-    """
-
-    def __init__(self, config: ScFusionTTTConfig, num_layers: int):
-        super().__init__()
-        # The last layer reads forward, so that what comes first in a fused sequence reaches what comes last.
-        alternating = config.ttt_direction == "alternating"
-        self.layers = nn.ModuleList(
-            ScFusionTTTBlock(config, reverse=alternating and (num_layers - 1 - i) % 2 == 1)
-            for i in range(num_layers)
-        )
-
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Transform tokens (B, L, D) whose real ones are marked by the mask (B, L)."""
-        for layer in self.layers:
-            x = layer(x, mask)
-        return x
-
-
-class MissingModalityProjection(nn.Module):
-    """Make the latents of a hidden modality from the mean latent of the other one (the paper's third stage)."""
-
-    def __init__(self, config: ScFusionTTTConfig, num_tokens: int):
-        super().__init__()
-        self.source_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.position_embeddings = nn.Parameter(torch.empty(num_tokens, config.hidden_size))
-        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.mlp = GatedMLP(config)
-
-    def forward(self, source: Tensor) -> Tensor:
-        """Project mean latents (B, D) to one latent per token of the other modality (B, N, D)."""
-        x = self.source_proj(source).unsqueeze(1) + self.position_embeddings
-        return x + self.mlp(self.norm(x))
-
-
-class ReconstructionDecoder(nn.Module):
-    """Reconstruct the values of visible and masked tokens of one modality from fused visible tokens."""
-
-    def __init__(self, config: ScFusionTTTConfig, num_tokens: int, patch_size: int):
-        super().__init__()
-        self.mini_batch_size = config.ttt_mini_batch_size
-        self.mask_token = nn.Parameter(torch.empty(config.hidden_size))
-        self.position_embeddings = nn.Parameter(torch.empty(num_tokens, config.hidden_size))
-        self.stack = TTTStack(config, config.num_decoder_layers)
-        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.head_weight = nn.Parameter(torch.empty(num_tokens, config.hidden_size, patch_size))
-        self.head_bias = nn.Parameter(torch.empty(num_tokens, patch_size))
-
-    def forward(self, fused: Tensor, read: Tensor, masked: Tensor) -> Tensor:
-        """
-        Predict values (B, N, S).
-
-        Parameters
-        ----------
-        fused
-            (B, N, D) fused tokens.
-        read
-            (B, N) where `fused` holds a token.
-        masked
-            (B, N) which tokens to reconstruct.
-        """
-        tokens = torch.where(read.unsqueeze(-1), fused, self.mask_token) + self.position_embeddings
-        subset = TokenSubset.select(read | masked, self.mini_batch_size)
-        decoded = self.norm(self.stack(subset.take(tokens), subset.mask))
-        decoded = subset.put_back(decoded, tokens.shape[1])
-        return torch.einsum("bnd,nds->bns", decoded, self.head_weight) + self.head_bias
-
-
 class ScFusionTTTPreTrainedModel(PreTrainedModel):
     """Base of all scFusionTTT models: initial weights, loading and saving."""
 
@@ -296,9 +133,7 @@ class ScFusionTTTModel(ScFusionTTTPreTrainedModel):
 
     def __init__(self, config: ScFusionTTTConfig):
         super().__init__(config)
-        self.rna_embeddings = PatchEmbedding(
-            config.num_rna_tokens, config.rna_patch_size, config.hidden_size
-        )
+        self.rna_embeddings = PatchEmbedding(config.num_rna_tokens, config.rna_patch_size, config.hidden_size)
         self.adt_embeddings = PatchEmbedding(config.num_proteins, 1, config.hidden_size)
         self.rna_encoder = TTTStack(config, config.num_hidden_layers)
         self.adt_encoder = TTTStack(config, config.num_hidden_layers)
@@ -420,9 +255,7 @@ class ScFusionTTTModel(ScFusionTTTPreTrainedModel):
                 embeddings, encoders, subsets, values, observed, hidden, strict=True
             )
         ]
-        means = [
-            masked_mean(e, s.mask & ~h.unsqueeze(1)) for e, s, h in zip(encoded, subsets, hidden, strict=True)
-        ]
+        means = [masked_mean(e, s.mask & ~h.unsqueeze(1)) for e, s, h in zip(encoded, subsets, hidden, strict=True)]
         # Both projections always run, needed or not: under ZeRO-3 every rank must call the same modules.
         projected = [self.rna_projection(means[1]), self.adt_projection(means[0])]
         latents = [
@@ -492,12 +325,6 @@ class ScFusionTTTForPreTraining(ScFusionTTTPreTrainedModel):
         loss = (self.config.rna_loss_weight * rna_loss + self.config.adt_loss_weight * adt_loss).mean()
         output = ScFusionTTTForPreTrainingOutput(loss, rna_loss, adt_loss, rna, adt, encoded.pooler_output)
         return output if self.model._wants_dict(return_dict) else output.to_tuple()
-
-
-def mean_squared_error_per_cell(predicted: Tensor, values: Tensor, target: Tensor) -> Tensor:
-    """Average the squared error of each cell over the places where target is true; (B,), 0 without any."""
-    error = (predicted.float() - values.float()).masked_fill(~target, 0.0).square()
-    return error.flatten(1).sum(1) / target.flatten(1).sum(1).clamp_min(1)
 
 
 class ScFusionTTTForCellTypeAnnotation(ScFusionTTTPreTrainedModel):

@@ -11,6 +11,7 @@ import torch
 from deepspeed import comm
 
 CHECKPOINTS = "checkpoints"
+ATLAS_MANIFEST = "atlas_manifest.json"
 _STATE = "scfusion"  # DeepSpeed merges the client state at top level, so ours stays under one key
 
 
@@ -33,9 +34,7 @@ class RunDirectory:
         If the directory holds something else, or a run with another identity.
     """
 
-    def __init__(
-        self, path: Path, identity: dict[str, Any], differences: Callable[[Any, Any], list[str]]
-    ):
+    def __init__(self, path: Path, identity: dict[str, Any], differences: Callable[[Any, Any], list[str]]):
         self.path = path
         # Rank 0 alone looks and writes; all ranks hear its verdict, so that they stop together.
         verdict = [self._claim(identity, differences) if comm.get_rank() == 0 else None]
@@ -52,9 +51,7 @@ class RunDirectory:
         """Directory of the DeepSpeed checkpoints."""
         return self.path / CHECKPOINTS
 
-    def _claim(
-        self, identity: dict[str, Any], differences: Callable[[Any, Any], list[str]]
-    ) -> str | None:
+    def _claim(self, identity: dict[str, Any], differences: Callable[[Any, Any], list[str]]) -> str | None:
         """Write the identity of a new run, or compare it; give what is wrong, or None."""
         occupied = self.path.exists() and any(self.path.iterdir())
         if occupied and not self._identity_file.exists():

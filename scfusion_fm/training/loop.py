@@ -31,9 +31,14 @@ class Loader(Protocol):
     global_batch_size: int
     micro_batch_size: int
 
-    def next_batch(self): ...
-    def state_dict(self) -> dict[str, int]: ...
-    def load_state_dict(self, state: dict[str, int]) -> None: ...
+    def next_batch(self):
+        """Advance by one global batch."""
+
+    def state_dict(self) -> dict[str, int]:
+        """Give the position."""
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go to a position."""
 
 
 @dataclass(frozen=True)
@@ -173,11 +178,15 @@ class PretrainingLoop:
 
     def _report(self, losses: dict[str, float | None], rate: float) -> None:
         norm = self.engine.get_global_grad_norm()
-        record = self._record("train") | losses | {
-            "lr": self.schedule.at(self.step - 1),
-            "grad_norm": None if norm is None else float(norm),
-            "cells_per_s": rate,
-        }
+        record = (
+            self._record("train")
+            | losses
+            | {
+                "lr": self.schedule.at(self.step - 1),
+                "grad_norm": None if norm is None else float(norm),
+                "cells_per_s": rate,
+            }
+        )
         self.log.write(record)
         left = (self.schedule.total_steps - self.step) * self.loader.global_batch_size / rate
         self.log.say(

@@ -11,7 +11,7 @@ from scfusion_fm import (
     ScFusionTTTForPreTraining,
     ScFusionTTTModel,
 )
-from scfusion_fm.model.modeling_scfusion_ttt import TokenSubset, mean_squared_error_per_cell
+from scfusion_fm.model.blocks_scfusion_ttt import TokenSubset, mean_squared_error_per_cell
 
 CELLS, TOKENS, GENES, PROTEINS = 4, 11, 3, 7
 
@@ -126,7 +126,7 @@ def test_loss_ignores_visible_and_unobserved_values(batch, masks):
     target[0, :2] = True
     loss = mean_squared_error_per_cell(predicted, batch["adt_values"], target)
     by_hand = torch.stack(
-        [v[t].square().mean() if t.any() else torch.tensor(0.0) for v, t in zip(batch["adt_values"], target)]
+        [v[t].square().mean() if t.any() else torch.tensor(0.0) for v, t in zip(batch["adt_values"], target, strict=True)]
     )
     torch.testing.assert_close(loss, by_hand)
 
@@ -221,7 +221,9 @@ def test_saving_and_loading_keeps_the_model(pretraining, batch, masks, tmp_path)
     pretraining.save_pretrained(tmp_path)
     loaded = ScFusionTTTForPreTraining.from_pretrained(tmp_path)
     assert torch.equal(loaded(**batch, **masks).loss, pretraining(**batch, **masks).loss)
-    assert loaded.config.to_diff_dict() | {"_name_or_path": ""} == pretraining.config.to_diff_dict() | {"_name_or_path": ""}
+    assert loaded.config.to_diff_dict() | {"_name_or_path": ""} == pretraining.config.to_diff_dict() | {
+        "_name_or_path": ""
+    }
     base = ScFusionTTTModel.from_pretrained(tmp_path)
     assert torch.equal(base(**batch).pooler_output, pretraining.model(**batch).pooler_output)
 

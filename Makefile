@@ -1,0 +1,73 @@
+# make demo    the whole story on the embedded data; results in runs/demo
+# make test    the test suite
+# A Linux machine without a GPU gets the smaller CPU build of torch with
+#   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+
+PYTHON ?= python3.11
+TORCH_INDEX ?=
+BIN := .venv/bin
+DEMO := runs/demo
+# The scripts call one another by name.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: demo test lint clean
+
+demo: $(DEMO)/report.html
+	@echo
+	@echo "Done. Look at $(DEMO)/report.html"
+	@echo "  pretrained model    $(DEMO)/model"
+	@echo "  annotation          $(DEMO)/annotation"
+	@echo "  protein prediction  $(DEMO)/cross_modal"
+	@echo "  your file with it   $(DEMO)/cells.h5mu"
+
+test: .venv/ready
+	$(BIN)/python -m pytest
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf $(DEMO)
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+$(DEMO)/atlas.zarr/manifest.json: .venv/ready
+	@echo "== 1/6 prepare"
+	rm -rf $(DEMO)/atlas.zarr
+	scfusion prepare --config configs/data/demo.yaml
+
+$(DEMO)/model/config.json: $(DEMO)/atlas.zarr/manifest.json
+	@echo "== 2/6 pretrain"
+	deepspeed --num_accelerators 2 pretrain/run.py --config configs/pretrain/demo.yaml
+	@echo "== 3/6 export"
+	rm -rf $(DEMO)/model
+	python pretrain/export.py $(DEMO)/pretrain $(DEMO)/model
+
+$(DEMO)/annotation/results.json: $(DEMO)/model/config.json
+	@echo "== 4/6 fine-tune: cell types"
+	rm -rf $(DEMO)/annotation
+	python finetune/cell_type_annotation.py --config configs/finetune/cell_type_annotation.yaml
+
+$(DEMO)/cross_modal/results.json: $(DEMO)/annotation/results.json
+	@echo "== 4/6 fine-tune: proteins from RNA"
+	rm -rf $(DEMO)/cross_modal
+	python finetune/cross_modal_prediction.py --config configs/finetune/cross_modal_prediction.yaml
+
+$(DEMO)/cells.h5mu: $(DEMO)/cross_modal/results.json
+	@echo "== 5/6 use"
+	rm -f $(DEMO)/embedded.h5mu $(DEMO)/annotated.h5mu $@
+	scfusion embed $(DEMO)/model data/demo_teaseq_pbmc.h5mu $(DEMO)/embedded.h5mu
+	scfusion annotate $(DEMO)/annotation/model $(DEMO)/embedded.h5mu $(DEMO)/annotated.h5mu
+	scfusion predict-protein $(DEMO)/cross_modal/model $(DEMO)/annotated.h5mu $@
+
+$(DEMO)/report.html: $(DEMO)/cells.h5mu
+	@echo "== 6/6 report"
+	scfusion report --pretraining $(DEMO)/pretrain --annotation $(DEMO)/annotation \
+	  --cross-modal $(DEMO)/cross_modal --output $@
