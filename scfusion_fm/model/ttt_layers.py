@@ -3,114 +3,20 @@
 Letters: B cells, L tokens, D hidden_size, H heads, K head width, M mini-batch, N mini-batches.
 """
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .configuration_scfusion_ttt import ScFusionTTTConfig
+from .ttt_scan import TTTNorm, TTTState, ttt_linear_packed
 
 
-class TTTState(NamedTuple):
-    """Fast weights of the inner linear model: weight (B, H, K, K) and bias (B, H, 1, K)."""
-
-    weight: Tensor
-    bias: Tensor
-
-
-class TTTNorm(NamedTuple):
-    """Gain and offset (H, 1, K) and epsilon of the LayerNorm inside the inner model."""
-
-    weight: Tensor
-    bias: Tensor
-    eps: float
-
-
-def _standardise(z: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    centred = z - z.mean(-1, keepdim=True)
-    inverse_std = torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
-    return centred * inverse_std, inverse_std
-
-
-def _inner_gradient(z: Tensor, shifted_target: Tensor, squared_gain: Tensor, eps: float) -> Tensor:
-    """Give d/dz of 1/2 || LN(z) - target ||^2 in closed form; shifted_target is gain * (offset - target)."""
-    z_hat, inverse_std = _standardise(z, eps)
-    slope = torch.addcmul(shifted_target, squared_gain, z_hat)
-    projected = slope - slope.mean(-1, keepdim=True) - z_hat * (slope * z_hat).mean(-1, keepdim=True)
-    return projected * inverse_std
-
-
-def _to_mini_batches(x: Tensor, size: int) -> Tensor:
-    """Turn (B, H, L, C) into (N, B * H, M, C), padded with zeros at the end."""
-    missing = -x.shape[2] % size
-    padded = F.pad(x, (0, 0, 0, missing))
-    batches = padded.unflatten(2, (-1, size))  # (B, H, N, M, C)
-    return batches.permute(2, 0, 1, 3, 4).flatten(1, 2)
-
-
-def ttt_linear(
-    q: Tensor, k: Tensor, v: Tensor, inner_lr: Tensor, token_scale: Tensor, state: TTTState, norm: TTTNorm
-) -> tuple[Tensor, TTTState]:
-    """
-    Run TTT-Linear over a sequence in its dual form: one triangular product per mini-batch.
-
-    Parameters
-    ----------
-    q, k, v
-        (B, H, L, K) queries, keys and values, already rotated.
-    inner_lr
-        (B, H, L) inner learning rate of each token, at least 0; 0 leaves the state untouched.
-    token_scale
-        (M,) factor of each position of a mini-batch; its length sets the mini-batch.
-    state
-        Fast weights before the first token.
-    norm
-        LayerNorm of the inner model.
-
-    Returns
-    -------
-    (B, H, L, K) outputs, and the fast weights after the last mini-batch.
-
-    Notes
-    -----
-    Sun et al. 2024 (arXiv 2407.04620). Equal to `ttt_reference.ttt_linear_reference` in outputs and gradients.
-    Lists of mini-batches come from `unbind`: indexing the stacked tensor in the loop would make its backward
-    quadratic in length.
-    """
-    batch, heads, length, width = q.shape
-    size = token_scale.shape[0]
-    gain, offset = (p.repeat(batch, 1, 1) for p in (norm.weight, norm.bias))  # (B * H, 1, K)
-    q_, k_, v_ = (_to_mini_batches(x, size) for x in (q, k, v))  # (N, B * H, M, K)
-    lr = _to_mini_batches(inner_lr.unsqueeze(-1), size)  # (N, B * H, M, 1)
-    shifted_target = gain * (offset - (v_ - k_))
-    mixing = torch.tril(q_ @ k_.mT + 1.0) * (token_scale[:, None] * lr.mT)  # (N, B * H, M, M)
-    step_k, step = (token_scale[-1] * lr * k_).mT, (token_scale[-1] * lr).mT
-    weight, bias = state.weight.flatten(0, 1), state.bias.flatten(0, 1)
-    outputs = []
-    for q_n, k_n, target_n, mixing_n, step_k_n, step_n in zip(
-        *(x.unbind(0) for x in (q_, k_, shifted_target, mixing, step_k, step)), strict=True
-    ):
-        gradient = _inner_gradient(torch.baddbmm(bias, k_n, weight), target_n, gain.square(), norm.eps)
-        outputs.append(torch.baddbmm(torch.baddbmm(bias, q_n, weight), mixing_n, gradient, alpha=-1))
-        weight = torch.baddbmm(weight, step_k_n, gradient, alpha=-1)
-        bias = torch.baddbmm(bias, step_n, gradient, alpha=-1)
-    z = torch.stack(outputs)  # (N, B * H, M, K)
-    out = q_ + _standardise(z, norm.eps)[0] * gain + offset
-    out = out.unflatten(1, (batch, heads)).permute(1, 2, 0, 3, 4).flatten(2, 3)[:, :, :length]
-    shape = (batch, heads)
-    return out, TTTState(weight.unflatten(0, shape), bias.unflatten(0, shape))
-
-
-def rotate_within_mini_batch(x: Tensor, size: int, theta: float) -> Tensor:
-    """Apply rotary position embedding to (B, H, L, K) with the position counted inside its mini-batch."""
-    length, width = x.shape[-2:]
-    position = torch.arange(length, device=x.device) % size
-    frequency = theta ** (-torch.arange(0, width, 2, device=x.device, dtype=x.dtype) / width)
-    angle = position[:, None] * frequency  # (L, K / 2)
-    cos, sin = torch.cos(angle), torch.sin(angle)
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+def rotary_embedding(mini_batch_size: int, width: int, theta: float, like: Tensor) -> Tensor:
+    """Give cosine and sine (2, M, K / 2) of the angle by which each position of a mini-batch is rotated."""
+    position = torch.arange(mini_batch_size, device=like.device, dtype=like.dtype)
+    frequency = theta ** (-torch.arange(0, width, 2, device=like.device, dtype=like.dtype) / width)
+    angle = position[:, None] * frequency
+    return torch.stack((torch.cos(angle), torch.sin(angle)))
 
 
 class TTTLinear(nn.Module):
@@ -149,13 +55,11 @@ class TTTLinear(nn.Module):
         return (1.0 / position + offset).clamp_min(0.0)
 
     def inner_learning_rate(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Give the learning rate of each token, (B, H, L), 0 where the mask is false."""
+        """Give the learning rate of each token, (B, L, H), 0 where the mask is false."""
         rate = torch.sigmoid(self.lr_proj(x)) * (self.config.ttt_base_lr / self.config.head_dim)
-        return (rate * mask.unsqueeze(-1)).transpose(1, 2)
+        return rate * mask.unsqueeze(-1)
 
-    def forward(
-        self, x: Tensor, mask: Tensor, state: TTTState | None = None
-    ) -> tuple[Tensor, TTTState]:
+    def forward(self, x: Tensor, mask: Tensor, state: TTTState | None = None) -> tuple[Tensor, TTTState]:
         """
         Read a sequence.
 
@@ -172,23 +76,30 @@ class TTTLinear(nn.Module):
         -------
         (B, L, D) outputs, meaningful where the mask is true, and the fast weights at the end.
         """
+        length = x.shape[1]
+        missing = -length % self.config.ttt_mini_batch_size
+        if missing:
+            x, mask = F.pad(x, (0, 0, 0, missing)), F.pad(mask, (0, missing))
         x = x.masked_fill(~mask.unsqueeze(-1), 0.0)
-        heads, size = self.config.num_attention_heads, self.config.ttt_mini_batch_size
-        qkv = self.qkv_proj(x).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, H, L, K)
+        out, state = self.mix(x, mask, state)
+        out = self.post_norm(out.flatten(2).to(x.dtype))
+        if self.gate_proj is not None:
+            out = out * F.gelu(self.gate_proj(x), approximate="tanh")
+        return self.o_proj(out)[:, :length], state
+
+    def mix(self, x: Tensor, mask: Tensor, state: TTTState | None) -> tuple[Tensor, TTTState]:
+        """Run the inner model over whole mini-batches, in at least float32; outputs (B, L, H, K)."""
+        config = self.config
+        qkv = self.qkv_proj(x).unflatten(-1, (3, config.num_attention_heads, config.head_dim))
         inner_lr = self.inner_learning_rate(x, mask)
         dtype = torch.promote_types(x.dtype, torch.float32)
         if state is None:
             state = self.initial_state(x.shape[0], dtype)
-        norm = TTTNorm(self.norm_weight.to(dtype), self.norm_bias.to(dtype), self.config.rms_norm_eps)
+        norm = TTTNorm(self.norm_weight.to(dtype), self.norm_bias.to(dtype), config.rms_norm_eps)
         with torch.autocast(x.device.type, enabled=False):
-            q, k, v = qkv.to(dtype).unbind(0)
-            q = rotate_within_mini_batch(q, size, self.config.rope_theta)
-            k = rotate_within_mini_batch(k, size, self.config.rope_theta)
-            out, state = ttt_linear(q, k, v, inner_lr.to(dtype), self.token_scale().to(dtype), state, norm)
-        out = self.post_norm(out.transpose(1, 2).flatten(2).to(x.dtype))
-        if self.gate_proj is not None:
-            out = out * F.gelu(self.gate_proj(x), approximate="tanh")
-        return self.o_proj(out), state
+            qkv, inner_lr, token_scale = (y.to(dtype) for y in (qkv, inner_lr, self.token_scale()))
+            rotation = rotary_embedding(config.ttt_mini_batch_size, config.head_dim, config.rope_theta, qkv)
+            return ttt_linear_packed(qkv, inner_lr, token_scale, state, norm, rotation)
 
     def initial_state(self, batch: int, dtype: torch.dtype) -> TTTState:
         """Repeat the learned initial fast weights for every cell."""

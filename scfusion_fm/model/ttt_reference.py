@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .ttt_layers import TTTNorm, TTTState
+from .ttt_scan import TTTNorm, TTTState
 
 
 def _inner_gradient(z: Tensor, target: Tensor, norm: TTTNorm) -> Tensor:
@@ -26,7 +26,7 @@ def ttt_linear_reference(
     q: Tensor, k: Tensor, v: Tensor, inner_lr: Tensor, token_scale: Tensor, state: TTTState, norm: TTTNorm
 ) -> tuple[Tensor, TTTState]:
     """
-    Run TTT-Linear one cell, one head and one token at a time; same arguments as `ttt_layers.ttt_linear`.
+    Run TTT-Linear one cell, one head and one token at a time; same arguments as `ttt_scan.ttt_linear`.
 
     Notes
     -----

@@ -5,14 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scfusion_fm.model.ttt_layers import (
-    TTTLinear,
-    TTTNorm,
-    TTTState,
-    rotate_within_mini_batch,
-    ttt_linear,
-)
+from scfusion_fm.model.ttt_layers import TTTLinear, rotary_embedding
 from scfusion_fm.model.ttt_reference import ttt_linear_reference
+from scfusion_fm.model.ttt_scan import TTTNorm, TTTState, rotate, ttt_linear
 
 NAMES = ("q", "k", "v", "inner_lr", "token_scale", "weight", "bias", "gain", "offset")
 
@@ -37,16 +32,14 @@ def make_inputs(batch, heads, length, width, size, dtype, scale=1.0, seed=0):
     ]
 
 
-def run(function, leaves):
+def run(function, leaves, eps=1e-6):
     q, k, v, inner_lr, token_scale, weight, bias, gain, offset = leaves
-    out, state = function(
-        q, k, v, inner_lr, token_scale, TTTState(weight, bias), TTTNorm(gain, offset, 1e-6)
-    )
+    out, state = function(q, k, v, inner_lr, token_scale, TTTState(weight, bias), TTTNorm(gain, offset, eps))
     return out, state
 
 
-def outputs_and_gradients(function, leaves):
-    out, state = run(function, leaves)
+def outputs_and_gradients(function, leaves, eps=1e-6):
+    out, state = run(function, leaves, eps)
     probe = torch.sin(torch.arange(out.numel(), dtype=out.dtype)).view_as(out)
     loss = (out * probe).sum() + state.weight.square().sum() + state.bias.sum()
     return [out, *state, *torch.autograd.grad(loss, leaves)]
@@ -65,7 +58,8 @@ def outputs_and_gradients(function, leaves):
 def test_fast_path_equals_reference_in_outputs_and_gradients(batch, heads, width, size, whole, rest, seed):
     length = max(whole * size + rest % size, 1)
     leaves = make_inputs(batch, heads, length, width, size, torch.float64, seed=seed)
-    got, expected = (outputs_and_gradients(f, leaves) for f in (ttt_linear, ttt_linear_reference))
+    # This epsilon keeps chance from hitting a nearly constant row, where the function itself loses the digits.
+    got, expected = (outputs_and_gradients(f, leaves, 1e-2) for f in (ttt_linear, ttt_linear_reference))
     for name, a, b in zip(("out", "W", "b", *NAMES), got, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9 * max(b.abs().max().item(), 1), msg=name)
 
@@ -166,11 +160,11 @@ def test_every_parameter_of_the_layer_learns(layer):
     assert silent == []
 
 
-def test_rotation_keeps_lengths_and_restarts_with_each_mini_batch():
-    x = torch.randn(1, 1, 1, 8, dtype=torch.float64).expand(1, 1, 12, 8)
-    rotated = rotate_within_mini_batch(x, 4, 10000.0)
+def test_rotation_keeps_lengths_and_makes_scores_depend_on_the_distance_alone():
+    x = torch.randn(8, dtype=torch.float64).expand(4, 8)
+    rotated = torch.empty_like(x)
+    rotate(x, rotary_embedding(4, 8, 10000.0, x), out=rotated)
     torch.testing.assert_close(rotated.norm(dim=-1), x.norm(dim=-1))
-    torch.testing.assert_close(rotated[:, :, :4], rotated[:, :, 8:])
-    torch.testing.assert_close(rotated[:, :, 0], x[:, :, 0])
-    scores = rotated[0, 0, :4] @ rotated[0, 0, :4].T
-    torch.testing.assert_close(scores.diagonal(1), scores[0, 1].expand(3))  # depends on the distance alone
+    torch.testing.assert_close(rotated[0], x[0])
+    scores = rotated @ rotated.T
+    torch.testing.assert_close(scores.diagonal(1), scores[0, 1].expand(3))
