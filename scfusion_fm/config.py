@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 T = TypeVar("T")
 
@@ -231,16 +232,18 @@ def load_config(schema: type[T], path: str | Path, overrides: list[str] = ()) ->
     if bad:
         raise ValueError(f"Overrides must read `key=value`, got {bad[0]!r}.")
     try:
-        given = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
-    except Exception as error:
+        read = OmegaConf.load(path)
+    except (YAMLError, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"`--config` must be readable YAML, got {str(path)!r}: {error}") from error
+    if not OmegaConf.is_dict(read):
+        raise ValueError(f"`--config` must hold settings as `key: value`, got a list in {str(path)!r}.")
+    given = OmegaConf.merge(read, OmegaConf.from_dotlist(list(overrides)))
     _check_keys(schema, given, str(path))
     try:
         merged = OmegaConf.merge(OmegaConf.structured(schema), given)
-        config = OmegaConf.to_object(merged)
+        return OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise ValueError(f"In {path}: {str(error).splitlines()[0]}") from error
-    return config
 
 
 def save_config(config: Any, path: Path) -> None:

@@ -69,6 +69,8 @@ class CellCollator:
         self.extractor = extractor
         self.labels = labels
         self.modality_dropout = modality_dropout
+        # What the trainer takes for labels; a task without its own learns the values of a modality.
+        self.label_names = ["adt_values", "adt_observed"] if labels is None else ["labels"]
         self._random = np.random.default_rng(seed)
 
     def __call__(self, rows: list[int]) -> dict[str, torch.Tensor]:
@@ -132,6 +134,7 @@ def train_best(
         metric_for_best_model="score",
         greater_is_better=True,
         remove_unused_columns=False,
+        label_names=collators["val"].label_names,
         report_to=[],
         seed=seed,
         use_cpu=not torch.cuda.is_available(),

@@ -273,10 +273,9 @@ def write_container(container: ad.AnnData | md.MuData, output: Path) -> None:
     scratch = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
     try:
         target = scratch / output.name
-        if output.suffix == ".zarr":
-            container.write_zarr(target)
-        else:
-            container.write(target)
+        with md.set_options(pull_on_update=False):  # the columns of a MuData are the user's business
+            write = container.write_zarr if output.suffix == ".zarr" else container.write
+            write(target)
         check_new_path(output, "output")
         target.rename(output)
     finally:

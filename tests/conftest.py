@@ -28,3 +28,47 @@ def tiny_config() -> ScFusionTTTConfig:
         ttt_mini_batch_size=4,
         initializer_range=0.2,
     )
+
+
+@pytest.fixture(scope="session")
+def paired_file(tmp_path_factory):
+    """A small paired file with three cell types."""
+    from make_cells import write_h5mu
+
+    return write_h5mu(tmp_path_factory.mktemp("data") / "cells.h5mu")
+
+
+@pytest.fixture(scope="session")
+def atlas_path(paired_file, tmp_path_factory):
+    """An atlas of that file."""
+    from scfusion_fm.data.prepare import AtlasRecipe, Source, prepare_atlas
+
+    path = tmp_path_factory.mktemp("atlas") / "atlas.zarr"
+    prepare_atlas(AtlasRecipe([Source(paired_file, "tiny")], "sources", "sources"), path, report=lambda line: None)
+    return path
+
+
+@pytest.fixture(scope="session")
+def model_dir(atlas_path, tmp_path_factory):
+    """An exported model with random weights that fits the atlas."""
+    from scfusion_fm import ScFusionTTTFeatureExtractor, ScFusionTTTForPreTraining
+    from scfusion_fm.data.atlas import Atlas
+    from scfusion_fm.export import export_model
+
+    extractor = ScFusionTTTFeatureExtractor(**Atlas(atlas_path).vocabulary.to_dict(), patch_size=2)
+    config = ScFusionTTTConfig(
+        num_rna_tokens=extractor.num_rna_tokens,
+        rna_patch_size=2,
+        num_proteins=extractor.num_proteins,
+        hidden_size=16,
+        num_attention_heads=2,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_decoder_layers=1,
+        ttt_mini_batch_size=4,
+        initializer_range=0.2,
+    )
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("model") / "model"
+    export_model(ScFusionTTTForPreTraining(config), extractor, path, {"data": "made up"})
+    return path

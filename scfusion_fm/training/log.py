@@ -38,13 +38,13 @@ class RunLog:
         self._file, self._board, self._wandb = None, None, None
         if not enabled:
             return
+        if wandb_project is not None:
+            self._wandb = _start_wandb(wandb_project, directory)
         self._file = self._open_metrics(directory / METRICS_FILE, first_step)
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
             self._board = SummaryWriter(directory / "tensorboard", purge_step=first_step + 1)
-        if wandb_project is not None:
-            self._wandb = _start_wandb(wandb_project, directory)
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one record; it needs `step` and `split`."""

@@ -125,9 +125,8 @@ def test_loss_ignores_visible_and_unobserved_values(batch, masks):
     target = batch["adt_observed"] & masks["adt_bool_masked_pos"]
     target[0, :2] = True
     loss = mean_squared_error_per_cell(predicted, batch["adt_values"], target)
-    by_hand = torch.stack(
-        [v[t].square().mean() if t.any() else torch.tensor(0.0) for v, t in zip(batch["adt_values"], target, strict=True)]
-    )
+    pairs = zip(batch["adt_values"], target, strict=True)
+    by_hand = torch.stack([v[t].square().mean() if t.any() else torch.tensor(0.0) for v, t in pairs])
     torch.testing.assert_close(loss, by_hand)
 
 

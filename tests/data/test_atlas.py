@@ -1,0 +1,183 @@
+"""Files to atlas and back: the same counts, what was measured, and nothing half-written."""
+
+import json
+import shutil
+import warnings
+
+import anndata as ad
+import mudata as md
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+
+from scfusion_fm.data.atlas import MANIFEST, Atlas, smallest_unsigned
+from scfusion_fm.data.prepare import AtlasRecipe, Source, SplitRule, prepare_atlas
+from scfusion_fm.data.split import assign_split
+
+GENES = ["CD3E", "CD4", "CD8A", "MS4A1", "NKG7", "LYZ", "CD14", "GNLY"]
+
+
+def write_cite_seq(path, name, num_cells, genes, antibodies, seed):
+    rng = np.random.default_rng(seed)
+    obs = pd.DataFrame(
+        {"donor": [f"d{i % 3}" for i in range(num_cells)]}, index=[f"{name}{i}" for i in range(num_cells)]
+    )
+    rna = ad.AnnData(sp.csr_matrix(rng.poisson(2.0, (num_cells, len(genes))).astype(np.float32)), obs=obs)
+    rna.var_names = genes
+    adt = ad.AnnData(sp.csr_matrix(rng.poisson(20.0, (num_cells, len(antibodies))).astype(np.float32)), obs=obs)
+    adt.var_names = antibodies
+    with warnings.catch_warnings(action="ignore"):
+        md.MuData({"rna": rna, "adt": adt}).write(path)
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    write_cite_seq(tmp_path / "a.h5mu", "a", 90, GENES[:6], ["CD3", "CD4", "CD19"], 0)
+    write_cite_seq(tmp_path / "b.h5mu", "b", 70, GENES[2:], ["CD4", "CD14", "IgG1.K.Isotype.Control"], 1)
+    return AtlasRecipe(
+        [Source(tmp_path / "a.h5mu", "first"), Source(tmp_path / "b.h5mu", "second", licence="CC0")],
+        genes="sources",
+        proteins="sources",
+        obs_columns=["donor"],
+        split=SplitRule(0.2, 0.2, 0),
+    )
+
+
+@pytest.fixture
+def atlas_path(recipe, tmp_path):
+    prepare_atlas(recipe, tmp_path / "atlas.zarr", report=lambda line: None)
+    return tmp_path / "atlas.zarr"
+
+
+def test_atlas_holds_the_counts_of_the_files(atlas_path, tmp_path):
+    adata = ad.read_zarr(atlas_path)
+    assert adata.shape == (160, 8)
+    symbols = list(adata.var["symbol"])
+    proteins = list(adata.uns["adt"]["names"])
+    for name, prefix, antibodies in (("a", "first", ["CD3", "CD4", "CD19"]), ("b", "second", ["CD4", "CD14"])):
+        with warnings.catch_warnings(action="ignore"):
+            source = md.read_h5mu(tmp_path / f"{name}.h5mu")
+        cells = [f"{prefix}:{c}" for c in source.obs_names]
+        for gene in source["rna"].var_names:
+            expected = source["rna"][:, gene].X.toarray().ravel()
+            assert np.array_equal(adata[cells, symbols.index(gene)].X.toarray().ravel(), expected)
+        for antibody in antibodies:
+            expected = source["adt"][:, antibody].X.toarray().ravel()
+            got = adata[cells].obsm["adt"][:, proteins.index(antibody)]
+            assert np.array_equal(got, expected), (antibody, proteins)
+
+
+def test_reader_gives_counts_and_what_was_measured(atlas_path):
+    adata, atlas = ad.read_zarr(atlas_path), Atlas(atlas_path)
+    rows = np.array([159, 3, 3, 64, 90, 0])
+    got = atlas.read(rows)
+    assert np.array_equal(got.rna.toarray(), adata[rows].X.toarray())
+    assert np.array_equal(got.adt, adata.obsm["adt"][rows])
+    totals = adata.obs["rna_total_counts"].to_numpy()
+    assert np.array_equal(got.rna_total_counts, totals[rows])
+    assert np.array_equal(totals, adata.X.sum(1).A1 if hasattr(adata.X.sum(1), "A1") else adata.X.sum(1))
+    dataset = adata.obs["dataset"].cat.codes.to_numpy()[rows]
+    assert np.array_equal(got.rna_observed, adata.varm["rna_panel"].T[dataset])
+    assert np.array_equal(got.adt_observed, adata.uns["adt"]["panel"].T[dataset])
+    assert (got.rna.toarray()[~got.rna_observed] == 0).all()
+
+
+def test_split_is_the_one_of_the_rule_and_reaches_the_reader(atlas_path):
+    adata, atlas = ad.read_zarr(atlas_path), Atlas(atlas_path)
+    barcodes = [n.split(":")[1] for n in adata.obs_names]
+    assert np.array_equal(adata.obs["split"].astype(str), assign_split(barcodes, 0.2, 0.2, 0))
+    rows = np.concatenate([atlas.rows_of(s) for s in ("train", "val", "test")])
+    assert sorted(rows) == list(range(160))
+
+
+def test_rows_of_a_data_set_are_shuffled_and_reproducible(atlas_path, recipe, tmp_path):
+    names = list(ad.read_zarr(atlas_path).obs_names)
+    assert names[:90] != sorted(names[:90], key=lambda n: int(n.split(":a")[1]))
+    prepare_atlas(recipe, tmp_path / "again.zarr", report=lambda line: None)
+    assert list(ad.read_zarr(tmp_path / "again.zarr").obs_names) == names
+    assert Atlas(tmp_path / "again.zarr").fingerprint == Atlas(atlas_path).fingerprint
+
+
+def test_fingerprint_notices_another_split(recipe, atlas_path, tmp_path):
+    recipe.split.seed = 1
+    prepare_atlas(recipe, tmp_path / "other.zarr", report=lambda line: None)
+    assert Atlas(tmp_path / "other.zarr").fingerprint != Atlas(atlas_path).fingerprint
+
+
+def test_manifest_names_sources_licences_and_checksums(atlas_path):
+    manifest = json.loads((atlas_path / MANIFEST).read_text())
+    assert [s["name"] for s in manifest["sources"]] == ["first", "second"]
+    assert manifest["sources"][1]["licence"] == "CC0"
+    assert [s["cells_with_adt"] for s in manifest["sources"]] == [90, 70]
+    assert [s["proteins"] for s in manifest["sources"]] == [3, 2]
+    assert all(len(s["sha256"]) == 64 for s in manifest["sources"])
+
+
+def test_donors_stay_together(recipe, tmp_path):
+    recipe.split = SplitRule(0.3, 0.3, 1, group_key="donor")
+    prepare_atlas(recipe, tmp_path / "atlas.zarr", report=lambda line: None)
+    obs = ad.read_zarr(tmp_path / "atlas.zarr").obs
+    assert (obs.groupby("donor", observed=True)["split"].nunique() == 1).all()
+    recipe.split.group_key = "sex"
+    with pytest.raises(ValueError, match=r"`split.group_key` must be a column of obs in every source, got 'sex'"):
+        prepare_atlas(recipe, tmp_path / "other.zarr", report=lambda line: None)
+
+
+def test_missing_obs_column_is_told(recipe, tmp_path):
+    recipe.obs_columns = ["tissue"]
+    with pytest.warns(UserWarning, match=r"no column \['tissue'\]"):
+        prepare_atlas(recipe, tmp_path / "atlas.zarr", report=lambda line: None)
+
+
+def test_refused_recipes_leave_nothing_behind(recipe, tmp_path, monkeypatch):
+    before = sorted(p.name for p in tmp_path.iterdir())
+    (tmp_path / "full").mkdir()
+    with pytest.raises(ValueError, match="`output` must not exist yet"):
+        prepare_atlas(recipe, tmp_path / "full")
+    (tmp_path / "full").rmdir()
+    with pytest.raises(ValueError, match="`sources` must name at least one file"):
+        prepare_atlas(AtlasRecipe([]), tmp_path / "atlas.zarr")
+    twice = [recipe.sources[0], recipe.sources[0]]
+    with pytest.raises(ValueError, match="`sources` must have different names"):
+        prepare_atlas(AtlasRecipe(twice), tmp_path / "atlas.zarr")
+
+    def fail(*args, **kwargs):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("scfusion_fm.data.prepare.write_atlas", fail)
+    with pytest.raises(OSError, match="disk full"):
+        prepare_atlas(recipe, tmp_path / "atlas.zarr", report=lambda line: None)
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+def test_what_is_no_atlas_is_refused(atlas_path, tmp_path):
+    with pytest.raises(ValueError, match="`atlas` must be a directory that `scfusion prepare` wrote"):
+        Atlas(tmp_path)
+    other = tmp_path / "other.zarr"
+    shutil.copytree(atlas_path, other)
+    manifest = json.loads((other / MANIFEST).read_text()) | {"format_version": 99}
+    (other / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="must be of format scfusion-atlas 1, got scfusion-atlas 99"):
+        Atlas(other)
+    with pytest.raises(ValueError, match=r"`rows` must lie in \[0, 160\)"):
+        Atlas(atlas_path).read(np.array([160]))
+
+
+def test_counts_get_the_narrowest_type_that_holds_them():
+    assert smallest_unsigned(np.array([0, 65_535])) == np.uint16
+    assert smallest_unsigned(np.array([0, 65_536])) == np.uint32
+    assert smallest_unsigned(np.array([])) == np.uint16
+
+
+def test_large_counts_survive(tmp_path):
+    counts = np.array([[70_000.0, 1, 0, 2], [3, 0, 5, 0]], dtype=np.float32)
+    adata = ad.AnnData(sp.csr_matrix(np.repeat(counts, 20, axis=0)))
+    adata.obs_names = [f"c{i}" for i in range(40)]
+    adata.var_names = GENES[:4]
+    adata.write_h5ad(tmp_path / "big.h5ad")
+    recipe = AtlasRecipe([Source(tmp_path / "big.h5ad", "big", modality="rna")], "sources", "all")
+    prepare_atlas(recipe, tmp_path / "atlas.zarr", report=lambda line: None)
+    atlas = Atlas(tmp_path / "atlas.zarr")
+    assert atlas.read(np.arange(40)).rna.max() == 70_000
+    assert not atlas.read(np.arange(40)).adt_observed.any()

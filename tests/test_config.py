@@ -1,0 +1,102 @@
+"""Every YAML loads through its schema; mistakes are named."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from scfusion_fm.config import (
+    AnnotationConfig,
+    CrossModalConfig,
+    PrepareConfig,
+    PretrainConfig,
+    config_differences,
+    load_config,
+    save_config,
+)
+
+ROOT = Path(__file__).parent.parent
+SCHEMAS = {
+    "data": PrepareConfig,
+    "pretrain": PretrainConfig,
+    "cell_type_annotation": AnnotationConfig,
+    "cross_modal_prediction": CrossModalConfig,
+}
+FILES = sorted(ROOT.glob("configs/**/*.yaml"))
+
+
+def schema_of(path):
+    return SCHEMAS.get(path.parent.name) or SCHEMAS[path.stem]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_every_yaml_loads_and_saves(path, tmp_path):
+    config = load_config(schema_of(path), path)
+    save_config(config, tmp_path / "again.yaml")
+    assert load_config(schema_of(path), tmp_path / "again.yaml") == config
+
+
+@pytest.mark.parametrize("stem", ["cell_type_annotation", "cross_modal_prediction"])
+def test_one_stem_per_task(stem):
+    assert (ROOT / "finetune" / f"{stem}.py").is_file()
+    assert (ROOT / "configs" / "finetune" / f"{stem}.yaml").is_file()
+
+
+def test_demo_configs_hold_out_the_same_cells():
+    splits = [yaml.safe_load(p.read_text()).get("split") for p in FILES if "pretrain" not in p.parts]
+    assert len(splits) >= 3
+    assert all(s == splits[0] for s in splits)
+
+
+DEMO = ROOT / "configs" / "pretrain" / "demo.yaml"
+
+
+def test_overrides_replace_settings():
+    config = load_config(PretrainConfig, DEMO, ["optim.lr=0.5", "model.hidden_size=8", "run.tensorboard=false"])
+    assert (config.optim.lr, config.model["hidden_size"], config.run.tensorboard) == (0.5, 8, False)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["optim.learning_rate=1"], "Unknown setting `optim.learning_rate`"),
+        (["optim.epoch=1"], "Did you mean optim.epochs?"),
+        (["zebra=1"], "Known: output_dir"),
+        (["optim.lr=fast"], "In .*demo.yaml: Value 'fast'"),
+        (["optim"], "Overrides must read `key=value`, got 'optim'"),
+    ],
+)
+def test_mistakes_are_named(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        load_config(PretrainConfig, DEMO, overrides)
+
+
+def test_settings_without_a_value_are_named(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("output_dir: x\n")
+    with pytest.raises(ValueError, match=r"In .*run.yaml: .* missing mandatory value: atlas"):
+        load_config(PretrainConfig, path)
+
+
+def test_unknown_keys_of_sources_are_named(tmp_path):
+    path = tmp_path / "data.yaml"
+    path.write_text("output: x\nsources: [{path: a.h5ad, nam: b}]\n")
+    with pytest.raises(ValueError, match=r"Unknown setting `sources\[0\].nam` .* Did you mean sources\[0\].name"):
+        load_config(PrepareConfig, path)
+
+
+def test_unreadable_files_are_named(tmp_path):
+    with pytest.raises(ValueError, match="does not exist"):
+        load_config(PretrainConfig, tmp_path / "none.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [")
+    with pytest.raises(ValueError, match="must be readable YAML"):
+        load_config(PretrainConfig, tmp_path / "bad.yaml")
+    (tmp_path / "list.yaml").write_text("[1, 2]")
+    with pytest.raises(ValueError, match="must hold settings"):
+        load_config(PretrainConfig, tmp_path / "list.yaml")
+
+
+def test_differences_name_the_setting():
+    assert config_differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}) == ["a.c: 2 -> 3"]
+    assert config_differences({"a": 1}, {"a": 1}) == []
+    assert config_differences({}, {"new": 1}) == ["new: None -> 1"]

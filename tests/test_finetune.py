@@ -1,0 +1,146 @@
+"""The fine-tuning scripts as processes: results beside baselines, a model that loads, honest refusals."""
+
+import json
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from launch import ROOT, run
+from make_cells import make_modalities
+
+from scfusion_fm import ScFusionTTTFeatureExtractor, ScFusionTTTForCellTypeAnnotation
+from scfusion_fm.config import SplitConfig
+from scfusion_fm.data.split import assign_split
+from scfusion_fm.finetuning import CellCollator, predict_rows, rows_by_split, split_cells
+from scfusion_fm.inference import read_aligned
+
+SCRIPTS = {
+    "annotation": ROOT / "finetune" / "cell_type_annotation.py",
+    "cross_modal": ROOT / "finetune" / "cross_modal_prediction.py",
+}
+
+
+def finetune(task, model_dir, data, output, *overrides, check=True):
+    config = output.with_suffix(".yaml")
+    config.write_text(
+        f"model: {model_dir}\ndata: {data}\noutput_dir: {output}\noptim: {{epochs: 3, batch_size: 16, lr: 0.01}}\n"
+    )
+    return run(sys.executable, SCRIPTS[task], "--config", config, *overrides, check=check)
+
+
+@pytest.fixture(scope="module")
+def annotation(model_dir, paired_file, tmp_path_factory):
+    output = tmp_path_factory.mktemp("annotation") / "run"
+    finetune("annotation", model_dir, paired_file, output)
+    return output
+
+
+@pytest.fixture(scope="module")
+def cross_modal(model_dir, paired_file, tmp_path_factory):
+    output = tmp_path_factory.mktemp("cross_modal") / "run"
+    finetune("cross_modal", model_dir, paired_file, output)
+    return output
+
+
+@pytest.mark.slow
+def test_annotation_stands_beside_baselines_on_the_same_cells(annotation, paired_file):
+    results = json.loads((annotation / "results.json").read_text())
+    methods = {(row["method"], row["inputs"]) for row in results["table"]}
+    assert {m for m, _ in methods} == {"scFusionTTT", "majority", "PCA + logistic regression", "PCA + kNN"}
+    assert {i for _, i in methods} == {"rna", "adt", "rna+adt"}
+    predictions = pd.read_csv(annotation / "test_predictions.csv", index_col="cell")
+    names = [f"s0c{i}" for i in range(160)]
+    held_out = {n for n, s in zip(names, assign_split(names, 0.1, 0.2, 0), strict=True) if s == "test"}
+    assert set(predictions.index) == held_out
+    score = next(r for r in results["table"] if (r["method"], r["inputs"]) == ("scFusionTTT", "rna+adt"))
+    assert score["n_test"] == len(held_out)
+    assert score["accuracy"] == pytest.approx((predictions["label"] == predictions["predicted"]).mean())
+
+
+@pytest.mark.slow
+def test_annotation_learns_and_its_model_reproduces_the_predictions(annotation, paired_file):
+    predictions = pd.read_csv(annotation / "test_predictions.csv", index_col="cell")
+    assert (predictions["label"] == predictions["predicted"]).mean() > 0.8  # three well separated types
+    model = ScFusionTTTForCellTypeAnnotation.from_pretrained(annotation / "model")
+    extractor = ScFusionTTTFeatureExtractor.from_pretrained(annotation / "model")
+    cells, aligned = read_aligned(paired_file, extractor)
+    rows = cells.obs.index.get_indexer(predictions.index)
+    logits = predict_rows(model, CellCollator(aligned, extractor), rows)
+    assert [model.config.id2label[i] for i in logits.argmax(1)] == list(predictions["predicted"])
+
+
+@pytest.mark.slow
+def test_protein_prediction_stands_beside_baselines(cross_modal):
+    results = json.loads((cross_modal / "results.json").read_text())
+    methods = [row["method"] for row in results["table"]]
+    assert methods == ["scFusionTTT", "mean", "own gene RNA", "PCA + kNN", "PCA + ridge"]
+    table = {row["method"]: row["pearson_per_protein"] for row in results["table"]}
+    assert table["scFusionTTT"] > 0.3 > abs(table["mean"])
+    stored = np.load(cross_modal / "test_predictions.npz")
+    assert stored["measured"].shape == stored["predicted"].shape == (results["cells"]["test"], len(stored["names"]))
+    config = json.loads((cross_modal / "model" / "config.json").read_text())
+    assert config["predicted_features"] == results["proteins"]
+
+
+@pytest.mark.slow
+def test_report_is_made_from_these_runs(annotation, cross_modal, tmp_path):
+    from scfusion_fm.evaluation.report import write_report
+
+    write_report(tmp_path / "report.html", None, annotation, cross_modal)
+    assert "scFusionTTT" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("task", "override", "message"),
+    [
+        ("annotation", "label_key=tissue", "`label_key` must be a column of obs, got 'tissue'"),
+        ("annotation", "min_cells_per_class=500", "`label_key` must give at least two classes"),
+        ("annotation", "modality_dropout=2", r"`modality_dropout` must lie in [0, 1], got 2"),
+        ("annotation", "split.group_key=site", "`split.group_key` must be a column of obs, got 'site'"),
+        ("cross_modal", "split.test_fraction=0", "`split` must leave cells for train, val and test"),
+        ("cross_modal", "output_dir=configs", "`output_dir` must not exist yet"),
+        ("cross_modal", "model=configs", "`model` must be a directory with config.json"),
+    ],
+)
+def test_mistakes_end_with_code_2(model_dir, paired_file, tmp_path, task, override, message):
+    done = finetune(task, model_dir, paired_file, tmp_path / "run", override, check=False)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_protein_prediction_needs_paired_cells(model_dir, tmp_path):
+    make_modalities(60, seed=2)[0].write_h5ad(tmp_path / "rna.h5ad")
+    done = finetune("cross_modal", model_dir, tmp_path / "rna.h5ad", tmp_path / "run", check=False)
+    assert done.returncode == 2
+    assert "`data` must hold cells with RNA and protein" in done.stderr
+
+
+def test_modality_dropout_hides_one_modality_of_a_paired_cell(model_dir, paired_file):
+    extractor = ScFusionTTTFeatureExtractor.from_pretrained(model_dir)
+    _, aligned = read_aligned(paired_file, extractor)
+    rows = list(range(160))
+    batch = CellCollator(aligned, extractor, modality_dropout=0.5)(rows)
+    rna, adt = batch["rna_observed"].flatten(1).any(1), batch["adt_observed"].any(1)
+    assert (rna | adt).all()
+    assert 0.15 < (~rna).float().mean() < 0.35
+    assert 0.15 < (~adt).float().mean() < 0.35
+    plain = CellCollator(aligned, extractor)(rows)
+    assert torch.equal(plain["rna_values"], batch["rna_values"])
+
+
+def test_groups_stay_together(paired_file, model_dir):
+    cells, _ = read_aligned(paired_file, ScFusionTTTFeatureExtractor.from_pretrained(model_dir))
+    split = split_cells(cells.obs, SplitConfig(0.3, 0.3, 1, group_key="donor"))
+    assert pd.Series(split).groupby(cells.obs["donor"].to_numpy()).nunique().max() == 1
+    with pytest.raises(ValueError, match=r"`split.group_key` must be a column of obs"):
+        split_cells(cells.obs, SplitConfig(group_key="nope"))
+
+
+def test_rows_need_all_three_parts():
+    with pytest.raises(ValueError, match=r"got none for \['test'\]"):
+        rows_by_split(np.arange(3), np.array(["train", "val", "train"]))

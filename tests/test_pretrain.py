@@ -1,0 +1,142 @@
+"""pretrain/run.py and pretrain/export.py as processes: ranks agree, runs resume, mistakes end with code 2."""
+
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from launch import ENVIRONMENT, ROOT, pretrain, read_metrics, run
+
+from scfusion_fm import ScFusionTTTForPreTraining
+
+pytestmark = pytest.mark.slow
+
+CONFIG = """
+output_dir: {output}
+atlas: {atlas}
+patch_size: 2
+model: {{hidden_size: 16, num_attention_heads: 2, intermediate_size: 16, num_hidden_layers: 1, num_decoder_layers: 1,
+  ttt_mini_batch_size: 4, ttt_direction: alternating}}
+masking: {{rna_ratio: 0.3, adt_ratio: 0.3}}
+optim: {{epochs: 2, global_batch_size: 16, micro_batch_size: 4, lr: 0.01}}
+run: {{log_every: 1, eval_every: 5, save_every: 4}}
+deepspeed: {deepspeed}
+"""
+
+
+def write_config(directory, atlas, name="run"):
+    path = directory / f"{name}.yaml"
+    deepspeed = ROOT / "configs/deepspeed/zero2.json"
+    path.write_text(CONFIG.format(output=directory / name, atlas=atlas, deepspeed=deepspeed))
+    return path, directory / name
+
+
+@pytest.fixture(scope="module")
+def two_ranks(atlas_path, tmp_path_factory):
+    config, output = write_config(tmp_path_factory.mktemp("two"), atlas_path)
+    return config, output, pretrain(2, "--config", str(config))
+
+
+def losses(output, split="train"):
+    return np.array([[r["loss"], r["rna_loss"], r["adt_loss"]] for r in read_metrics(output) if r["split"] == split])
+
+
+def test_one_and_two_ranks_take_the_same_steps(two_ranks, atlas_path, tmp_path):
+    _, output, _ = two_ranks
+    config, alone = write_config(tmp_path, atlas_path)
+    pretrain(1, "--config", str(config), "optim.micro_batch_size=8")
+    np.testing.assert_allclose(losses(output), losses(alone), rtol=1e-5)
+    np.testing.assert_allclose(losses(output, "val"), losses(alone, "val"), rtol=1e-5)
+    assert len(losses(output)) >= 10
+    assert losses(output)[-3:, 0].mean() < losses(output)[:3, 0].mean()
+
+
+def test_run_reports_progress_and_keeps_two_checkpoints(two_ranks):
+    _, output, done = two_ranks
+    assert "cells/s" in done.stdout
+    assert "left" in done.stdout
+    assert "held-out cells" in done.stdout
+    assert len(list((output / "checkpoints").glob("step_*"))) == 2
+    assert list((output / "tensorboard").iterdir())
+    record = read_metrics(output)[-1]
+    assert {"step", "epoch", "cells", "split", "seconds", "loss"} <= record.keys()
+
+
+def test_finished_run_says_so_and_stays_as_it_is(two_ranks):
+    config, output, _ = two_ranks
+    before = (output / "metrics.jsonl").read_text()
+    done = pretrain(2, "--config", str(config))
+    assert "resumed run" in done.stdout
+    assert (output / "metrics.jsonl").read_text() == before
+
+
+def test_run_with_other_settings_is_refused(two_ranks):
+    config, _, _ = two_ranks
+    done = pretrain(2, "--config", str(config), "optim.lr=0.5", check=False)
+    assert done.returncode != 0
+    assert "holds a run with other settings: optim.lr: 0.01 -> 0.5" in done.stderr
+    assert "Traceback" not in done.stderr
+    done = pretrain(1, "--config", str(config), check=False)
+    assert done.returncode == 2
+    assert "world_size: 2 -> 1" in done.stderr
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGKILL])
+def test_stopped_run_goes_on_bit_for_bit(atlas_path, tmp_path, stop):
+    whole_config, whole = write_config(tmp_path, atlas_path, "whole")
+    pretrain(1, "--config", str(whole_config))
+    config, output = write_config(tmp_path, atlas_path, "stopped")
+    command = [sys.executable, "pretrain/run.py", "--config", str(config)]
+    process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("step 6/"):
+            process.send_signal(stop)
+            break
+    rest = process.communicate(timeout=120)[0]
+    assert process.returncode == (0 if stop == signal.SIGTERM else -signal.SIGKILL), rest
+    steps = [r["step"] for r in read_metrics(output)]
+    assert 6 <= max(steps) < len(losses(whole))
+    done = pretrain(1, "--config", str(config))
+    assert "resumed run" in done.stdout
+    assert losses(output).tolist() == losses(whole).tolist()
+    assert losses(output, "val").tolist() == losses(whole, "val").tolist()
+
+
+def test_export_equals_the_trained_weights(two_ranks, tmp_path):
+    _, output, _ = two_ranks
+    run(sys.executable, "pretrain/export.py", output, tmp_path / "model")
+    model = ScFusionTTTForPreTraining.from_pretrained(tmp_path / "model")
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    trained = get_fp32_state_dict_from_zero_checkpoint(str(output / "checkpoints"))
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, trained[name]), name
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "data set tiny: 160 cells" in card
+    done = run(sys.executable, "pretrain/export.py", output, tmp_path / "model", check=False)
+    assert done.returncode == 2
+    assert "`output` must not exist yet" in done.stderr
+    done = run(sys.executable, "pretrain/export.py", tmp_path, tmp_path / "other", check=False)
+    assert done.returncode == 2
+    assert "must hold a checkpoint" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.num_proteins=3", r"`model` must not set ['num_proteins']"),
+        ("model.hidden=3", "`model` must hold fields of ScFusionTTTConfig, got ['hidden']"),
+        ("model.hidden_size=15", "`hidden_size` must be `num_attention_heads` times"),
+        ("optim.global_batch_size=10", "`global_batch_size` must be a multiple"),
+        ("atlas=nowhere", "`atlas` must be a directory that `scfusion prepare` wrote, got 'nowhere'"),
+        ("output_dir=configs", "`output_dir` must be new, empty or a run to resume"),
+    ],
+)
+def test_mistakes_end_with_code_2_and_one_line(atlas_path, tmp_path, override, message):
+    config, _ = write_config(tmp_path, atlas_path)
+    done = pretrain(1, "--config", str(config), override, check=False)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
