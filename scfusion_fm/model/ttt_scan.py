@@ -7,6 +7,7 @@ keys carry a column of ones for it. Only the projections and the fast weights at
 for the backward pass, everything else is computed again there, while it is in the cache.
 """
 
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-GROUP_ELEMENTS = 2**17  # of one (n, R, M, K) buffer: about what lets the buffers of a group stay in the cache
+GROUP_ELEMENTS = 2**16  # of one (n, R, M, K) buffer: about what lets the buffers of a group stay in the cache
 MOST_MINI_BATCHES_PER_GROUP = 16
 
 
@@ -96,9 +97,7 @@ def ttt_linear_packed(
     (B, L, H, K) outputs, and the fast weights after the last token.
     """
     fast = torch.cat((state.weight, state.bias), dim=2)  # (B, H, K + 1, K)
-    out, fast = _TTTLinear.apply(
-        (rotation, norm.eps), qkv, inner_lr, token_scale, fast, norm.weight, norm.bias
-    )
+    out, fast = _TTTLinear.apply((rotation, norm.eps), qkv, inner_lr, token_scale, fast, norm.weight, norm.bias)
     return out, TTTState(fast[:, :, :-1], fast[:, :, -1:])
 
 
@@ -110,9 +109,10 @@ class _Settings:
         self.batch, self.length, _, self.heads, self.width = shape
         self.rows, self.size = self.batch * self.heads, token_scale.shape[0]
         self.gain, self.offset = gain.repeat(self.batch, 1, 1), offset.repeat(self.batch, 1, 1)  # (R, 1, K)
-        self.squared_gain, self.gain_offset = self.gain.square(), self.gain * self.offset
-        self.last_scale = token_scale[-1]
-        self.triangle = torch.tril(token_scale[:, None].expand(self.size, self.size))  # (M, M)
+        self.squared_gain = self.gain.square()
+        # Steps are kept with their minus sign.
+        self.last_step = -token_scale[-1]
+        self.triangle = -torch.tril(token_scale[:, None].expand(self.size, self.size))  # (M, M)
         self.average = gain.new_full((self.width,), 1.0 / self.width)
 
     def groups(self) -> list[tuple[int, int]]:
@@ -135,84 +135,87 @@ class _Settings:
         return torch.mv(x.view(-1, self.width), self.average).view(*x.shape[:-1], 1)
 
     def standardise(self, z: Tensor, z_hat: Tensor, inverse_std: Tensor) -> None:
-        """Centre z in place and write its standardised rows and the inverse of their standard deviations."""
-        z.sub_(self.row_mean(z))
-        torch.add(self.row_mean(torch.mul(z, z, out=z_hat)), self.eps, out=inverse_std).rsqrt_()
+        """Divide centred rows by their standard deviation."""
+        square_mean = self.row_mean(torch.mul(z, z, out=z_hat))
+        torch.add(square_mean, self.eps, out=inverse_std).rsqrt_()
         torch.mul(z, inverse_std, out=z_hat)
 
-    def standardise_backward(self, gradient: Tensor, z: Tensor, inverse_std: Tensor) -> Tensor:
+    def standardise_backward(self, gradient: Tensor, z: Tensor, inverse_std: Tensor, zero: Tensor) -> Tensor:
         """Carry the gradient at the standardised rows back to z, of which the centred rows are given."""
         return torch.ops.aten.native_layer_norm_backward(
-            gradient,
-            z,
-            [self.width],
-            torch.zeros_like(inverse_std),
-            inverse_std,
-            None,
-            None,
-            [True, False, False],
+            gradient, z, [self.width], zero, inverse_std, None, None, [True, False, False]
         )[0]
+
+
+def _mini_batches(buffers: dict[str, Tensor], count: int) -> list[SimpleNamespace]:
+    """Give the views of each mini-batch once, as making a view takes as long as a small operation on it."""
+    return [SimpleNamespace(**{name: x[j] for name, x in buffers.items()}) for j in range(count)]
 
 
 class _Group:
     """
     The forward pass over n mini-batches, on buffers that are made once and used for one group after the other.
 
-    All buffers are (n, R, M, ...), but for the fast weights: (n + 1, R, K + 1, K), those that enter each mini-batch
-    and those that leave the last one.
+    The rows of `qk` are the queries of a mini-batch, then its keys; `y` is what the inner model makes of them.
     """
 
-    def __init__(self, settings: _Settings, count: int):
+    def __init__(self, settings: _Settings, count: int, keep_states: bool = False):
         self.settings, self.count = settings, count
-        tokens = (count, settings.rows, settings.size)
-        width, new = settings.width, settings.gain.new_empty
-        self.q, self.k, self.step_k = new(3, *tokens, width + 1).unbind(0)
-        for augmented in (self.q, self.k):
-            augmented[..., width] = 1.0
-        self.fast = new(count + 1, settings.rows, width + 1, width)
-        self.shift, self.slope = new(2, *tokens, width).unbind(0)
-        self.z, self.z_out, self.z_out_hat = new(3, *tokens, width).unbind(0)
-        self.pair = new(2, *tokens, width)
+        rows, size, width = settings.rows, settings.size, settings.width
+        new = settings.gain.new_empty
+        self.qk, self.y = new(count, rows, 2 * size, width + 1), new(count, rows, 2 * size, width)
+        self.qk[..., width] = 1.0
+        (self.q, self.k), (self.y_q, self.y_k) = self.qk.split(size, 2), self.y.split(size, 2)
+        self.step_k = new(count, rows, size, width + 1)
+        self.shift, self.slope, self.z, self.z_out, self.z_out_hat = new(5, count, rows, size, width).unbind(0)
+        self.pair = new(2, count, rows, size, width)
         self.z_hat, self.gradient = self.pair.unbind(0)
-        self.rate, self.inverse_std, self.inverse_std_out = new(3, *tokens, 1).unbind(0)
-        self.score, self.mixing = new(2, *tokens, settings.size).unbind(0)
-        steps = (
-            self.k,
-            self.step_k,
-            self.z,
-            self.inverse_std,
-            self.z_hat,
-            self.slope,
-            self.gradient,
-            self.fast,
-        )
-        self.steps = list(zip(*(x.unbind(0) for x in steps), self.fast[1:].unbind(0), strict=False))
+        self.step, self.inverse_std, self.inverse_std_out = new(3, count, rows, size, 1).unbind(0)
+        self.zero = torch.zeros_like(self.step)
+        self.rate = new(count, rows, 1, size)
+        self.score, self.mixing = new(2, count * rows, size, size).unbind(0)
+        fast = new(count + 1 if keep_states else 1, rows, width + 1, width)
+        self.fast = fast if keep_states else fast.expand(count + 1, -1, -1, -1)
+        views = {name: getattr(self, name) for name in ("qk", "y", "y_k", "z", "z_hat", "inverse_std", "zero")}
+        views |= {"slope": self.slope, "gradient": self.gradient, "step_k": self.step_k.mT}
+        self.mini_batches = _mini_batches(views | {"fast": self.fast, "next_fast": self.fast[1:]}, count)
+
+    def projections(self, tokens: Tensor, start: int) -> Tensor:
+        """View a group of (B, L, 3, H, K) as (n, B, H, 3, M, K)."""
+        return self.settings.split(tokens, start, self.count).permute(1, 0, 4, 3, 2, 5)
+
+    def without_ones(self) -> Tensor:
+        """View queries and keys as (n, B, H, 2, M, K)."""
+        s = self.settings
+        return s.join(self.qk)[..., : s.width].unflatten(3, (2, s.size))
 
     def read(self, qkv: Tensor, inner_lr: Tensor, start: int) -> None:
         """Take in the projections of a group."""
-        s, width = self.settings, self.settings.width
-        q, k, v = s.split(qkv, start, self.count).permute(3, 1, 0, 4, 2, 5)  # (n, B, H, M, K) each
-        rotate(q, s.rotation, out=s.join(self.q)[..., :width])
-        rotate(k, s.rotation, out=s.join(self.k)[..., :width])
-        torch.sub(s.join(self.k)[..., :width], v, out=s.join(self.shift))
-        s.join(self.rate).copy_(s.split(inner_lr, start, self.count).permute(1, 0, 3, 2).unsqueeze(-1))
-        torch.mul(self.k, self.rate * s.last_scale, out=self.step_k)
+        s, qkv, qk = self.settings, self.projections(qkv, start), self.without_ones()
+        rotate(qkv[:, :, :, :2], s.rotation, out=qk)
+        torch.sub(qk[:, :, :, 1], qkv[:, :, :, 2], out=s.join(self.shift))
+        self.shift.add_(s.offset)
+        s.join(self.rate).squeeze(3).copy_(s.split(inner_lr, start, self.count).permute(1, 0, 3, 2))
+        torch.mul(self.rate.mT, s.last_step, out=self.step)
+        torch.mul(self.k, self.step, out=self.step_k)
 
     def scan(self) -> None:
         """Take the inner gradients of each mini-batch at the state that entered it, then read with every query."""
         s = self.settings
-        torch.addcmul(s.gain_offset, self.shift, s.gain, out=self.slope)  # gain * (offset - target)
-        for k, step_k, z, inverse_std, z_hat, slope, gradient, fast, next_fast in self.steps:
-            torch.bmm(k, fast, out=z)
-            s.standardise(z, z_hat, inverse_std)
-            slope.addcmul_(s.squared_gain, z_hat)
-            gradient.copy_(s.standardise_backward(slope, z, inverse_std))
-            torch.baddbmm(fast, step_k.mT, gradient, alpha=-1, out=next_fast)
-        q, k, z_out, gradient = (x.flatten(0, 1) for x in (self.q, self.k, self.z_out, self.gradient))
-        torch.bmm(q, k.mT, out=self.score.flatten(0, 1))
-        torch.mul(self.score, s.triangle, out=self.mixing).mul_(self.rate.mT)
-        torch.bmm(q, self.fast[:-1].flatten(0, 1), out=z_out)
-        z_out.baddbmm_(self.mixing.flatten(0, 1), gradient, alpha=-1)
+        torch.mul(self.shift, s.gain, out=self.slope)
+        for at in self.mini_batches:
+            torch.bmm(at.qk, at.fast, out=at.y)
+            torch.sub(at.y_k, s.row_mean(at.y)[:, s.size :], out=at.z)
+            s.standardise(at.z, at.z_hat, at.inverse_std)
+            at.slope.addcmul_(s.squared_gain, at.z_hat)
+            at.gradient.copy_(s.standardise_backward(at.slope, at.z, at.inverse_std, at.zero))
+            torch.baddbmm(at.fast, at.step_k, at.gradient, out=at.next_fast)
+        torch.bmm(self.q.flatten(0, 1), self.k.flatten(0, 1).mT, out=self.score)
+        torch.mul(self.score, s.triangle, out=self.mixing).view_as(self.score)
+        self.mixing.mul_(self.rate.flatten(0, 1))
+        z_out = self.z_out.flatten(0, 1)
+        torch.baddbmm(self.y_q.flatten(0, 1), self.mixing, self.gradient.flatten(0, 1), out=z_out)
+        z_out.sub_(s.row_mean(z_out))
         s.standardise(self.z_out, self.z_out_hat, self.inverse_std_out)
 
     def write(self, out: Tensor, start: int) -> None:
@@ -226,106 +229,111 @@ class _Group:
 class _Gradients:
     """What the backward pass collects: gradients at the inputs of `_TTTLinear`."""
 
-    def __init__(self, settings: _Settings, qkv: Tensor, inner_lr: Tensor, token_scale: Tensor):
+    def __init__(self, qkv: Tensor, inner_lr: Tensor, token_scale: Tensor, fast: Tensor):
         self.qkv, self.inner_lr = torch.empty_like(qkv), torch.empty_like(inner_lr)
         self.token_scale = torch.zeros_like(token_scale)
-        self.gain, self.offset = torch.zeros_like(settings.gain), torch.zeros_like(settings.gain)
+        self.fast = fast.flatten(0, 1).clone()  # (R, K + 1, K), of the fast weights that the next group enters with
 
 
 class _BackwardGroup(_Group):
     """The forward pass over n mini-batches and its closed-form backward pass; a gradient at x is called d_x."""
 
     def __init__(self, settings: _Settings, count: int):
-        super().__init__(settings, count)
-        tokens = (count, settings.rows, settings.size)
+        super().__init__(settings, count, keep_states=True)
+        rows, size, width = settings.rows, settings.size, settings.width
         new = settings.gain.new_empty
-        self.d_out, self.d_z_out, self.d_z, self.d_slope, self.d_gradient, self.d_next = new(
-            6, *tokens, settings.width
+        self.d_gain = torch.zeros_like(self.z)
+        self.d_y = new(count, rows, 2 * size, width)
+        self.d_y_q, self.d_y_k = self.d_y.split(size, 2)
+        self.d_out, self.d_gradient, self.d_slope, self.d_step_k, self.reached, self.scratch = new(
+            6, count, rows, size, width
         ).unbind(0)
-        self.d_fast, self.d_mixing = torch.empty_like(self.fast), torch.empty_like(self.mixing)
+        self.products, self.by_slope = new(2, rows, size, width), torch.empty_like(self.step)
+        self.minus_inverse_std = torch.empty_like(self.step)
+        self.d_mixing = torch.empty_like(self.mixing)
+        self.d_scores = new(count * rows, 2 * size, 2 * size).zero_()
+        names = ("d_y", "d_y_k", "z", "z_hat", "gradient", "inverse_std", "minus_inverse_std", "zero", "step")
+        names = (*names, "d_gradient", "d_slope", "d_step_k", "reached", "scratch", "by_slope", "k")
+        views = {name: getattr(self, name) for name in names}
+        views |= {"pair": self.pair.transpose(0, 1), "qk": self.qk.mT}
+        self.backward_mini_batches = _mini_batches(views, count)[::-1]
 
-    def backward(self, d_out: Tensor, d_fast: Tensor, start: int, grads: _Gradients) -> Tensor:
-        """Add to the gradients, given those at the outputs and the last fast weights; give that at the first ones."""
+    def backward(self, d_out: Tensor, start: int, grads: _Gradients) -> None:
+        """Add to the gradients, given those at the outputs."""
         s = self.settings
-        self.d_fast[-1].copy_(d_fast)
         s.join(self.d_out).copy_(s.split(d_out, start, self.count).permute(1, 0, 3, 2, 4))
-        self.output_backward(grads)
-        self.scan_backward()
+        self.read_backward()
+        self.scan_backward(grads.fast)
         self.rates_backward(grads, start)
-        self.projections_backward(grads, start)
-        return self.d_fast[0]
+        self.projections_backward(grads.qkv, start)
 
-    def output_backward(self, grads: _Gradients) -> None:
+    def read_backward(self) -> None:
+        """Go back through the outputs of the queries."""
         s = self.settings
-        grads.offset += self.d_out.sum((0, 2)).unsqueeze(1)
-        grads.gain += self.z_out_hat.mul_(self.d_out).sum((0, 2)).unsqueeze(1)
-        d_z_out_hat = torch.mul(self.d_out, s.gain, out=self.z_out_hat)
-        self.d_z_out = s.standardise_backward(d_z_out_hat, self.z_out, self.inverse_std_out)
-        d_z_out = self.d_z_out.flatten(0, 1)
-        torch.bmm(
-            d_z_out, self.gradient.flatten(0, 1).mT, out=self.d_mixing.flatten(0, 1)
-        )  # with the sign turned
-        torch.bmm(
-            self.mixing.flatten(0, 1).mT, d_z_out, out=self.d_gradient.flatten(0, 1)
-        )  # with the sign turned
+        self.d_gain.addcmul_(self.z_out_hat, self.d_out)
+        torch.mul(self.d_out, s.gain, out=self.scratch)
+        d_z_out = s.standardise_backward(self.scratch, self.z_out, self.inverse_std_out, self.zero)
+        self.d_y_q.copy_(d_z_out)
+        d_z_out = d_z_out.flatten(0, 1)
+        torch.bmm(d_z_out, self.gradient.flatten(0, 1).mT, out=self.d_mixing)
+        torch.bmm(self.mixing.mT, d_z_out, out=self.d_gradient.flatten(0, 1))
 
-    def scan_backward(self) -> None:
+    def scan_backward(self, d_fast: Tensor) -> None:
         """
-        Go back through the mini-batches.
+        Go back through the mini-batches, and with the gradient at the fast weights.
 
         Notes
         -----
-        With P the projection of a LayerNorm's backward pass, G = P(g) / std, g = squared_gain * z_hat + rest, and w
-        the gradient at G: the one at g is P(w) / std, and what z gets is that through g and that through P and std,
-        whose terms <w, z_hat>, <w, G> and <g, z_hat> are the coefficients below.
+        With P the projection in a LayerNorm's backward pass, the inner gradient is G = P(g) / std with the slope
+        g = squared_gain * z_hat + rest. Let w be the gradient at G. The one at g is P(w) / std; z gets that through g,
+        and, through P and std, the terms with the coefficients <w, z_hat>, <w, G> and <g, z_hat>.
         """
         s = self.settings
-        negative = self.inverse_std.neg()
-        by_slope = s.row_mean(self.slope * self.z_hat).mul_(negative)
-        step = self.rate * -s.last_scale
-        for j in range(self.count - 1, -1, -1):
-            z, inverse_std, next_fast = self.z[j], self.inverse_std[j], self.d_fast[j + 1]
-            reached = torch.bmm(self.k[j], next_fast, out=self.d_next[j])
-            w = torch.mul(reached, step[j]).sub_(self.d_gradient[j])
-            d_slope = s.standardise_backward(w, z, inverse_std)
-            self.d_slope[j] = d_slope
-            by_z_hat, by_gradient = s.row_mean(self.pair[:, j] * w).mul_(negative[j]).unbind(0)
-            d_z = s.standardise_backward(d_slope * s.squared_gain, z, inverse_std)
-            d_z.addcmul_(d_slope, by_slope[j]).addcmul_(self.gradient[j], by_z_hat)
-            d_z.addcmul_(self.z_hat[j], by_gradient)
-            self.d_z[j] = d_z
-            torch.baddbmm(next_fast, self.k[j].mT, d_z, out=self.d_fast[j])
-            self.d_fast[j].baddbmm_(self.q[j].mT, self.d_z_out[j])
+        torch.neg(self.inverse_std, out=self.minus_inverse_std)
+        torch.mul(self.slope, self.z_hat, out=self.scratch)
+        torch.mul(s.row_mean(self.scratch), self.minus_inverse_std, out=self.by_slope)
+        d_weight = d_fast[:, :-1].mT
+        for at in self.backward_mini_batches:
+            torch.bmm(at.gradient, d_weight, out=at.d_step_k)
+            torch.bmm(at.k, d_fast, out=at.reached)
+            w = at.d_gradient.addcmul_(at.reached, at.step)
+            at.d_slope.copy_(s.standardise_backward(w, at.z, at.inverse_std, at.zero))
+            torch.mul(at.pair, w, out=self.products)
+            by_z_hat, by_gradient = s.row_mean(self.products).mul_(at.minus_inverse_std).unbind(0)
+            torch.mul(at.d_slope, s.squared_gain, out=at.scratch)
+            d_z = s.standardise_backward(at.scratch, at.z, at.inverse_std, at.zero)
+            d_z.addcmul_(at.d_slope, at.by_slope).addcmul_(at.gradient, by_z_hat)
+            torch.addcmul(d_z, at.z_hat, by_gradient, out=at.d_y_k)
+            d_fast.baddbmm_(at.qk, at.d_y)
 
     def rates_backward(self, grads: _Gradients, start: int) -> None:
-        s = self.settings
-        d_step = self.d_next.mul_(self.gradient).sum(-1, keepdim=True)  # (n, R, M, 1) with the sign turned
+        """Add to the gradients at the inner learning rates and the scale of positions."""
+        s, rate = self.settings, self.rate.flatten(0, 1)  # (n * R, 1, M)
+        d_step = torch.mul(self.reached, self.gradient, out=self.scratch).sum(-1).view_as(rate)
         d_mixing = self.score.mul_(self.d_mixing)
-        d_rate = (d_mixing * s.triangle).sum(-2).unsqueeze(-1).addcmul_(d_step, s.last_scale).neg_()
-        s.split(grads.inner_lr, start, self.count).permute(1, 0, 3, 2).unsqueeze(-1).copy_(s.join(d_rate))
-        grads.token_scale -= d_mixing.mul_(self.rate.mT).sum((0, 1)).tril_().sum(-1)
-        grads.token_scale[-1] -= d_step.mul_(self.rate).sum()
+        d_rate = (d_mixing * s.triangle).sum(1, keepdim=True).addcmul_(d_step, s.last_step)
+        to = s.split(grads.inner_lr, start, self.count).permute(1, 0, 3, 2)  # (n, B, H, M)
+        to.copy_(d_rate.view(to.shape))
+        grads.token_scale -= d_mixing.mul_(rate).sum(0).tril_().sum(-1)
+        grads.token_scale[-1] -= d_step.mul_(rate).sum()
 
-    def projections_backward(self, grads: _Gradients, start: int) -> None:
+    def projections_backward(self, grads: Tensor, start: int) -> None:
+        """Write the gradients at the projections of a group to (B, L, 3, H, K)."""
         s = self.settings
-        slope_by_gain = torch.addcmul(self.shift, self.z_hat, 2.0 * s.gain, out=self.slope).add_(s.offset)
-        grads.gain += slope_by_gain.mul_(self.d_slope).sum((0, 2)).unsqueeze(1)
+        slope_by_gain = torch.addcmul(self.shift, self.z_hat, 2.0 * s.gain, out=self.scratch)
+        self.d_gain.addcmul_(slope_by_gain, self.d_slope)
         d_shift = self.d_slope.mul_(s.gain)
-        grads.offset += d_shift.sum((0, 2)).unsqueeze(1)
-        to_q, to_k, to_v = s.split(grads.qkv, start, self.count).permute(3, 1, 0, 4, 2, 5)
-        torch.neg(s.join(d_shift), out=to_v)
-        d_score = self.d_mixing.mul_(s.triangle).mul_(self.rate.mT).flatten(0, 1)  # with the sign turned
-        weight = self.fast[:-1, :, :-1].flatten(0, 1).mT
-        d_next_weight = self.d_fast[1:, :, :-1].flatten(0, 1).mT
-        q, k = (x[..., :-1].flatten(0, 1) for x in (self.q, self.k))
-        d_q, d_k = self.d_out.flatten(0, 1), d_shift.flatten(0, 1)
-        d_q.baddbmm_(self.d_z_out.flatten(0, 1), weight).baddbmm_(d_score, k, alpha=-1)
-        d_step_k = torch.bmm(self.gradient.flatten(0, 1), d_next_weight, out=self.z.flatten(0, 1))
-        d_k.addcmul_(d_step_k, (self.rate * s.last_scale).flatten(0, 1), value=-1)
-        d_k.baddbmm_(self.d_z.flatten(0, 1), weight).baddbmm_(d_score.mT, q, alpha=-1)
+        d_score = self.d_scores[:, : s.size, s.size :]
+        torch.mul(self.d_mixing.mul_(s.triangle), self.rate.flatten(0, 1), out=d_score)
+        self.d_scores[:, s.size :, : s.size] = d_score.mT
+        d_qk = torch.bmm(self.d_y.flatten(0, 1), self.fast[:-1, :, :-1].flatten(0, 1).mT, out=self.y.flatten(0, 1))
+        d_qk.baddbmm_(self.d_scores, self.qk[..., :-1].flatten(0, 1))
+        self.y_q.add_(self.d_out)
+        self.y_k.add_(d_shift).addcmul_(self.d_step_k, self.step)
+        to = self.projections(grads, start)
+        torch.neg(s.join(d_shift), out=to[:, :, :, 2])
         back = s.rotation if s.rotation is None else torch.stack((s.rotation[0], -s.rotation[1]))
-        rotate(s.join(self.d_out), back, out=to_q)
-        rotate(s.join(d_shift), back, out=to_k)
+        rotate(s.join(self.y).unflatten(3, (2, s.size)), back, out=to[:, :, :, :2])
 
 
 def rotate(x: Tensor, rotation: Tensor | None, out: Tensor) -> None:
@@ -337,6 +345,12 @@ def rotate(x: Tensor, rotation: Tensor | None, out: Tensor) -> None:
     (first, second), (to_first, to_second) = x.chunk(2, -1), out.chunk(2, -1)
     torch.mul(first, cos, out=to_first).addcmul_(second, sin, value=-1.0)
     torch.mul(second, cos, out=to_second).addcmul_(first, sin)
+
+
+def _sum_tokens(x: Tensor) -> Tensor:
+    """Sum (B, L, H, K) over cells and tokens; (H, 1, K)."""
+    flat = x.flatten(0, 1).flatten(1)
+    return (flat.new_ones(1, flat.shape[0]) @ flat).view(x.shape[2], 1, x.shape[3])
 
 
 class _TTTLinear(torch.autograd.Function):
@@ -353,8 +367,7 @@ class _TTTLinear(torch.autograd.Function):
             out = torch.empty_like(qkv[:, :, 0], memory_format=torch.contiguous_format)
             for (start, count), entering in zip(groups, starts.unbind(0), strict=True):
                 group = work[count]
-                group.fast[0] = current
-                entering.copy_(current)
+                group.fast[0].copy_(entering.copy_(current))
                 group.read(qkv, inner_lr, start)
                 group.scan()
                 group.write(out, start)
@@ -371,16 +384,14 @@ class _TTTLinear(torch.autograd.Function):
             settings = _Settings(ctx.options, qkv.shape, token_scale, gain, offset)
             groups = settings.groups()
             work = {count: _BackwardGroup(settings, count) for count in {count for _, count in groups}}
-            grads = _Gradients(settings, qkv, inner_lr, token_scale)
-            current = d_fast.flatten(0, 1)
+            grads = _Gradients(qkv, inner_lr, token_scale, d_fast)
             for (start, count), entering in zip(groups[::-1], starts.unbind(0)[::-1], strict=True):
                 group = work[count]
-                group.fast[0] = entering
+                group.fast[0].copy_(entering)
                 group.read(qkv, inner_lr, start)
                 group.scan()
-                current = group.backward(d_out, current, start, grads)
-            d_gain, d_offset = (
-                x.unflatten(0, (-1, *gain.shape[:1])).sum(0) for x in (grads.gain, grads.offset)
-            )
-        d_fast = current.view_as(d_fast)
-        return None, grads.qkv, grads.inner_lr, grads.token_scale, d_fast, d_gain, d_offset
+                group.backward(d_out, start, grads)
+            d_offset = _sum_tokens(d_out) - _sum_tokens(grads.qkv[:, :, 2])
+            d_gain = sum(group.d_gain.sum((0, 2)) for group in work.values())
+            d_gain = d_gain.view(settings.batch, settings.heads, 1, settings.width).sum(0)
+        return None, grads.qkv, grads.inner_lr, grads.token_scale, grads.fast.view_as(d_fast), d_gain, d_offset
