@@ -21,7 +21,7 @@ demo: $(DEMO)/report.html
 	@echo "  your file with it   $(DEMO)/cells.h5mu"
 
 test: .venv/ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -19,7 +19,15 @@ from scfusion_fm.data.schema import AlignedCells, Cells
 from scfusion_fm.evaluation.baselines import Features, annotate_baselines
 from scfusion_fm.evaluation.metrics import annotation_scores, clustering_scores
 from scfusion_fm.export import export_model
-from scfusion_fm.finetuning import CellCollator, predict_rows, rows_by_split, split_cells, train_best, write_results
+from scfusion_fm.finetuning import (
+    BalancedCrossEntropy,
+    CellCollator,
+    predict_rows,
+    rows_by_split,
+    split_cells,
+    train_best,
+    write_results,
+)
 from scfusion_fm.inference import load_pretrained, read_aligned, softmax
 
 INPUTS = {"rna": ("rna",), "adt": ("adt",), "rna+adt": ("rna", "adt")}
@@ -79,7 +87,8 @@ def main() -> None:
         scores = annotation_scores(names_of(data, prediction.label_ids), names_of(data, prediction.predictions))
         return {"score": scores["macro_f1"], **scores}
 
-    train_best(model, data.rows, collators, score, (config.optim, config.seed, output / "trainer"))
+    loss = BalancedCrossEntropy(data.codes[data.rows["train"]], len(data.classes)) if config.balance_classes else None
+    train_best(model, data.rows, collators, score, (config.optim, config.seed, output / "trainer"), loss)
 
     # Held-out figures beside baselines that got the same cells and labels.
     logits = {k: predict_rows(model, collators["val"], data.rows["test"], modalities=v) for k, v in data.inputs.items()}

@@ -179,6 +179,8 @@ class AnnotationConfig:
     """Values of the column that mean: no label."""
     min_cells_per_class: int = 10
     """Classes with fewer cells are left out, and listed in the results."""
+    balance_classes: bool = True
+    """Whether the loss gives every class the same weight, however many cells it has."""
     modality_dropout: float = 0.3
     """Probability that a paired training cell loses one of its modalities, in [0, 1]."""
     seed: int = 0

@@ -98,6 +98,7 @@ def train_best(
     collators: dict[str, CellCollator],
     score: Callable[[Any], dict[str, float]],
     settings: tuple[FinetuneOptimConfig, int, Path],
+    loss: Callable[..., torch.Tensor] | None = None,
 ) -> Trainer:
     """
     Fine-tune and keep the epoch with the best validation score.
@@ -114,6 +115,8 @@ def train_best(
         Turns predictions into {"score": higher is better, ...}.
     settings
         Optimisation, seed, and the directory for the trainer's files.
+    loss
+        Called with outputs and labels instead of taking the loss of the model.
     """
     optim, seed, directory = settings
     torch.set_num_threads(optim.threads)
@@ -147,6 +150,7 @@ def train_best(
         eval_dataset=CellRows(rows["val"]),
         data_collator=collators["train"],
         compute_metrics=score,
+        compute_loss_func=loss,
         callbacks=[EarlyStoppingCallback(early_stopping_patience=optim.patience)],
     )
     trainer.eval_collator = collators["val"]
@@ -165,6 +169,30 @@ class _TwoCollatorTrainer(Trainer):
             return super().get_eval_dataloader(eval_dataset)
         finally:
             self.data_collator = training
+
+
+class BalancedCrossEntropy:
+    """
+    Cross-entropy in which all classes weigh the same, however many cells they have.
+
+    Parameters
+    ----------
+    codes
+        (n,) class index of each training cell.
+    num_classes
+        Number of classes; one without training cells gets weight 0.
+    """
+
+    def __init__(self, codes: NDArray[np.int64], num_classes: int):
+        counts = np.bincount(codes, minlength=num_classes)
+        weights = np.divide(len(codes), num_classes * counts, out=np.zeros(num_classes), where=counts > 0)
+        self.weights = torch.tensor(weights, dtype=torch.float32)
+
+    def __call__(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+        """Average the weighted losses over the labelled cells of a batch."""
+        logits = outputs["logits"].float()
+        losses = torch.nn.functional.cross_entropy(logits, labels, self.weights.to(logits.device), reduction="none")
+        return losses.sum() / (labels >= 0).sum().clamp_min(1)
 
 
 def predict_rows(

@@ -13,7 +13,7 @@ from make_cells import make_modalities
 from scfusion_fm import ScFusionTTTFeatureExtractor, ScFusionTTTForCellTypeAnnotation
 from scfusion_fm.config import SplitConfig
 from scfusion_fm.data.split import assign_split
-from scfusion_fm.finetuning import CellCollator, predict_rows, rows_by_split, split_cells
+from scfusion_fm.finetuning import BalancedCrossEntropy, CellCollator, predict_rows, rows_by_split, split_cells
 from scfusion_fm.inference import read_aligned
 
 SCRIPTS = {
@@ -131,6 +131,17 @@ def test_modality_dropout_hides_one_modality_of_a_paired_cell(model_dir, paired_
     assert 0.15 < (~adt).float().mean() < 0.35
     plain = CellCollator(aligned, extractor)(rows)
     assert torch.equal(plain["rna_values"], batch["rna_values"])
+
+
+def test_balanced_loss_weighs_classes_and_not_cells():
+    codes = np.array([0] * 8 + [1] * 2)
+    loss = BalancedCrossEntropy(codes, 3)
+    logits = torch.randn(10, 3, generator=torch.Generator().manual_seed(0))
+    each = torch.nn.functional.cross_entropy(logits, torch.from_numpy(codes), reduction="none")
+    expected = 10 / 3 * (each[:8].mean() + each[8:].mean()) / 10
+    torch.testing.assert_close(loss({"logits": logits}, torch.from_numpy(codes)), expected)
+    unlabelled = torch.full((10,), -100)
+    assert loss({"logits": logits}, unlabelled) == 0
 
 
 def test_groups_stay_together(paired_file, model_dir):

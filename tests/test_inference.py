@@ -176,6 +176,9 @@ def test_file_without_any_readable_cell_is_refused(model_dir, tmp_path):
     adata = make_modalities(4, seed=8)[0]
     adata.X = np.zeros((4, adata.n_vars), dtype=np.float32)
     adata.write_h5ad(tmp_path / "empty.h5ad")
-    with warnings.catch_warnings(action="ignore"), pytest.raises(ValueError, match="`input` must hold cells that the model can read"):
+    with (
+        warnings.catch_warnings(action="ignore"),
+        pytest.raises(ValueError, match="`input` must hold cells that the model can read"),
+    ):
         embed(Request(model_dir, tmp_path / "empty.h5ad", tmp_path / "out.h5ad"))
     assert not (tmp_path / "out.h5ad").exists()

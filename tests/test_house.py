@@ -1,0 +1,88 @@
+"""The README tells the truth, and the code stays readable."""
+
+import ast
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from launch import ROOT, run
+
+SOURCES = [p for d in ("scfusion_fm", "pretrain", "finetune", "scripts") for p in (ROOT / d).rglob("*.py")]
+BASH = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+COMMANDS = [line for block in BASH for line in block.strip().splitlines()]
+MAKEFILE = (ROOT / "Makefile").read_text().replace("\\\n", " ").replace("$(DEMO)", "runs/demo")
+
+SMALL = {
+    "pretrain/run.py": "optim.epochs=0.1 model.hidden_size=16 model.intermediate_size=16 model.num_hidden_layers=1",
+    "finetune/cell_type_annotation.py": "optim.epochs=1",
+    "finetune/cross_modal_prediction.py": "optim.epochs=1",
+}
+
+
+def normal(command):
+    """Compare commands whatever their spaces and make's name for the target."""
+    return shlex.split(command.replace("$@", "TARGET"))
+
+
+def test_make_demo_runs_the_commands_of_the_readme():
+    recipes = [normal(line) for line in MAKEFILE.splitlines() if line.startswith("\t")]
+    for command in COMMANDS:
+        words = normal(command)
+        assert any(
+            len(r) == len(words) and all(b in (a, "TARGET") for a, b in zip(words, r, strict=True)) for r in recipes
+        ), command
+
+
+@pytest.mark.slow
+def test_readme_commands_run_in_order(tmp_path):
+    for name in ("configs", "data", "finetune", "pretrain"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    for command in COMMANDS:
+        words = shlex.split(command)
+        small = next((v.split() for k, v in SMALL.items() if k in words), [])
+        run(*words, *small, cwd=tmp_path)
+    page = (tmp_path / "runs/demo/report.html").read_text()
+    assert "scFusionTTT" in page
+    assert "PCA + logistic regression" in page
+
+
+def functions(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+def depth(node, level=0):
+    """Nesting of control flow in a function; an elif is not nested in its if."""
+    blocks = (ast.If, ast.For, ast.While, ast.With, ast.Try)
+    chained = node.orelse if isinstance(node, ast.If) and len(node.orelse) == 1 else []
+    inner = [
+        depth(child, level + (isinstance(child, blocks) and child not in chained))
+        for child in ast.iter_child_nodes(node)
+    ]
+    return max([level, *inner])
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_files_and_functions_stay_small(path):
+    assert len(path.read_text().splitlines()) <= 500
+    for node in functions(path):
+        assert node.end_lineno - node.lineno < 70, node.name
+        arguments = node.args
+        names = [a.arg for a in arguments.posonlyargs + arguments.args + arguments.kwonlyargs if a.arg != "self"]
+        assert len(names) <= 8, node.name
+        assert depth(node) <= 4, node.name
+
+
+def test_every_file_says_what_it_is():
+    assert [p for p in SOURCES if not ast.get_docstring(ast.parse(p.read_text()))] == []
+
+
+def test_tree_of_the_readme_exists():
+    table = re.findall(r"^\| (.*?) \|", (ROOT / "README.md").read_text(), re.M)
+    paths = [p for cell in table for p in re.findall(r"`([^`]+)`", cell)]
+    assert len(paths) > 8
+    for path in paths:
+        assert (ROOT / path).exists() or (ROOT / "scfusion_fm" / path).exists(), path
+    assert Path(ROOT / "data/README.md").exists()
