@@ -186,13 +186,10 @@ def build_antibody_table(source: pd.DataFrame, gene_ids: dict[str, str]) -> pd.D
     ]
     names_of_genes = kept.groupby("gene_symbols").antibody.apply(list).to_dict()
     kept["protein"] = [
-        name_protein(name, genes, names_of_genes)
-        for name, genes in zip(kept.antibody, kept.gene_symbols, strict=True)
+        name_protein(name, genes, names_of_genes) for name, genes in zip(kept.antibody, kept.gene_symbols, strict=True)
     ]
     table = pd.concat([kept, build_symbol_rows(kept)], ignore_index=True)
-    table["gene_ids"] = [
-        ";".join(gene_ids[gene] for gene in genes.split(";") if gene) for genes in table.gene_symbols
-    ]
+    table["gene_ids"] = [";".join(gene_ids[gene] for gene in genes.split(";") if gene) for genes in table.gene_symbols]
     check_antibody_table(table)
     columns = ["antibody", "kind", "protein", "gene_symbols", "gene_ids", "is_isotype_control"]
     return table[columns].sort_values(["kind", "antibody"], ascending=[False, True])
@@ -203,17 +200,13 @@ def name_protein(name: str, genes: str, names_of_genes: dict[str, list[str]]) ->
     if not genes:
         return ""
     epitopes = [
-        protein
-        for gene, pattern, protein in EPITOPES
-        if gene == genes and re.search(pattern, name, re.IGNORECASE)
+        protein for gene, pattern, protein in EPITOPES if gene == genes and re.search(pattern, name, re.IGNORECASE)
     ]
     others = [protein for gene, _, protein in EPITOPES if gene == genes]
     plain = [
         other
         for other in names_of_genes[genes]
-        if not any(
-            gene == genes and re.search(pattern, other, re.IGNORECASE) for gene, pattern, _ in EPITOPES
-        )
+        if not any(gene == genes and re.search(pattern, other, re.IGNORECASE) for gene, pattern, _ in EPITOPES)
     ]
     protein = epitopes[0] if epitopes else choose_protein_name(genes, plain)
     assert epitopes or protein not in others, f"{name}: the plain name of {genes} is that of an epitope"
@@ -254,9 +247,7 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source_dir", type=Path)
     source_dir = parser.parse_args().source_dir
     genes, antibodies = (

@@ -202,10 +202,7 @@ def _presence(modality: ModalityCounts | None, num_obs: int) -> np.ndarray:
 def _warn_empty_cells(aligned: AlignedCells, path: str) -> None:
     is_empty = ~(aligned.rna_present | aligned.adt_present)
     if is_empty.any():
-        _warn(
-            f"{path}: {is_empty.sum():,} of {len(is_empty):,} cells have no count in any modality, "
-            "and are kept."
-        )
+        _warn(f"{path}: {is_empty.sum():,} of {len(is_empty):,} cells have no count in any modality, and are kept.")
 
 
 def _examples(names: pd.Index) -> str:

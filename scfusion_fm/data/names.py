@@ -21,9 +21,7 @@ _ANTIBODY_SUFFIX = re.compile(
     r"|[_. -]*\((clone|cl\.?)[:. ]*[^)]*\))$"
 )
 _CLONE_NUMBER = re.compile(r"(cd\d.*?)[._-]\d")
-_HASHTAG = re.compile(
-    r"hash[ _.-]?tag|^hto|^cmo\d|^lmo[ _.-]?\d|^hash[ _.-]?\d|^multi[ _.-]?seq|sample[ _.-]?tag"
-)
+_HASHTAG = re.compile(r"hash[ _.-]?tag|^hto|^cmo\d|^lmo[ _.-]?\d|^hash[ _.-]?\d|^multi[ _.-]?seq|sample[ _.-]?tag")
 _ISOTYPE = re.compile(
     r"isotype|(^|[ _.-])iso[ _.-]?(ctrl|control|ig)"
     r"|ig[gam].*(ctrl|control|[ _.-]iso$)|(ctrl|control).*ig[gam]"
@@ -39,11 +37,7 @@ _VARIANT = re.compile(
 
 def gene_spellings(name: str) -> list[str]:
     """Give the name without the prefix of its reference, and C1ORF112 as C1orf112."""
-    bare = (
-        REFERENCE_PREFIX.sub("", name.strip(), count=1)
-        if REFERENCE_PREFIX.match(name.strip())
-        else name.strip()
-    )
+    bare = REFERENCE_PREFIX.sub("", name.strip(), count=1) if REFERENCE_PREFIX.match(name.strip()) else name.strip()
     return list(dict.fromkeys([bare, re.sub(r"^(C(?:\d+|X|Y))ORF(\d+)$", r"\1orf\2", bare)]))
 
 

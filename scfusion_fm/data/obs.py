@@ -25,9 +25,7 @@ def check_obs_names(names: pd.Index, where: str) -> None:
         )
 
 
-def align_rows(
-    matrix: sp.csr_matrix, var: pd.DataFrame, names: pd.Index, targets: pd.Index
-) -> ModalityCounts:
+def align_rows(matrix: sp.csr_matrix, var: pd.DataFrame, names: pd.Index, targets: pd.Index) -> ModalityCounts:
     """Put the rows of a matrix in the order of `targets`; cells that it lacks get empty rows."""
     rows = names.get_indexer(targets)
     found = np.flatnonzero(rows >= 0)
@@ -48,9 +46,7 @@ def merge_obs(shared: pd.DataFrame, modalities: dict[str, pd.DataFrame]) -> pd.D
     ('rna:batch') are dropped where one column can stand for all; where modalities differ in a column that the
     MuData lacks, each keeps its own under its prefix.
     """
-    names = (
-        shared.index.astype(str).append([table.index.astype(str) for table in modalities.values()]).unique()
-    )
+    names = shared.index.astype(str).append([table.index.astype(str) for table in modalities.values()]).unique()
     prefixes = tuple(f"{key}:" for key in modalities)
     plain = [column for column in shared.columns if not str(column).startswith(prefixes)]
     columns = {column: shared[column].set_axis(shared.index.astype(str)).reindex(names) for column in plain}

@@ -73,9 +73,7 @@ def read_cells(path: str | Path, modality: Literal["auto", "rna", "adt"] = "auto
             tables, obs = _split_mudata(container, modality, path)
         else:
             tables, obs = _split_anndata(container, modality, path)
-    counts = {
-        name: align_rows(matrix, var, names, obs.index) for name, (matrix, var, names) in tables.items()
-    }
+    counts = {name: align_rows(matrix, var, names, obs.index) for name, (matrix, var, names) in tables.items()}
     _check_overlap(counts, tables, path)
     return Cells(str(path), obs, counts.get("rna"), counts.get("adt"), container)
 
@@ -147,9 +145,7 @@ def _split_mudata(mdata: mudata.MuData, modality: str, path: Path) -> tuple[dict
     found = {name: [key for key in MODALITY_NAMES[name] if key in mdata.mod] for name in wanted}
     for name, keys in found.items():
         if len(keys) > 1:
-            raise ValueError(
-                f"`path` must name its {name} modality once, got {keys} in {str(path)!r}. Remove one."
-            )
+            raise ValueError(f"`path` must name its {name} modality once, got {keys} in {str(path)!r}. Remove one.")
     keys = {name: keys[0] for name, keys in found.items() if keys}
     if not keys:
         expected = [key for name in wanted for key in MODALITY_NAMES[name]]
@@ -167,9 +163,7 @@ def _split_mudata(mdata: mudata.MuData, modality: str, path: Path) -> tuple[dict
     return tables, obs
 
 
-def _split_anndata(
-    adata: anndata.AnnData, modality: str, path: Path
-) -> tuple[dict[str, Table], pd.DataFrame]:
+def _split_anndata(adata: anndata.AnnData, modality: str, path: Path) -> tuple[dict[str, Table], pd.DataFrame]:
     matrix, var = _read_counts(adata, str(path))
     names = adata.obs_names.astype(str)
     obs = adata.obs.set_axis(names)
@@ -185,15 +179,11 @@ def _split_anndata(
     if modality != "auto":
         tables = {name: table for name, table in tables.items() if name == modality}
     if not tables:
-        raise ValueError(
-            f"`path` must hold {modality} counts, got none in {str(path)!r}. Choose another `modality`."
-        )
+        raise ValueError(f"`path` must hold {modality} counts, got none in {str(path)!r}. Choose another `modality`.")
     return tables, obs
 
 
-def _by_feature_type(
-    matrix: sp.csr_matrix, var: pd.DataFrame, names: pd.Index, path: Path
-) -> dict[str, Table]:
+def _by_feature_type(matrix: sp.csr_matrix, var: pd.DataFrame, names: pd.Index, path: Path) -> dict[str, Table]:
     types = var["feature_types"].astype(str).to_numpy()
     tables = {
         name: (matrix[:, types == label].tocsr(), var[types == label], names)
@@ -276,8 +266,7 @@ def _read_counts(adata: anndata.AnnData, name: str) -> tuple[sp.csr_matrix, pd.D
         return matrix, holder.var if slot == "X" else _complete_raw_var(adata)
     reasons = " ".join(tried) or "all are empty."
     raise ValueError(
-        f'`{name}` must hold raw counts in layers["counts"], .raw or X, got none: layers["counts"] missing, '
-        f"{reasons}"
+        f'`{name}` must hold raw counts in layers["counts"], .raw or X, got none: layers["counts"] missing, {reasons}'
     )
 
 

@@ -110,18 +110,14 @@ def check_counts(matrix: Any, name: str) -> None:
     """
     values = np.asarray(matrix.data if sp.issparse(matrix) else matrix)
     if values.dtype.kind not in "biuf":
-        raise ValueError(
-            f"`{name}` must hold numbers, got dtype {values.dtype}. Store the raw counts as numbers."
-        )
+        raise ValueError(f"`{name}` must hold numbers, got dtype {values.dtype}. Store the raw counts as numbers.")
     if values.dtype.kind == "f":
         _refuse(~np.isfinite(values), values, name, "finite numbers", "Remove or repair these entries")
     _refuse(values < 0, values, name, "non-negative counts", "Give the raw counts, not scaled or CLR values")
     if values.dtype.kind == "f":
         advice = "Give the raw counts, not normalised or log-transformed values"
         _refuse(values != np.floor(values), values, name, "whole numbers", advice)
-    _refuse(
-        values > LARGEST_COUNT, values, name, f"counts up to {LARGEST_COUNT:,}", "Check what the numbers are"
-    )
+    _refuse(values > LARGEST_COUNT, values, name, f"counts up to {LARGEST_COUNT:,}", "Check what the numbers are")
 
 
 def _refuse(is_bad: np.ndarray, values: np.ndarray, name: str, rule: str, advice: str) -> None:

@@ -147,9 +147,7 @@ def _gene_lookups() -> tuple[dict[str, str], dict[str, str], dict[str, str], fro
     others = []
     for column in ("previous_symbols", "aliases"):
         rows = ranked[ranked[column] != ""]
-        pairs = (
-            (n, i) for names, i in zip(rows[column], rows.gene_id, strict=True) for n in names.split(";")
-        )
+        pairs = ((n, i) for names, i in zip(rows[column], rows.gene_id, strict=True) for n in names.split(";"))
         lookup: dict[str, str] = {}
         for name, gene_id in pairs:
             lookup.setdefault(name, gene_id)
@@ -341,9 +339,7 @@ def build_vocabulary(
             raise ValueError(f"`{name}` must be one of {allowed}, got {value!r}.")
     sources = list(cells or ())
     if "sources" in (genes, proteins) and not sources:
-        raise ValueError(
-            "`cells` must hold at least one file where the vocabulary comes from 'sources', got none."
-        )
+        raise ValueError("`cells` must hold at least one file where the vocabulary comes from 'sources', got none.")
     gene_ids = _coding_genes() if genes == "protein_coding" else _genes_of(sources)
     names = set(_protein_genes()) if proteins == "all" else _proteins_of(sources)
     if not gene_ids and not names:

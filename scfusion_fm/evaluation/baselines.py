@@ -90,9 +90,7 @@ def annotate_baselines(
 
 def build_logistic_candidates() -> Iterable[LogisticRegression]:
     """Yield logistic regressions that weigh all classes alike, from the strongest penalty to the weakest."""
-    return (
-        LogisticRegression(C=inverse, class_weight="balanced", max_iter=5000) for inverse in INVERSE_PENALTIES
-    )
+    return (LogisticRegression(C=inverse, class_weight="balanced", max_iter=5000) for inverse in INVERSE_PENALTIES)
 
 
 def build_knn_candidates(n_train: int) -> Iterable[KNeighborsClassifier]:
@@ -182,8 +180,7 @@ class Targets:
         """
         if not observed.any():
             raise ValueError(
-                "`adt_observed` must hold a measured value in the training cells, got none; "
-                "pass another split."
+                "`adt_observed` must hold a measured value in the training cells, got none; pass another split."
             )
         masked = np.ma.MaskedArray(np.asarray(adt, np.float64), mask=~observed)
         mean = masked.mean(axis=0).filled(masked.mean())

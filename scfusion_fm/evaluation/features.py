@@ -185,6 +185,5 @@ def check_length(name: str, values: np.ndarray | sparse.csr_matrix, n_cells: int
     """
     if np.shape(values)[0] != n_cells:
         raise ValueError(
-            f"`{name}` must have one row per cell ({n_cells}), got {np.shape(values)[0]}; "
-            "select the same cells."
+            f"`{name}` must have one row per cell ({n_cells}), got {np.shape(values)[0]}; select the same cells."
         )

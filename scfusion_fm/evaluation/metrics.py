@@ -68,9 +68,7 @@ def class_scores(labels: np.ndarray, predicted: np.ndarray) -> pd.DataFrame:
     """
     labels, predicted = check_label_pair(labels, predicted)
     present = np.unique(labels)
-    precision, recall, f1, n = precision_recall_fscore_support(
-        labels, predicted, labels=present, zero_division=0
-    )
+    precision, recall, f1, n = precision_recall_fscore_support(labels, predicted, labels=present, zero_division=0)
     return pd.DataFrame({"n": n, "recall": recall, "precision": precision, "f1": f1}, index=present)
 
 
@@ -97,9 +95,7 @@ def confusion_table(labels: np.ndarray, predicted: np.ndarray) -> pd.DataFrame:
     classes = np.union1d(labels, predicted)
     counts = np.zeros((len(classes), len(classes)), dtype=np.int64)
     np.add.at(counts, (np.searchsorted(classes, labels), np.searchsorted(classes, predicted)), 1)
-    return pd.DataFrame(
-        counts, index=pd.Index(classes, name="label"), columns=pd.Index(classes, name="predicted")
-    )
+    return pd.DataFrame(counts, index=pd.Index(classes, name="label"), columns=pd.Index(classes, name="predicted"))
 
 
 def protein_scores(
@@ -252,9 +248,7 @@ def check_protein_arrays(measured: np.ndarray, predicted: np.ndarray, observed: 
             "select the same cells and proteins from all three."
         )
     if np.asarray(observed).dtype != bool:
-        raise ValueError(
-            f"`observed` must be bool, got {np.asarray(observed).dtype}; pass e.g. `counts_present == 1`."
-        )
+        raise ValueError(f"`observed` must be bool, got {np.asarray(observed).dtype}; pass e.g. `counts_present == 1`.")
     for name, values in (("measured", measured), ("predicted", predicted)):
         n_bad = int((~np.isfinite(values) & observed).sum())
         if n_bad:
@@ -264,9 +258,7 @@ def check_protein_arrays(measured: np.ndarray, predicted: np.ndarray, observed: 
             )
 
 
-def _column_correlations(
-    measured: np.ndarray, predicted: np.ndarray, observed: np.ndarray
-) -> tuple[float, float]:
+def _column_correlations(measured: np.ndarray, predicted: np.ndarray, observed: np.ndarray) -> tuple[float, float]:
     """Return Pearson and Spearman correlation of one protein over its observed cells."""
     measured, predicted = measured[observed], predicted[observed]
     return _pearson(measured, predicted), _pearson(rankdata(measured), rankdata(predicted))

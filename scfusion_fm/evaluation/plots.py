@@ -83,9 +83,7 @@ def compute_umap(embedding: np.ndarray, seed: int = 0) -> np.ndarray:
         warnings.simplefilter("ignore", ImportWarning)
         from umap import UMAP
     # One thread, since umap is reproducible only so; PCA start, since the spectral one fails on few cells.
-    layout = UMAP(
-        n_neighbors=min(15, len(embedding) - 1), min_dist=0.4, init="pca", random_state=seed, n_jobs=1
-    )
+    layout = UMAP(n_neighbors=min(15, len(embedding) - 1), min_dist=0.4, init="pca", random_state=seed, n_jobs=1)
     return layout.fit_transform(np.asarray(embedding, np.float32))
 
 
@@ -170,9 +168,7 @@ def plot_confusion(labels: np.ndarray, predicted: np.ndarray) -> Figure:
         if count:
             colour = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, f"{count}", ha="center", va="center", color=colour, fontsize=9)
-    axes.set_xticks(
-        range(table.shape[1]), [_shorten(name) for name in table.columns], rotation=45, ha="right"
-    )
+    axes.set_xticks(range(table.shape[1]), [_shorten(name) for name in table.columns], rotation=45, ha="right")
     axes.set_yticks(range(len(table)), [f"{_shorten(name)} ({totals[name]})" for name in table.index])
     axes.set(xlabel="predicted", ylabel="true (test cells)", title="Confusions on the test cells")
     axes.set_xticks(np.arange(0.5, table.shape[1] - 1), minor=True)
@@ -295,9 +291,7 @@ def _draw_protein(axes: Axes, measured: np.ndarray, predicted: np.ndarray) -> No
     """Draw one protein's cells and the line on which prediction and measurement agree."""
     seen = np.isfinite(measured) & np.isfinite(predicted)
     measured, predicted = measured[seen], predicted[seen]
-    axes.scatter(
-        measured, predicted, s=float(np.clip(4000 / len(measured), 3, 14)), c=COLOURS[0], alpha=0.5, lw=0
-    )
+    axes.scatter(measured, predicted, s=float(np.clip(4000 / len(measured), 3, 14)), c=COLOURS[0], alpha=0.5, lw=0)
     ends = [min(measured.min(), predicted.min()), max(measured.max(), predicted.max())]
     axes.plot(ends, ends, color="#666666", linewidth=1, linestyle="--")
     _tidy(axes)

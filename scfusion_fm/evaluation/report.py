@@ -91,9 +91,7 @@ class Section:
         self.add(render_figure(png, caption))
 
 
-def write_report(
-    out_html: Path, pretraining: Path | None, annotation: Path | None, cross_modal: Path | None
-) -> Path:
+def write_report(out_html: Path, pretraining: Path | None, annotation: Path | None, cross_modal: Path | None) -> Path:
     """Write one HTML page with all figures and tables, and the figures beside it as PNG.
 
     Parameters
@@ -124,9 +122,7 @@ def write_report(
     ]
     sections = [build(Path(run)) for run, build in builders if run is not None]
     if not sections:
-        raise ValueError(
-            "`pretraining`, `annotation` or `cross_modal` must name a run, got none; pass at least one."
-        )
+        raise ValueError("`pretraining`, `annotation` or `cross_modal` must name a run, got none; pass at least one.")
     findings = [finding for section in sections for finding in section.findings]
     body = "<h2>Summary</h2>\n" + render_findings(findings)
     body += "".join(f"<h2>{escape(section.title)}</h2>\n{section.html}" for section in sections)
@@ -167,9 +163,7 @@ def build_pretraining_section(run: Path) -> Section:
             }
         ),
     )
-    section.add_figure(
-        "losses.png", encode_png(plot_losses(metrics)), "Loss over the steps of the optimiser."
-    )
+    section.add_figure("losses.png", encode_png(plot_losses(metrics)), "Loss over the steps of the optimiser.")
     section.add(f"<details><summary>Settings of the run</summary><pre>{escape(config)}</pre></details>")
     return section
 
@@ -192,9 +186,7 @@ def build_annotation_section(run: Path) -> Section:
     results = read_json(path, keys, ("method", "inputs", "n_test", *ANNOTATION_METRICS))
     cells = read_table(run / "test_predictions.csv", ("label", "predicted"))
     arrays = read_arrays(run / "embedding.npz", ("embedding", "labels", "split"))
-    section = Section(
-        "Cell types", compare_with_baselines(path, results["table"], ANNOTATION_METRICS, "Cell types")
-    )
+    section = Section("Cell types", compare_with_baselines(path, results["table"], ANNOTATION_METRICS, "Cell types"))
     facts = {
         "data": results["data"],
         "provenance": results["provenance"],
@@ -273,9 +265,7 @@ def render_readings(metrics: dict[str, Metric]) -> str:
     metrics
         The metrics by entry.
     """
-    lines = "".join(
-        f"<li><b>{escape(metric.name)}</b>: {escape(metric.reading)}</li>\n" for metric in metrics.values()
-    )
+    lines = "".join(f"<li><b>{escape(metric.name)}</b>: {escape(metric.reading)}</li>\n" for metric in metrics.values())
     return f'<h3>How to read this</h3>\n<ul class="note">\n{lines}</ul>'
 
 
@@ -292,14 +282,8 @@ def _add_confusions(section: Section, rows: list[dict], cells: pd.DataFrame) -> 
     labels, predicted = cells["label"].to_numpy(), cells["predicted"].to_numpy()
     accuracy = annotation_scores(labels, predicted)["accuracy"]
     own = [row for row in rows if str(row["method"]).startswith(MODEL)]
-    match = next(
-        (row for row in own if is_number(row["accuracy"]) and abs(row["accuracy"] - accuracy) < 1e-3), None
-    )
-    whose = (
-        name_row(match)
-        if match
-        else f"a model whose accuracy, {accuracy:.3f}, is in no row of the table above"
-    )
+    match = next((row for row in own if is_number(row["accuracy"]) and abs(row["accuracy"] - accuracy) < 1e-3), None)
+    whose = name_row(match) if match else f"a model whose accuracy, {accuracy:.3f}, is in no row of the table above"
     section.add("<h3>Per cell type</h3>")
     section.add_figure(
         "confusion.png",
@@ -322,9 +306,7 @@ def _add_embedding(section: Section, scores: dict, arrays: dict[str, np.ndarray]
     """Add the UMAP and the scores of the embedding."""
     test = arrays["split"] == "test"
     n_cells = len(test)
-    figure = plot_umap(
-        arrays["embedding"], arrays["labels"], "Cell embedding", coloured=test if test.any() else None
-    )
+    figure = plot_umap(arrays["embedding"], arrays["labels"], "Cell embedding", coloured=test if test.any() else None)
     section.add("<h3>Embedding</h3>")
     section.add_figure(
         "umap.png",
@@ -333,13 +315,10 @@ def _add_embedding(section: Section, scores: dict, arrays: dict[str, np.ndarray]
         "their true type. Distances between groups and the size of groups mean nothing.",
     )
     rows = [
-        {"score": name, "value": value, "reading": EMBEDDING_READINGS.get(name, "")}
-        for name, value in scores.items()
+        {"score": name, "value": value, "reading": EMBEDDING_READINGS.get(name, "")} for name, value in scores.items()
     ]
     section.add(render_table(rows, {"score": "score", "value": "value", "reading": "how to read it"}))
-    section.add(
-        '<p class="note">Both scores are computed in the embedding\'s own dimensions, not on the picture.</p>'
-    )
+    section.add('<p class="note">Both scores are computed in the embedding\'s own dimensions, not on the picture.</p>')
 
 
 def _add_proteins(
@@ -385,9 +364,7 @@ def _add_protein_table(section: Section, shown: pd.DataFrame, baseline: str | No
     }
     if baseline is not None:
         headings["rival"] = f"Pearson, {baseline}"
-    records = [
-        {**row, "n": int(row["n"]) if is_number(row["n"]) else None} for row in shown.to_dict("records")
-    ]
+    records = [{**row, "n": int(row["n"]) if is_number(row["n"]) else None} for row in shown.to_dict("records")]
     table = render_table(records, headings)
     section.add(f"<details><summary>All {len(records)} proteins</summary>{table}</details>")
 

@@ -82,9 +82,7 @@ def render_facts(facts: dict[str, object]) -> str:
     facts
         Values by name; both are escaped.
     """
-    rows = "\n".join(
-        f"<dt>{escape(name)}</dt><dd>{format_value(value)}</dd>" for name, value in facts.items()
-    )
+    rows = "\n".join(f"<dt>{escape(name)}</dt><dd>{format_value(value)}</dd>" for name, value in facts.items())
     return f"<dl>\n{rows}\n</dl>"
 
 
@@ -124,10 +122,7 @@ def render_table(
         cells = "".join(render_cell(name, row[name]) for name in columns)
         lines.append(f"<tr{mark}>{cells}</tr>")
     body = "\n".join(lines)
-    return (
-        f'<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n'
-        f"<tbody>\n{body}\n</tbody>\n</table></div>"
-    )
+    return f'<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
 
 
 def render_figure(png: bytes, caption: str) -> str:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_scfusion_ttt import ScFusionTTTConfig
-from .ttt_layers import TTTLinear
+from .ttt_layers import TTT_LAYERS
 
 
 class TokenSubset(NamedTuple):
@@ -96,7 +96,7 @@ class ScFusionTTTBlock(GradientCheckpointingLayer):
         super().__init__()
         self.reverse = reverse
         self.ttt_norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.ttt = TTTLinear(config)
+        self.ttt = TTT_LAYERS[config.ttt_layer_type](config)
         self.mlp_norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp = GatedMLP(config)
 

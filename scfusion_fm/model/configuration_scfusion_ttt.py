@@ -3,7 +3,7 @@
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-TTT_LAYER_TYPES = ("linear",)
+TTT_LAYER_TYPES = ("linear", "mlp")
 TTT_DIRECTIONS = ("causal", "alternating")
 MODALITIES = ("rna", "adt")
 
@@ -38,11 +38,11 @@ class ScFusionTTTConfig(PreTrainedConfig):
     rna_loss_weight, adt_loss_weight
         The alpha and beta of the reconstruction loss.
     ttt_layer_type
-        The inner model: `linear`.
+        The inner model: `linear`, or `mlp`, a two-layer network four times as wide inside.
     ttt_mini_batch_size
         Tokens per inner mini-batch (M). Part of the model: the same weights at another M are another model.
     ttt_base_lr
-        Base inner learning rate.
+        Base inner learning rate; 1 is usual for `linear`, 0.1 for `mlp`.
     ttt_direction
         `causal` reads every layer forward, as in the paper; `alternating` reads every second layer in reverse.
     ttt_use_gate

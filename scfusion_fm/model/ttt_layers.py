@@ -3,11 +3,15 @@
 Letters: B cells, L tokens, D hidden_size, H heads, K head width, M mini-batch, N mini-batches.
 """
 
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .configuration_scfusion_ttt import ScFusionTTTConfig
+from .ttt_mlp_scan import TTTMLPState, ttt_mlp
 from .ttt_scan import TTTNorm, TTTState, ttt_linear_packed
 
 
@@ -19,15 +23,31 @@ def rotary_embedding(mini_batch_size: int, width: int, theta: float, like: Tenso
     return torch.stack((torch.cos(angle), torch.sin(angle)))
 
 
-class TTTLinear(nn.Module):
+class TTTOutput(NamedTuple):
+    """What a TTT layer gives: (B, L, D) tokens, the fast weights at the end, and the inner loss (B, L, H) if asked."""
+
+    tokens: Tensor
+    state: TTTState | TTTMLPState
+    inner_loss: Tensor | None = None
+
+
+class TTTProjections(NamedTuple):
+    """What the inner model gets: (B, L, 3, H, K) queries, keys, values; (B, L, H) learning rates; (M,) scale."""
+
+    qkv: Tensor
+    inner_lr: Tensor
+    token_scale: Tensor
+
+
+class TTTLayer(nn.Module, ABC):
     """
-    Mix tokens by a linear model that takes one gradient step per token while the sequence is read.
+    Mix tokens by an inner model that takes one gradient step per token while the sequence is read.
 
     The inner loop always runs in at least float32, whatever the activations are.
 
     Notes
     -----
-    Sun et al. 2024 (arXiv 2407.04620), TTT-Linear.
+    Sun et al. 2024 (arXiv 2407.04620).
     """
 
     def __init__(self, config: ScFusionTTTConfig):
@@ -37,8 +57,6 @@ class TTTLinear(nn.Module):
         self.qkv_proj = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
         self.lr_proj = nn.Linear(config.hidden_size, heads)
         self.token_scale_offset = nn.Parameter(torch.zeros(config.ttt_mini_batch_size))
-        self.weight = nn.Parameter(torch.zeros(heads, width, width))
-        self.bias = nn.Parameter(torch.zeros(heads, 1, width))
         self.norm_weight = nn.Parameter(torch.ones(heads, 1, width))
         self.norm_bias = nn.Parameter(torch.zeros(heads, 1, width))
         self.post_norm = nn.LayerNorm(config.hidden_size, eps=config.rms_norm_eps)
@@ -46,6 +64,20 @@ class TTTLinear(nn.Module):
             nn.Linear(config.hidden_size, config.hidden_size, bias=False) if config.ttt_use_gate else None
         )
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+
+    @abstractmethod
+    def initial_state(self, batch: int, dtype: torch.dtype) -> TTTState | TTTMLPState:
+        """Repeat the learned initial fast weights for every cell."""
+
+    @abstractmethod
+    def scan(
+        self,
+        projections: TTTProjections,
+        state: TTTState | TTTMLPState,
+        norm: TTTNorm,
+        inner_loss: Tensor | None,
+    ) -> tuple[Tensor, TTTState | TTTMLPState]:
+        """Run the inner model over whole mini-batches; outputs (B, L, H, K) and the fast weights at the end."""
 
     def token_scale(self) -> Tensor:
         """Give the factor of each position in a mini-batch, max(1 / (i + 1) + learned, 0), shape (M,)."""
@@ -59,7 +91,18 @@ class TTTLinear(nn.Module):
         rate = torch.sigmoid(self.lr_proj(x)) * (self.config.ttt_base_lr / self.config.head_dim)
         return rate * mask.unsqueeze(-1)
 
-    def forward(self, x: Tensor, mask: Tensor, state: TTTState | None = None) -> tuple[Tensor, TTTState]:
+    def rotation(self, like: Tensor) -> Tensor:
+        """Give the rotary embedding inside a mini-batch."""
+        config = self.config
+        return rotary_embedding(config.ttt_mini_batch_size, config.head_dim, config.rope_theta, like)
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor,
+        state: TTTState | TTTMLPState | None = None,
+        return_inner_loss: bool = False,
+    ) -> TTTOutput:
         """
         Read a sequence.
 
@@ -70,39 +113,108 @@ class TTTLinear(nn.Module):
         mask
             (B, L) true for real tokens. The others neither write to the state nor matter by their content.
         state
-            Fast weights to start from; the layer's own initial ones when None.
+            Fast weights to start from, as an earlier call left them at the end of a mini-batch; the layer's own
+            initial ones when None.
+        return_inner_loss
+            Whether to give the inner loss of each token, at the fast weights that entered its mini-batch: how badly
+            they predicted it. It carries no gradient, and is 0 where the mask is false.
 
         Returns
         -------
-        (B, L, D) outputs, meaningful where the mask is true, and the fast weights at the end.
+        Outputs, meaningful where the mask is true; the fast weights at the end; the inner loss.
+
+        Raises
+        ------
+        ValueError
+            If the state was left inside a mini-batch.
         """
+        if state is not None and not state.at_border:
+            raise ValueError(
+                "`state` must come from a sequence of whole mini-batches to be continued, got one that ended inside "
+                f"a mini-batch. Read a multiple of {self.config.ttt_mini_batch_size} tokens before it is handed on."
+            )
         length = x.shape[1]
         missing = -length % self.config.ttt_mini_batch_size
         if missing:
             x, mask = F.pad(x, (0, 0, 0, missing)), F.pad(mask, (0, missing))
         x = x.masked_fill(~mask.unsqueeze(-1), 0.0)
-        out, state = self.mix(x, mask, state)
+        out, state, inner_loss = self._mix(x, mask, state, return_inner_loss)
         out = self.post_norm(out.flatten(2).to(x.dtype))
         if self.gate_proj is not None:
             out = out * F.gelu(self.gate_proj(x), approximate="tanh")
-        return self.o_proj(out)[:, :length], state
+        if inner_loss is not None:
+            inner_loss = inner_loss.masked_fill(~mask.unsqueeze(-1), 0.0)[:, :length]
+        return TTTOutput(self.o_proj(out)[:, :length], state._replace(at_border=not missing), inner_loss)
 
-    def mix(self, x: Tensor, mask: Tensor, state: TTTState | None) -> tuple[Tensor, TTTState]:
-        """Run the inner model over whole mini-batches, in at least float32; outputs (B, L, H, K)."""
-        config = self.config
-        qkv = self.qkv_proj(x).unflatten(-1, (3, config.num_attention_heads, config.head_dim))
+    def _mix(
+        self, x: Tensor, mask: Tensor, state: TTTState | TTTMLPState | None, with_loss: bool
+    ) -> tuple[Tensor, TTTState | TTTMLPState, Tensor | None]:
+        """Project and run the inner model in at least float32."""
+        qkv = self.qkv_proj(x).unflatten(-1, (3, self.config.num_attention_heads, self.config.head_dim))
         inner_lr = self.inner_learning_rate(x, mask)
         dtype = torch.promote_types(x.dtype, torch.float32)
         if state is None:
             state = self.initial_state(x.shape[0], dtype)
-        norm = TTTNorm(self.norm_weight.to(dtype), self.norm_bias.to(dtype), config.rms_norm_eps)
+        norm = TTTNorm(self.norm_weight.to(dtype), self.norm_bias.to(dtype), self.config.rms_norm_eps)
         with torch.autocast(x.device.type, enabled=False):
-            qkv, inner_lr, token_scale = (y.to(dtype) for y in (qkv, inner_lr, self.token_scale()))
-            rotation = rotary_embedding(config.ttt_mini_batch_size, config.head_dim, config.rope_theta, qkv)
-            return ttt_linear_packed(qkv, inner_lr, token_scale, state, norm, rotation)
+            projections = TTTProjections(*(y.to(dtype) for y in (qkv, inner_lr, self.token_scale())))
+            inner_loss = torch.empty_like(projections.inner_lr) if with_loss else None
+            return *self.scan(projections, state, norm, inner_loss), inner_loss
+
+
+class TTTLinear(TTTLayer):
+    """TTT layer whose inner model is linear."""
+
+    def __init__(self, config: ScFusionTTTConfig):
+        super().__init__(config)
+        heads, width = config.num_attention_heads, config.head_dim
+        self.weight = nn.Parameter(torch.zeros(heads, width, width))
+        self.bias = nn.Parameter(torch.zeros(heads, 1, width))
 
     def initial_state(self, batch: int, dtype: torch.dtype) -> TTTState:
         """Repeat the learned initial fast weights for every cell."""
-        return TTTState(
-            self.weight.to(dtype).expand(batch, -1, -1, -1), self.bias.to(dtype).expand(batch, -1, -1, -1)
-        )
+        return TTTState(*(x.to(dtype).expand(batch, -1, -1, -1) for x in (self.weight, self.bias)))
+
+    def scan(
+        self, projections: TTTProjections, state: TTTState, norm: TTTNorm, inner_loss: Tensor | None
+    ) -> tuple[Tensor, TTTState]:
+        """Run the inner model over whole mini-batches; outputs (B, L, H, K) and the fast weights at the end."""
+        return ttt_linear_packed(*projections, state, norm, self.rotation(projections.qkv), inner_loss)
+
+
+class TTTMLP(TTTLayer):
+    """TTT layer whose inner model is a two-layer network with GELU, four times as wide inside."""
+
+    def __init__(self, config: ScFusionTTTConfig):
+        super().__init__(config)
+        heads, width = config.num_attention_heads, config.head_dim
+        self.weight_1 = nn.Parameter(torch.zeros(heads, width, 4 * width))
+        self.bias_1 = nn.Parameter(torch.zeros(heads, 1, 4 * width))
+        self.weight_2 = nn.Parameter(torch.zeros(heads, 4 * width, width))
+        self.bias_2 = nn.Parameter(torch.zeros(heads, 1, width))
+
+    def initial_state(self, batch: int, dtype: torch.dtype) -> TTTMLPState:
+        """Repeat the learned initial fast weights for every cell."""
+        fast = (self.weight_1, self.bias_1, self.weight_2, self.bias_2)
+        return TTTMLPState(*(x.to(dtype).expand(batch, -1, -1, -1) for x in fast))
+
+    def scan(
+        self, projections: TTTProjections, state: TTTMLPState, norm: TTTNorm, inner_loss: Tensor | None
+    ) -> tuple[Tensor, TTTMLPState]:
+        """Run the inner model over whole mini-batches; outputs (B, L, H, K) and the fast weights at the end."""
+        q, k, v = projections.qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, H, L, K)
+        cos, sin = self.rotation(q).repeat(1, q.shape[2] // self.config.ttt_mini_batch_size, 1)
+        q, k = (_rotated(y, cos, sin) for y in (q, k))
+        inner_lr, losses = projections.inner_lr.transpose(1, 2), inner_loss
+        if losses is not None:
+            losses = losses.transpose(1, 2)
+        out, state = ttt_mlp(q, k, v, inner_lr, projections.token_scale, state, norm, losses)
+        return out.transpose(1, 2), state
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.chunk(2, -1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), -1)
+
+
+TTT_LAYERS = {"linear": TTTLinear, "mlp": TTTMLP}

@@ -1,32 +1,99 @@
-"""The TTT-Linear layer spelled out token by token, to test the fast path against.
+"""The TTT layers spelled out token by token, to test the fast paths against.
 
 Letters: B cells, H heads, L tokens, K head width, M mini-batch.
 """
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .ttt_mlp_scan import TTTMLPState
 from .ttt_scan import TTTNorm, TTTState
 
-
-def _inner_gradient(z: Tensor, target: Tensor, norm: TTTNorm) -> Tensor:
-    """Take d/dz of 1/2 || LN(z) - target ||^2 by autograd, keeping the graph."""
-    if not z.requires_grad:
-        z = z.detach().requires_grad_()
-    loss = 0.5 * (_layer_norm(z, norm) - target).square().sum()
-    return torch.autograd.grad(loss, z, create_graph=True)[0]
-
-
-def _layer_norm(z: Tensor, norm: TTTNorm) -> Tensor:
-    return F.layer_norm(z, z.shape[-1:], eps=norm.eps) * norm.weight + norm.bias
+FastWeights = tuple[Tensor, ...]
+InnerModel = Callable[[FastWeights, Tensor], Tensor]
 
 
 def ttt_linear_reference(
-    q: Tensor, k: Tensor, v: Tensor, inner_lr: Tensor, token_scale: Tensor, state: TTTState, norm: TTTNorm
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    inner_lr: Tensor,
+    token_scale: Tensor,
+    state: TTTState,
+    norm: TTTNorm,
+    inner_loss: Tensor | None = None,
 ) -> tuple[Tensor, TTTState]:
+    """Run TTT-Linear one cell, one head and one token at a time; same arguments as `ttt_scan.ttt_linear`."""
+    tokens = _Tokens(q, k, v, inner_lr)
+    return _run(_linear, tokens, token_scale, state, norm, inner_loss)
+
+
+def ttt_mlp_reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    inner_lr: Tensor,
+    token_scale: Tensor,
+    state: TTTMLPState,
+    norm: TTTNorm,
+    inner_loss: Tensor | None = None,
+) -> tuple[Tensor, TTTMLPState]:
+    """Run TTT-MLP one cell, one head and one token at a time; same arguments as `ttt_mlp_scan.ttt_mlp`."""
+    tokens = _Tokens(q, k, v, inner_lr)
+    return _run(_mlp, tokens, token_scale, state, norm, inner_loss)
+
+
+class _Tokens(NamedTuple):
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    inner_lr: Tensor
+
+
+def _linear(fast: FastWeights, x: Tensor) -> Tensor:
+    weight, bias = fast
+    return x @ weight + bias[0]
+
+
+def _mlp(fast: FastWeights, x: Tensor) -> Tensor:
+    weight_1, bias_1, weight_2, bias_2 = fast
+    return F.gelu(x @ weight_1 + bias_1[0], approximate="tanh") @ weight_2 + bias_2[0]
+
+
+def _run(
+    model: InnerModel,
+    tokens: _Tokens,
+    token_scale: Tensor,
+    state: TTTState | TTTMLPState,
+    norm: TTTNorm,
+    inner_loss: Tensor | None,
+) -> tuple[Tensor, TTTState | TTTMLPState]:
+    """Scan every head of every cell by itself."""
+    shape = tokens.q.shape[:2]
+    heads = []
+    for cell in range(shape[0]):
+        for head in range(shape[1]):
+            at = (cell, head)
+            own = (x[at] for x in state[:-1])
+            own_norm = TTTNorm(norm.weight[head, 0], norm.bias[head, 0], norm.eps)
+            own_tokens = _Tokens(*(x[at] for x in tokens))
+            heads.append(_scan_one_head(model, own_tokens, token_scale, tuple(own), own_norm))
+    out, loss, *fast = (torch.stack(x).unflatten(0, shape) for x in zip(*heads, strict=True))
+    if inner_loss is not None:
+        inner_loss.copy_(loss.detach())
+    at_border = tokens.q.shape[2] % token_scale.shape[0] == 0
+    return out, type(state)(*fast, at_border=at_border)
+
+
+def _scan_one_head(
+    model: InnerModel, tokens: _Tokens, token_scale: Tensor, fast: FastWeights, norm: TTTNorm
+) -> tuple[Tensor, ...]:
     """
-    Run TTT-Linear one cell, one head and one token at a time; same arguments as `ttt_scan.ttt_linear`.
+    Read one sequence; give outputs (L, K), inner losses (L,) and the last fast weights.
 
     Notes
     -----
@@ -34,47 +101,28 @@ def ttt_linear_reference(
     the state that entered it, and a token sees the updates of the tokens up to and including itself. A sequence
     that does not fill its last mini-batch ends as if it were padded with tokens of inner learning rate 0.
     """
-    outputs, weights, biases = [], [], []
-    for cell in range(q.shape[0]):
-        for head in range(q.shape[1]):
-            at = (cell, head)
-            out, weight, bias = _scan_one_head(
-                (q[at], k[at], v[at], inner_lr[at]),
-                token_scale,
-                (state.weight[at], state.bias[at][0]),
-                TTTNorm(norm.weight[head, 0], norm.bias[head, 0], norm.eps),
-            )
-            outputs.append(out)
-            weights.append(weight)
-            biases.append(bias[None])
-    shape = q.shape[:2]
-    final = TTTState(
-        torch.stack(weights).unflatten(0, shape),
-        torch.stack(biases).unflatten(0, shape),
-    )
-    return torch.stack(outputs).unflatten(0, shape), final
+    size, length = token_scale.shape[0], tokens.q.shape[0]
+    outputs, losses = [], []
+    for start in range(0, length, size):
+        taken = [torch.zeros_like(x) for x in fast]
+        for i in range(start, min(start + size, length)):
+            loss, gradients = _inner_loss_and_gradients(model, fast, tokens.k[i], tokens.v[i], norm)
+            taken = [t + tokens.inner_lr[i] * g for t, g in zip(taken, gradients, strict=True)]
+            seen = tuple(x - token_scale[i - start] * t for x, t in zip(fast, taken, strict=True))
+            outputs.append(tokens.q[i] + _layer_norm(model(seen, tokens.q[i]), norm))
+            losses.append(loss)
+        fast = tuple(x - token_scale[-1] * t for x, t in zip(fast, taken, strict=True))
+    return torch.stack(outputs), torch.stack(losses), *fast
 
 
-def _scan_one_head(
-    tokens: tuple[Tensor, Tensor, Tensor, Tensor],
-    token_scale: Tensor,
-    state: tuple[Tensor, Tensor],
-    norm: TTTNorm,
-) -> tuple[Tensor, Tensor, Tensor]:
-    q, k, v, inner_lr = tokens  # (L, K) three times, (L,)
-    weight, bias = state  # (K, K), (K,)
-    mini_batch_size = token_scale.shape[0]
-    outputs = []
-    for start in range(0, q.shape[0], mini_batch_size):
-        steps = range(start, min(start + mini_batch_size, q.shape[0]))
-        gradients = [_inner_gradient(k[j] @ weight + bias, v[j] - k[j], norm) for j in steps]
-        for i in steps:
-            seen = [(j, inner_lr[j] * gradients[j - start]) for j in steps if j <= i]
-            scale = token_scale[i - start]
-            weight_i = weight - scale * sum(torch.outer(k[j], step) for j, step in seen)
-            bias_i = bias - scale * sum(step for _, step in seen)
-            outputs.append(q[i] + _layer_norm(q[i] @ weight_i + bias_i, norm))
-        taken = [(j, inner_lr[j] * gradients[j - start]) for j in steps]
-        weight = weight - token_scale[-1] * sum(torch.outer(k[j], step) for j, step in taken)
-        bias = bias - token_scale[-1] * sum(step for _, step in taken)
-    return torch.stack(outputs), weight, bias
+def _inner_loss_and_gradients(
+    model: InnerModel, fast: FastWeights, k: Tensor, v: Tensor, norm: TTTNorm
+) -> tuple[Tensor, FastWeights]:
+    """Take the gradients at the fast weights by autograd, keeping the graph."""
+    fast = tuple(x if x.requires_grad else x.detach().requires_grad_() for x in fast)
+    loss = 0.5 * (_layer_norm(model(fast, k), norm) - (v - k)).square().sum()
+    return loss, torch.autograd.grad(loss, fast, create_graph=True)
+
+
+def _layer_norm(z: Tensor, norm: TTTNorm) -> Tensor:
+    return F.layer_norm(z, z.shape[-1:], eps=norm.eps) * norm.weight + norm.bias

@@ -20,10 +20,15 @@ MOST_MINI_BATCHES_PER_GROUP = 16
 
 
 class TTTState(NamedTuple):
-    """Fast weights of the inner linear model: weight (B, H, K, K) and bias (B, H, 1, K)."""
+    """
+    Fast weights of the inner linear model: weight (B, H, K, K) and bias (B, H, 1, K).
+
+    `at_border` tells whether the state was left at the end of a mini-batch, where a sequence can be continued.
+    """
 
     weight: Tensor
     bias: Tensor
+    at_border: bool = True
 
 
 class TTTNorm(NamedTuple):
@@ -35,7 +40,14 @@ class TTTNorm(NamedTuple):
 
 
 def ttt_linear(
-    q: Tensor, k: Tensor, v: Tensor, inner_lr: Tensor, token_scale: Tensor, state: TTTState, norm: TTTNorm
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    inner_lr: Tensor,
+    token_scale: Tensor,
+    state: TTTState,
+    norm: TTTNorm,
+    inner_loss: Tensor | None = None,
 ) -> tuple[Tensor, TTTState]:
     """
     Run TTT-Linear over a sequence.
@@ -52,6 +64,9 @@ def ttt_linear(
         Fast weights before the first token.
     norm
         LayerNorm of the inner model.
+    inner_loss
+        (B, H, L) filled, without a gradient, with 1/2 || LN(z) - (v - k) ||^2 of each token, where z is what the
+        state that entered its mini-batch made of k.
 
     Returns
     -------
@@ -66,8 +81,11 @@ def ttt_linear(
     qkv = torch.stack((q, k, v)).permute(1, 3, 0, 2, 4)  # (B, L, 3, H, K)
     qkv = F.pad(qkv, (0, 0, 0, 0, 0, 0, 0, missing))
     inner_lr = F.pad(inner_lr, (0, missing)).transpose(1, 2)
-    out, state = ttt_linear_packed(qkv, inner_lr, token_scale, state, norm)
-    return out[:, :length].transpose(1, 2), state
+    packed_loss = None if inner_loss is None else torch.empty_like(inner_lr)
+    out, state = ttt_linear_packed(qkv, inner_lr, token_scale, state, norm, inner_loss=packed_loss)
+    if inner_loss is not None:
+        inner_loss.copy_(packed_loss[:, :length].transpose(1, 2))
+    return out[:, :length].transpose(1, 2), state._replace(at_border=missing == 0)
 
 
 def ttt_linear_packed(
@@ -77,6 +95,7 @@ def ttt_linear_packed(
     state: TTTState,
     norm: TTTNorm,
     rotation: Tensor | None = None,
+    inner_loss: Tensor | None = None,
 ) -> tuple[Tensor, TTTState]:
     """
     Run TTT-Linear over whole mini-batches in the layout that a projection of the tokens has.
@@ -91,13 +110,16 @@ def ttt_linear_packed(
         As for `ttt_linear`.
     rotation
         (2, M, K / 2) cosine and sine by which queries and keys are still to be rotated; None when they are.
+    inner_loss
+        (B, L, H) filled as by `ttt_linear`.
 
     Returns
     -------
     (B, L, H, K) outputs, and the fast weights after the last token.
     """
     fast = torch.cat((state.weight, state.bias), dim=2)  # (B, H, K + 1, K)
-    out, fast = _TTTLinear.apply((rotation, norm.eps), qkv, inner_lr, token_scale, fast, norm.weight, norm.bias)
+    out, fast = _TTTLinear.apply(
+        (rotation, norm.eps, inner_loss), qkv, inner_lr, token_scale, fast, norm.weight, norm.bias)
     return out, TTTState(fast[:, :, :-1], fast[:, :, -1:])
 
 
@@ -105,7 +127,7 @@ class _Settings:
     """What all groups of mini-batches share."""
 
     def __init__(self, options: tuple, shape: torch.Size, token_scale: Tensor, gain: Tensor, offset: Tensor):
-        self.rotation, self.eps = options
+        self.rotation, self.eps, self.inner_loss = options
         self.batch, self.length, _, self.heads, self.width = shape
         self.rows, self.size = self.batch * self.heads, token_scale.shape[0]
         self.gain, self.offset = gain.repeat(self.batch, 1, 1), offset.repeat(self.batch, 1, 1)  # (R, 1, K)
@@ -224,6 +246,14 @@ class _Group:
         normed = torch.addcmul(s.offset, self.z_out_hat, s.gain, out=self.z_out)
         target = s.split(out, start, self.count).permute(1, 0, 3, 2, 4)
         torch.add(s.join(normed), s.join(self.q)[..., : s.width], out=target)
+
+
+    def write_loss(self, start: int) -> None:
+        """Write the inner loss of every token to (B, L, H)."""
+        s = self.settings
+        error = torch.addcmul(self.shift, self.z_hat, s.gain)
+        loss = s.join(error.square_().sum(-1, keepdim=True)).squeeze(-1).mul_(0.5)
+        s.split(s.inner_loss, start, self.count).permute(1, 0, 3, 2).copy_(loss)
 
 
 class _Gradients:
@@ -354,7 +384,7 @@ def _sum_tokens(x: Tensor) -> Tensor:
 
 
 class _TTTLinear(torch.autograd.Function):
-    """TTT-Linear on packed projections; options are the rotation and epsilon, fast weights are (B, H, K + 1, K)."""
+    """TTT-Linear on packed projections; options are the rotation, epsilon and the inner loss to fill, fast weights are (B, H, K + 1, K)."""
 
     @staticmethod
     def forward(ctx, options, qkv, inner_lr, token_scale, fast, gain, offset):
@@ -371,8 +401,10 @@ class _TTTLinear(torch.autograd.Function):
                 group.read(qkv, inner_lr, start)
                 group.scan()
                 group.write(out, start)
+                if settings.inner_loss is not None:
+                    group.write_loss(start)
                 current = group.fast[count]
-        ctx.options = options
+        ctx.options = (*options[:2], None)
         ctx.save_for_backward(qkv, inner_lr, token_scale, starts, gain, offset)
         return out, current.clone().view_as(fast)
 

@@ -53,11 +53,7 @@ def make_cells(
     def make_modality(names: list[str] | None, counts: np.ndarray | None, seed: int) -> ModalityCounts | None:
         if names is None:
             return None
-        matrix = (
-            make_counts((NUM_CELLS, len(names)), seed)
-            if counts is None
-            else sp.csr_matrix(counts, dtype="f4")
-        )
+        matrix = make_counts((NUM_CELLS, len(names)), seed) if counts is None else sp.csr_matrix(counts, dtype="f4")
         present = np.asarray(matrix.sum(axis=1)).ravel() > 0
         return ModalityCounts(matrix, pd.DataFrame(index=names), present)
 

@@ -27,9 +27,7 @@ def test_counts_stand_where_the_vocabulary_says():
     cells = make_cells(genes=GENES, antibodies=ANTIBODIES)
     aligned = align_cells(cells, VOCABULARY)
     for i, symbol in enumerate(GENES):
-        np.testing.assert_array_equal(
-            column(aligned, VOCABULARY, symbol), cells.rna.counts[:, [i]].toarray().ravel()
-        )
+        np.testing.assert_array_equal(column(aligned, VOCABULARY, symbol), cells.rna.counts[:, [i]].toarray().ravel())
     for i, name in enumerate(ANTIBODIES):
         if name != "IgG1":
             expected = cells.adt.counts[:, [i]].toarray().ravel()
@@ -42,9 +40,7 @@ def test_what_the_file_does_not_measure_is_marked():
     aligned = align_cells(make_cells(genes=GENES, antibodies=ANTIBODIES), VOCABULARY)
     unseen = [s for s, seen in zip(VOCABULARY.gene_symbols, aligned.rna_observed, strict=True) if not seen]
     assert unseen == ["CD8A", "MS4A1"]
-    assert [
-        p for p, seen in zip(VOCABULARY.protein_names, aligned.adt_observed, strict=True) if not seen
-    ] == ["CD19"]
+    assert [p for p, seen in zip(VOCABULARY.protein_names, aligned.adt_observed, strict=True) if not seen] == ["CD19"]
     assert aligned.rna[:, ~aligned.rna_observed].nnz == 0
     assert not aligned.adt[:, ~aligned.adt_observed].any()
 
@@ -66,9 +62,7 @@ def test_types_and_shapes_are_as_documented():
 
 @pytest.mark.parametrize("missing", ["rna", "adt"])
 def test_a_missing_modality_is_absent_not_zero(missing):
-    cells = make_cells(
-        genes=GENES if missing == "adt" else None, antibodies=ANTIBODIES if missing == "rna" else None
-    )
+    cells = make_cells(genes=GENES if missing == "adt" else None, antibodies=ANTIBODIES if missing == "rna" else None)
     aligned = align_cells(cells, VOCABULARY)
     assert not getattr(aligned, f"{missing}_present").any()
     assert not getattr(aligned, f"{missing}_observed").any()
@@ -129,22 +123,16 @@ def test_two_clones_of_one_antibody_are_summed_with_a_warning():
     cells = make_cells(antibodies=["CD4-1", "cd4.2", "CD45RA", "CD45RO"])
     vocabulary = build_vocabulary([cells])
     assert vocabulary.protein_names == ("CD45RA", "CD45RO", "CD4")
-    with pytest.warns(
-        UserWarning, match=r"protein: 2 features of the file mean 1 and were summed: CD4 \(2\)"
-    ):
+    with pytest.warns(UserWarning, match=r"protein: 2 features of the file mean 1 and were summed: CD4 \(2\)"):
         aligned = align_cells(cells, vocabulary)
     np.testing.assert_array_equal(aligned.adt[:, 2], cells.adt.counts[:, :2].toarray().sum(1))
 
 
 def test_a_copied_feature_is_refused():
     counts = np.ones((NUM_CELLS, 3))
-    with pytest.raises(
-        ValueError, match="gene `CD4` must not be counted twice, got features 'CD4' and 'GRCh38_CD4'"
-    ):
+    with pytest.raises(ValueError, match="gene `CD4` must not be counted twice, got features 'CD4' and 'GRCh38_CD4'"):
         align_cells(make_cells(genes=["CD4", "GRCh38_CD4", "LYZ"], rna=counts), VOCABULARY)
-    with pytest.raises(
-        ValueError, match="protein `CD4` must not be counted twice, got features 'CD4' and 'CD4-1'"
-    ):
+    with pytest.raises(ValueError, match="protein `CD4` must not be counted twice, got features 'CD4' and 'CD4-1'"):
         align_cells(make_cells(antibodies=["CD4", "CD4-1", "CD3"], adt=counts), VOCABULARY)
     counts[:, :2] = 0  # two empty columns are no copies of a measurement
     with pytest.warns(UserWarning, match="were summed"):
@@ -153,9 +141,7 @@ def test_a_copied_feature_is_refused():
 
 def test_unknown_genes_warn_and_stay_in_the_library_size():
     cells = make_cells(genes=[*GENES, "Nonsense1", "Nonsense2"])
-    message = (
-        r"2 of 8 genes do not resolve and are left out .*: Nonsense1, Nonsense2\. 6 are in the vocabulary"
-    )
+    message = r"2 of 8 genes do not resolve and are left out .*: Nonsense1, Nonsense2\. 6 are in the vocabulary"
     with pytest.warns(UserWarning, match=message):
         aligned = align_cells(cells, VOCABULARY)
     np.testing.assert_array_equal(aligned.rna_total_counts, cells.rna.counts.toarray().sum(1))
@@ -203,13 +189,9 @@ def test_mouse_genes_behind_antibodies_are_refused():
 
 
 def test_nothing_in_common_with_the_vocabulary_is_refused():
-    with pytest.raises(
-        ValueError, match=r"must share genes with the vocabulary \(8 genes\), got none of its 2 genes"
-    ):
+    with pytest.raises(ValueError, match=r"must share genes with the vocabulary \(8 genes\), got none of its 2 genes"):
         align_cells(make_cells(genes=["ACTB", "B2M"]), VOCABULARY)
-    with pytest.raises(
-        ValueError, match=r"must share proteins with the vocabulary \(5 proteins\), got none of CD14"
-    ):
+    with pytest.raises(ValueError, match=r"must share proteins with the vocabulary \(5 proteins\), got none of CD14"):
         align_cells(make_cells(antibodies=["CD14", "CD16"]), VOCABULARY)
     with pytest.raises(
         ValueError, match="must name known antibodies, got 2 of which none resolves to a protein: Foo, IgG1"

@@ -263,9 +263,7 @@ def test_missing_and_unknown_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"`path` must exist, got .*nowhere\.h5ad"):
         read_cells(tmp_path / "nowhere.h5ad")
     (tmp_path / "a.loom").write_bytes(b"x")
-    with pytest.raises(
-        ValueError, match=r"`path` must end in one of \.h5ad, \.h5mu, \.h5, \.zarr, got .*a\.loom"
-    ):
+    with pytest.raises(ValueError, match=r"`path` must end in one of \.h5ad, \.h5mu, \.h5, \.zarr, got .*a\.loom"):
         read_cells(tmp_path / "a.loom")
     with pytest.raises(ValueError, match="`modality` must be 'auto', 'rna' or 'adt', got 'atac'"):
         read_cells(tmp_path / "a.loom", modality="atac")
@@ -280,9 +278,7 @@ def test_files_that_are_not_hdf5_or_not_of_the_format_are_refused(tmp_path, suff
             read_cells(path)
     with h5py.File(path, "w") as file:
         file["something"] = [1, 2]
-    with pytest.raises(
-        ValueError, match=r"`path` must be a complete|must have cells|must name at least|must hold"
-    ):
+    with pytest.raises(ValueError, match=r"`path` must be a complete|must have cells|must name at least|must hold"):
         read_cells(path)
 
 
@@ -291,9 +287,7 @@ def test_directories_that_are_not_zarr_are_refused(tmp_path):
     with pytest.raises(ValueError, match="`path` must be a file or a zarr directory"):
         read_cells(tmp_path)
     zarr.open_group(tmp_path / "a.zarr", mode="w")
-    with pytest.raises(
-        ValueError, match=r"`path` must hold an AnnData or a MuData, got the zarr group .* of type ''"
-    ):
+    with pytest.raises(ValueError, match=r"`path` must hold an AnnData or a MuData, got the zarr group .* of type ''"):
         read_cells(tmp_path / "a.zarr")
 
 
@@ -301,9 +295,7 @@ def test_zarr_with_lost_chunks_is_refused(tmp_path):
     path = tmp_path / "a.zarr"
     write_zarr(path, make_rna(), version=3)
     chunks = [
-        p
-        for p in (path / "X" / "data").rglob("*")
-        if p.is_file() and p.name not in ("zarr.json", ".zarray", ".zattrs")
+        p for p in (path / "X" / "data").rglob("*") if p.is_file() and p.name not in ("zarr.json", ".zarray", ".zattrs")
     ]
     assert len(chunks) == 1
     chunks[0].unlink()
@@ -334,17 +326,13 @@ def test_damaged_sparse_matrices_are_refused(tmp_path, key, values, message):
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0)])
 def test_files_without_cells_or_features_are_refused(tmp_path, shape):
     path = write(anndata.AnnData(sp.csr_matrix(shape, dtype=np.float32)), tmp_path / "a.h5ad")
-    with pytest.raises(
-        ValueError, match=r"must name at least one cell|must have cells and features, got shape"
-    ):
+    with pytest.raises(ValueError, match=r"must name at least one cell|must have cells and features, got shape"):
         read_cells(path, modality="rna")
 
 
 def test_files_without_the_modality_are_refused(tmp_path):
     path = write(make_mudata(atac=make_rna()), tmp_path / "a.h5mu")
-    with pytest.raises(
-        ValueError, match=r"modality named rna or gex or adt or prot or protein, got \['atac'\]"
-    ):
+    with pytest.raises(ValueError, match=r"modality named rna or gex or adt or prot or protein, got \['atac'\]"):
         read_cells(path)
     path = write(make_mudata(rna=make_rna(), gex=make_rna()), tmp_path / "b.h5mu")
     with pytest.raises(ValueError, match=r"must name its rna modality once, got \['rna', 'gex'\]"):
@@ -356,9 +344,7 @@ def test_files_without_the_modality_are_refused(tmp_path):
         read_cells(path, modality="adt")
     adata.var["feature_types"] = "Peaks"
     path = write(adata, tmp_path / "d.h5ad")
-    with pytest.raises(
-        ValueError, match=r"`feature_types` must contain Gene Expression or .*, got \['Peaks'\]"
-    ):
+    with pytest.raises(ValueError, match=r"`feature_types` must contain Gene Expression or .*, got \['Peaks'\]"):
         read_cells(path)
 
 

@@ -38,9 +38,7 @@ def test_split_is_the_same_in_every_version():
 def test_groups_stay_together():
     donors = [f"donor{i % 40}" for i in range(len(NAMES))]
     split = assign_split(NAMES, 0.2, 0.2, 0, groups=donors)
-    parts = {
-        donor: {part for part, d in zip(split, donors, strict=True) if d == donor} for donor in set(donors)
-    }
+    parts = {donor: {part for part, d in zip(split, donors, strict=True) if d == donor} for donor in set(donors)}
     assert all(len(found) == 1 for found in parts.values())
     assert set(split) == {"train", "val", "test"}
 

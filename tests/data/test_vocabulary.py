@@ -36,12 +36,7 @@ def test_gene_table_is_in_genome_order():
 
 
 def test_tables_are_small_and_their_genes_exist():
-    assert (
-        sum(
-            Path(str(TABLES / name)).stat().st_size for name in ("human_genes.tsv.gz", "human_antibodies.tsv")
-        )
-        < 2e6
-    )
+    assert sum(Path(str(TABLES / name)).stat().st_size for name in ("human_genes.tsv.gz", "human_antibodies.tsv")) < 2e6
     antibodies = load_antibody_table()
     ids = {gene for genes in antibodies.gene_ids for gene in genes.split(";") if gene}
     assert ids <= set(load_gene_table().index)

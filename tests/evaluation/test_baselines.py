@@ -145,9 +145,7 @@ def test_annotation_refuses_what_it_cannot_use(planted, labels, split):
     rna, adt = planted
     with pytest.raises(ValueError, match="`features` must hold at least one modality"):
         annotate_baselines(Features(), labels, split)
-    with pytest.raises(
-        ValueError, match=r"`split` must hold 'train', 'val' and 'test' .* got \['test', 'train'\]"
-    ):
+    with pytest.raises(ValueError, match=r"`split` must hold 'train', 'val' and 'test' .* got \['test', 'train'\]"):
         annotate_baselines(Features(rna), labels, np.where(split == "val", "train", split))
     with pytest.raises(ValueError, match=r"`split` must have one row per cell \(240\), got 239"):
         annotate_baselines(Features(rna), labels, split[1:])
@@ -159,9 +157,7 @@ def test_annotation_refuses_what_it_cannot_use(planted, labels, split):
         annotate_baselines(Features(np.where(rna > 2, np.nan, rna)), labels, split)
     with pytest.raises(ValueError, match="`adt` must hold no infinity"):
         annotate_baselines(Features(adt=np.where(adt > 2, np.inf, adt)), labels, split)
-    with pytest.raises(
-        ValueError, match="`rna` must have at least two training cells and two genes, got 144 and 1"
-    ):
+    with pytest.raises(ValueError, match="`rna` must have at least two training cells and two genes, got 144 and 1"):
         annotate_baselines(Features(rna[:, :1]), labels, split)
 
 
@@ -181,9 +177,7 @@ def test_protein_baselines_of_noise_correlate_with_nothing(noise, split):
     rna, adt = noise
     truth = adt[split == "test"]
     for predicted in predict_proteins(rna, adt, split).values():
-        assert (
-            abs(protein_scores(truth, predicted, np.ones_like(truth, bool))[1]["pearson_per_protein"]) < 0.25
-        )
+        assert abs(protein_scores(truth, predicted, np.ones_like(truth, bool))[1]["pearson_per_protein"]) < 0.25
 
 
 def test_own_gene_is_the_least_squares_line_and_the_mean_without_a_gene(planted, split):
@@ -272,9 +266,7 @@ def test_neighbours_average_the_nearest_cells_in_which_the_protein_was_observed(
                 assert predict(query)[cell, protein] == pytest.approx(expected)
 
 
-def test_the_classifier_is_chosen_by_macro_f1_on_validation_and_the_first_of_equals_wins(
-    planted, labels, split
-):
+def test_the_classifier_is_chosen_by_macro_f1_on_validation_and_the_first_of_equals_wins(planted, labels, split):
     rna, train, val = planted[0], split == "train", split == "val"
     candidates = [
         DummyClassifier(strategy="most_frequent"),
@@ -299,17 +291,11 @@ def test_protein_baselines_refuse_what_they_cannot_use(planted, split):
         predict_proteins(rna[1:], adt, split)
     with pytest.raises(ValueError, match="`own_gene_columns` must have one entry per protein, got 2 for 5"):
         predict_proteins(rna, adt, split, own=(0, 1))
-    with pytest.raises(
-        ValueError, match=r"`adt_observed` must be bool of shape \(240, 5\) or \(5,\), got float64"
-    ):
+    with pytest.raises(ValueError, match=r"`adt_observed` must be bool of shape \(240, 5\) or \(5,\), got float64"):
         predict_proteins(rna, adt, split, np.ones(5))
     with pytest.raises(ValueError, match=r"`adt_observed` must be bool .* of shape \(4,\)"):
         predict_proteins(rna, adt, split, np.ones(4, bool))
-    with pytest.raises(
-        ValueError, match="`adt_observed` must hold a measured value in the training cells, got none"
-    ):
+    with pytest.raises(ValueError, match="`adt_observed` must hold a measured value in the training cells, got none"):
         predict_proteins(rna, adt, split, np.zeros(5, bool))
-    with pytest.raises(
-        ValueError, match="`adt` must be finite wherever `adt_observed` is true, got 192 values"
-    ):
+    with pytest.raises(ValueError, match="`adt` must be finite wherever `adt_observed` is true, got 192 values"):
         predict_proteins(rna, np.where(np.arange(5) == 1, np.nan, adt), split)

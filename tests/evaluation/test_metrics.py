@@ -83,9 +83,7 @@ def test_protein_scores_agree_with_numpy_and_scipy_on_the_observed_values(protei
 def test_pearson_per_cell_is_pearson_per_protein_of_the_transposed(proteins):
     measured, predicted, observed = proteins
     per_cell = protein_scores(measured, predicted, observed)[1]["pearson_per_cell"]
-    assert per_cell == pytest.approx(
-        protein_scores(measured.T, predicted.T, observed.T)[1]["pearson_per_protein"]
-    )
+    assert per_cell == pytest.approx(protein_scores(measured.T, predicted.T, observed.T)[1]["pearson_per_protein"])
 
 
 def test_what_was_not_observed_changes_nothing(proteins):
@@ -121,9 +119,7 @@ def test_protein_arrays_that_do_not_fit_are_refused(proteins):
         protein_scores(measured, predicted, observed.astype(np.int64))
     measured = measured.copy()
     measured[tuple(np.argwhere(observed)[0])] = np.nan
-    with pytest.raises(
-        ValueError, match="`measured` must be finite wherever `observed` is true, got 1 values"
-    ):
+    with pytest.raises(ValueError, match="`measured` must be finite wherever `observed` is true, got 1 values"):
         protein_scores(measured, predicted, observed)
     with pytest.raises(ValueError, match="`predicted` must be finite"):
         protein_scores(predicted, measured, observed)

@@ -124,9 +124,7 @@ def test_cells_that_are_not_coloured_are_grey_and_carry_no_label():
 @pytest.mark.usefixtures("quick_layout")
 def test_of_many_cells_a_sample_is_drawn(monkeypatch):
     monkeypatch.setattr(plots, "MAX_UMAP_CELLS", 50)
-    figure = plots.plot_umap(
-        np.random.default_rng(0).normal(size=(200, 2)), np.array(["a", "b"] * 100), "title"
-    )
+    figure = plots.plot_umap(np.random.default_rng(0).normal(size=(200, 2)), np.array(["a", "b"] * 100), "title")
     assert sum(len(group.get_offsets()) for group in figure.axes[0].collections) == 50
 
 

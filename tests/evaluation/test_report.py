@@ -72,9 +72,7 @@ def write_annotation(run):
     cells = pd.DataFrame({"cell": np.arange(60), "label": labels, "predicted": predicted, "probability": 0.5})
     cells.to_csv(run / "test_predictions.csv", index=False)
     split = np.array(["test", "train"] * 60)
-    np.savez(
-        run / "embedding.npz", embedding=rng.normal(size=(120, 3)), labels=np.repeat(labels, 2), split=split
-    )
+    np.savez(run / "embedding.npz", embedding=rng.normal(size=(120, 3)), labels=np.repeat(labels, 2), split=split)
 
 
 def write_cross_modal(run):
@@ -84,8 +82,7 @@ def write_cross_modal(run):
     predictions = {"mean": np.zeros((50, 3)), "PCA + ridge": measured + 2 * rng.normal(size=(50, 3))}
     predictions["scFusionTTT"] = measured + 0.5 * rng.normal(size=(50, 3))
     scores = {
-        method: protein_scores(measured, predicted, np.ones((50, 3), bool))
-        for method, predicted in predictions.items()
+        method: protein_scores(measured, predicted, np.ones((50, 3), bool)) for method, predicted in predictions.items()
     }
     results = {
         "task": "cross_modal_prediction", "data": "pbmc.h5mu", "cells": {"train": 90, "val": 10, "test": 50},
@@ -95,9 +92,7 @@ def write_cross_modal(run):
     (run / "results.json").write_text(json.dumps(results))
     long = pd.concat([table.assign(protein=names, method=method) for method, (table, _) in scores.items()])
     long.to_csv(run / "per_protein.csv", index=False)
-    np.savez(
-        run / "test_predictions.npz", measured=measured, predicted=predictions["scFusionTTT"], names=names
-    )
+    np.savez(run / "test_predictions.npz", measured=measured, predicted=predictions["scFusionTTT"], names=names)
 
 
 def edit_results(run, **changes):
@@ -227,16 +222,12 @@ def test_a_table_without_model_or_without_baseline_is_refused(tmp_path, runs):
     table = json.loads((runs[1] / "results.json").read_text())["table"]
     for rows in (table[:2], table[2:]):
         edit_results(runs[1], table=rows)
-        with pytest.raises(
-            ValueError, match=r"results.json` must have rows of 'scFusionTTT' and of baselines"
-        ):
+        with pytest.raises(ValueError, match=r"results.json` must have rows of 'scFusionTTT' and of baselines"):
             write_report(tmp_path / "report.html", None, runs[1], None)
     path = runs[2] / "per_protein.csv"
     proteins = pd.read_csv(path)
     proteins[proteins["method"] != "scFusionTTT"].to_csv(path, index=False)
-    with pytest.raises(
-        ValueError, match=r"per_protein.csv` must have rows of 'scFusionTTT', got \['mean', 'PCA"
-    ):
+    with pytest.raises(ValueError, match=r"per_protein.csv` must have rows of 'scFusionTTT', got \['mean', 'PCA"):
         write_report(tmp_path / "report.html", None, None, runs[2])
 
 
