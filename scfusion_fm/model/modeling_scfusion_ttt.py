@@ -23,7 +23,7 @@ from .blocks_scfusion_ttt import (
     mean_squared_error_per_cell,
 )
 from .configuration_scfusion_ttt import MODALITIES, ScFusionTTTConfig
-from .ttt_layers import TTTLinear
+from .ttt_layers import TTTLayer
 
 
 @dataclass
@@ -104,12 +104,12 @@ class ScFusionTTTPreTrainedModel(PreTrainedModel):
                 init.ones_(module.weight)
             if getattr(module, "bias", None) is not None:
                 init.zeros_(module.bias)
-        elif isinstance(module, TTTLinear):
-            init.normal_(module.weight, std=std)
-            init.zeros_(module.bias)
-            init.ones_(module.norm_weight)
-            init.zeros_(module.norm_bias)
-            init.zeros_(module.token_scale_offset)
+        elif isinstance(module, TTTLayer):
+            for name, parameter in module.named_parameters(recurse=False):
+                if name.startswith("weight"):
+                    init.normal_(parameter, std=std)
+                else:
+                    init.constant_(parameter, 1.0 if name == "norm_weight" else 0.0)
         elif isinstance(module, PatchEmbedding):
             init.normal_(module.weight, std=std)
             init.normal_(module.position_embeddings, std=std)

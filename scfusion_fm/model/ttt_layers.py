@@ -60,9 +60,7 @@ class TTTLayer(nn.Module, ABC):
         self.norm_weight = nn.Parameter(torch.ones(heads, 1, width))
         self.norm_bias = nn.Parameter(torch.zeros(heads, 1, width))
         self.post_norm = nn.LayerNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.gate_proj = (
-            nn.Linear(config.hidden_size, config.hidden_size, bias=False) if config.ttt_use_gate else None
-        )
+        self.gate_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False) if config.ttt_use_gate else None
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
     @abstractmethod

@@ -119,7 +119,8 @@ def ttt_linear_packed(
     """
     fast = torch.cat((state.weight, state.bias), dim=2)  # (B, H, K + 1, K)
     out, fast = _TTTLinear.apply(
-        (rotation, norm.eps, inner_loss), qkv, inner_lr, token_scale, fast, norm.weight, norm.bias)
+        (rotation, norm.eps, inner_loss), qkv, inner_lr, token_scale, fast, norm.weight, norm.bias
+    )
     return out, TTTState(fast[:, :, :-1], fast[:, :, -1:])
 
 
@@ -246,7 +247,6 @@ class _Group:
         normed = torch.addcmul(s.offset, self.z_out_hat, s.gain, out=self.z_out)
         target = s.split(out, start, self.count).permute(1, 0, 3, 2, 4)
         torch.add(s.join(normed), s.join(self.q)[..., : s.width], out=target)
-
 
     def write_loss(self, start: int) -> None:
         """Write the inner loss of every token to (B, L, H)."""
@@ -384,7 +384,11 @@ def _sum_tokens(x: Tensor) -> Tensor:
 
 
 class _TTTLinear(torch.autograd.Function):
-    """TTT-Linear on packed projections; options are the rotation, epsilon and the inner loss to fill, fast weights are (B, H, K + 1, K)."""
+    """
+    TTT-Linear on packed projections, with fast weights (B, H, K + 1, K).
+
+    The options are the rotation, epsilon and the buffer of the inner loss.
+    """
 
     @staticmethod
     def forward(ctx, options, qkv, inner_lr, token_scale, fast, gain, offset):

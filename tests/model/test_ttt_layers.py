@@ -1,163 +1,309 @@
-"""TTT-Linear: the dual form against the token-by-token reference, and what padding may not do."""
+"""TTT layers: the fast paths against the token-by-token references, what padding may not do, and long sequences."""
+
+import dataclasses
+from typing import NamedTuple
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.checkpoint import checkpoint
 
-from scfusion_fm.model.ttt_layers import TTTLinear, rotary_embedding
-from scfusion_fm.model.ttt_reference import ttt_linear_reference
+from scfusion_fm.model.ttt_layers import TTT_LAYERS, rotary_embedding
+from scfusion_fm.model.ttt_mlp_scan import TTTMLPState, ttt_mlp
+from scfusion_fm.model.ttt_reference import ttt_linear_reference, ttt_mlp_reference
 from scfusion_fm.model.ttt_scan import TTTNorm, TTTState, rotate, ttt_linear
 
-NAMES = ("q", "k", "v", "inner_lr", "token_scale", "weight", "bias", "gain", "offset")
+
+class Inner(NamedTuple):
+    """An inner model: its fast path, its reference, and how its state is made."""
+
+    fast: object
+    reference: object
+    state: type
+    shapes: object
 
 
-def make_inputs(batch, heads, length, width, size, dtype, scale=1.0, seed=0):
+INNER = {
+    "linear": Inner(ttt_linear, ttt_linear_reference, TTTState, lambda k: [(k, k), (1, k)]),
+    "mlp": Inner(ttt_mlp, ttt_mlp_reference, TTTMLPState, lambda k: [(k, 4 * k), (1, 4 * k), (4 * k, k), (1, k)]),
+}
+kinds = pytest.mark.parametrize("kind", sorted(INNER))
+
+
+@dataclasses.dataclass
+class Shape:
+    batch: int = 2
+    heads: int = 2
+    length: int = 11
+    width: int = 8
+    size: int = 4
+
+
+def make_inputs(kind, shape, dtype, scale=1.0, seed=0):
+    """Draw q, k, v, inner_lr, token_scale, gain, offset and the fast weights, all in need of a gradient."""
     generator = torch.Generator().manual_seed(seed)
 
-    def draw(*shape):
-        return (scale * torch.randn(shape, generator=generator, dtype=torch.float64)).to(dtype).requires_grad_()
+    def draw(*size):
+        return (scale * torch.randn(size, generator=generator, dtype=torch.float64)).to(dtype).requires_grad_()
 
-    def positive(*shape):
-        return torch.rand(shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+    def positive(*size):
+        return torch.rand(size, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
 
+    heads = (shape.batch, shape.heads)
     return [
-        *(draw(batch, heads, length, width) for _ in range(3)),
-        positive(batch, heads, length),
-        positive(size),
-        draw(batch, heads, width, width),
-        draw(batch, heads, 1, width),
-        draw(heads, 1, width),
-        draw(heads, 1, width),
+        *(draw(*heads, shape.length, shape.width) for _ in range(3)),
+        positive(*heads, shape.length),
+        positive(shape.size),
+        draw(shape.heads, 1, shape.width),
+        draw(shape.heads, 1, shape.width),
+        *(draw(*heads, *size) for size in INNER[kind].shapes(shape.width)),
     ]
 
 
-def run(function, leaves, eps=1e-6):
-    q, k, v, inner_lr, token_scale, weight, bias, gain, offset = leaves
-    out, state = function(q, k, v, inner_lr, token_scale, TTTState(weight, bias), TTTNorm(gain, offset, eps))
-    return out, state
+def run(kind, function, leaves, eps=1e-6, **keywords):
+    q, k, v, inner_lr, token_scale, gain, offset, *fast = leaves
+    state = INNER[kind].state(*fast)
+    return function(q, k, v, inner_lr, token_scale, state, TTTNorm(gain, offset, eps), **keywords)
 
 
-def outputs_and_gradients(function, leaves, eps=1e-6):
-    out, state = run(function, leaves, eps)
+def outputs_and_gradients(kind, function, leaves, eps=1e-6):
+    out, state = run(kind, function, leaves, eps)
     probe = torch.sin(torch.arange(out.numel(), dtype=out.dtype)).view_as(out)
-    loss = (out * probe).sum() + state.weight.square().sum() + state.bias.sum()
-    return [out, *state, *torch.autograd.grad(loss, leaves)]
+    loss = (out * probe).sum() + sum((x * x).sum() + x.sum() for x in state[:-1])
+    return [out, *state[:-1], *torch.autograd.grad(loss, leaves)]
 
 
-@settings(max_examples=25, deadline=None)
+def check_equal_to_reference(kind, leaves, tolerance, eps=1e-6):
+    inner = INNER[kind]
+    got, expected = (outputs_and_gradients(kind, f, leaves, eps) for f in (inner.fast, inner.reference))
+    for number, (a, b) in enumerate(zip(got, expected, strict=True)):
+        torch.testing.assert_close(
+            a, b, rtol=tolerance, atol=tolerance * max(b.abs().max().item(), 1e-3), msg=lambda m, n=number: f"{n}: {m}"
+        )
+
+
+@kinds
+@settings(max_examples=20, deadline=None)
 @given(
     batch=st.integers(1, 2),
     heads=st.integers(1, 3),
-    width=st.sampled_from([2, 4, 6]),
+    width=st.sampled_from([4, 6, 8]),
     size=st.integers(1, 5),
     whole=st.integers(0, 3),
     rest=st.integers(0, 4),
     seed=st.integers(0, 2**16),
 )
-def test_fast_path_equals_reference_in_outputs_and_gradients(batch, heads, width, size, whole, rest, seed):
+def test_fast_path_equals_reference_in_outputs_and_gradients(kind, batch, heads, width, size, whole, rest, seed):
     length = max(whole * size + rest % size, 1)
-    leaves = make_inputs(batch, heads, length, width, size, torch.float64, seed=seed)
+    leaves = make_inputs(kind, Shape(batch, heads, length, width, size), torch.float64, scale=0.5, seed=seed)
+    with torch.no_grad():  # some tokens are masked
+        leaves[3].mul_(torch.rand(leaves[3].shape, generator=torch.Generator().manual_seed(seed)) < 0.8)
     # This epsilon keeps chance from hitting a nearly constant row, where the function itself loses the digits.
-    got, expected = (outputs_and_gradients(f, leaves, 1e-2) for f in (ttt_linear, ttt_linear_reference))
-    for name, a, b in zip(("out", "W", "b", *NAMES), got, expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9 * max(b.abs().max().item(), 1), msg=name)
+    check_equal_to_reference(kind, leaves, 1e-9, eps=1e-2)
 
 
-@pytest.mark.parametrize("scale", [0.1, 1.0])
-def test_fast_path_equals_reference_in_float32(scale):
-    leaves = make_inputs(2, 2, 11, 8, 4, torch.float32, scale)
-    got, expected = (outputs_and_gradients(f, leaves) for f in (ttt_linear, ttt_linear_reference))
-    for name, a, b in zip(("out", "W", "b", *NAMES), got, expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5 * b.abs().max().item(), msg=name)
+@kinds
+@pytest.mark.parametrize(
+    "shape", [Shape(), Shape(1, 1, 23, 16, 16), Shape(1, 3, 40, 8, 1), Shape(2, 1, 100, 4, 5)], ids=str
+)
+@pytest.mark.parametrize("scale", [1.0, 0.1])
+def test_fast_path_equals_reference_in_float32(kind, shape, scale):
+    leaves = make_inputs(kind, shape, torch.float32, scale)
+    with torch.no_grad():
+        leaves[3].mul_(1.0 / shape.width)  # as the layer scales its learning rates
+    check_equal_to_reference(kind, leaves, 1e-5, eps=1e-2)
 
 
-def test_sequence_can_be_continued_from_its_state():
-    leaves = make_inputs(2, 2, 12, 4, 4, torch.float64)
-    whole, end = run(ttt_linear, leaves)
-    first, state = run(ttt_linear, [x[:, :, :8] for x in leaves[:4]] + leaves[4:])
-    rest = [x[:, :, 8:] for x in leaves[:4]] + [leaves[4], state.weight, state.bias, *leaves[7:]]
-    second, end_again = run(ttt_linear, rest)
+@kinds
+@pytest.mark.parametrize("scale", [1.0, 0.1, 1e-2])
+def test_fast_path_equals_reference_at_small_scales(kind, scale):
+    """Small inputs blow up what a mean that was not subtracted leaves behind."""
+    leaves = make_inputs(kind, Shape(1, 1, 70, 8, 4), torch.float64, scale)
+    with torch.no_grad():
+        leaves[3].mul_(0.1)
+        leaves[5].fill_(1.0)
+    inner = INNER[kind]
+    (out, state), (expected, expected_state) = (run(kind, f, leaves) for f in (inner.fast, inner.reference))
+    torch.testing.assert_close(out, expected, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(state[:-1], expected_state[:-1], rtol=1e-7, atol=1e-7)
+
+
+@kinds
+def test_gradients_agree_with_finite_differences(kind):
+    leaves = make_inputs(kind, Shape(1, 2, 5, 4, 2), torch.float64, 0.5)
+    with torch.no_grad():
+        leaves[3].add_(0.1)
+        leaves[4].add_(0.1)
+
+    def function(*leaves):
+        out, state = run(kind, INNER[kind].fast, leaves, eps=1e-2)
+        return out, *state[:-1]
+
+    assert torch.autograd.gradcheck(function, leaves)
+
+
+@kinds
+def test_inner_loss_is_that_of_the_reference_and_changes_nothing(kind):
+    leaves = make_inputs(kind, Shape(), torch.float64)
+    q, plain = leaves[0], run(kind, INNER[kind].fast, leaves)[0]
+    losses = [q.new_empty(q.shape[:3]).detach() for _ in range(2)]
+    out = run(kind, INNER[kind].fast, leaves, inner_loss=losses[0])[0]
+    run(kind, INNER[kind].reference, leaves, inner_loss=losses[1])
+    torch.testing.assert_close(*losses)
+    assert not losses[0].requires_grad
+    assert torch.equal(out, plain)
+
+
+@kinds
+def test_sequence_can_be_continued_from_its_state(kind):
+    leaves = make_inputs(kind, Shape(length=12), torch.float64)
+    whole, end = run(kind, INNER[kind].fast, leaves)
+    first, state = run(kind, INNER[kind].fast, [x[:, :, :8] for x in leaves[:4]] + leaves[4:])
+    rest = [*(x[:, :, 8:] for x in leaves[:4]), *leaves[4:7], *state[:-1]]
+    second, end_again = run(kind, INNER[kind].fast, rest)
     torch.testing.assert_close(torch.cat((first, second), 2), whole)
-    torch.testing.assert_close(end_again.weight, end.weight)
+    torch.testing.assert_close(end_again[:-1], end[:-1])
 
 
-@pytest.fixture
-def layer(tiny_config):
+@kinds
+def test_padding_leaves_the_state_untouched_to_the_bit(kind):
+    leaves = make_inputs(kind, Shape(length=6), torch.float32)
+    _, state = run(kind, INNER[kind].fast, leaves)
+    for front in (0, 8):  # whole mini-batches may also stand in front
+        junk = [torch.randn(2, 2, n, 8) for n in (front, 9)]
+        padded = [torch.cat((junk[0], x, junk[1]), 2) for x in leaves[:3]]
+        inner_lr = torch.nn.functional.pad(leaves[3], (front, 9))
+        _, padded_state = run(kind, INNER[kind].fast, [*padded, inner_lr, *leaves[4:]])
+        assert all(torch.equal(a, b) for a, b in zip(state[:-1], padded_state[:-1], strict=True))
+
+
+def make_layer(kind, config, **changes):
     torch.manual_seed(0)
-    layer = TTTLinear(tiny_config)
+    layer = TTT_LAYERS[kind](type(config)(**{**config.to_dict(), "ttt_layer_type": kind, **changes}))
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.3)
     return layer
 
 
-def test_padding_leaves_the_state_untouched_to_the_bit():
-    leaves = make_inputs(2, 2, 6, 8, 4, torch.float32)
-    _, state = run(ttt_linear, leaves)
-    for front in (0, 8):  # whole mini-batches may also stand in front
-        junk = [torch.randn(2, 2, n, 8) for n in (front, 9)]
-        padded = [torch.cat((junk[0], x, junk[1]), 2) for x in leaves[:3]]
-        inner_lr = torch.nn.functional.pad(leaves[3], (front, 9))
-        _, state_padded = run(ttt_linear, [*padded, inner_lr, *leaves[4:]])
-        assert torch.equal(state.weight, state_padded.weight)
-        assert torch.equal(state.bias, state_padded.bias)
+@pytest.fixture(params=sorted(INNER))
+def layer(request, tiny_config):
+    return make_layer(request.param, tiny_config)
+
+
+def all_real(*shape):
+    return torch.ones(shape, dtype=torch.bool)
 
 
 @pytest.mark.parametrize("front", [0, 8])
 def test_padding_leaves_real_tokens_alone(layer, front):
     x = torch.randn(2, 6, 16)
-    out, _ = layer(x, torch.ones(2, 6, dtype=torch.bool))
+    out = layer(x, all_real(2, 6), return_inner_loss=True)
     padded = torch.full((2, front + 6 + 9, 16), torch.nan)
     padded[:, front : front + 6] = x
     mask = torch.zeros(2, front + 6 + 9, dtype=torch.bool)
     mask[:, front : front + 6] = True
-    out_padded, _ = layer(padded, mask)
-    torch.testing.assert_close(out_padded[:, front : front + 6], out)
-    assert out_padded.isfinite().all()
+    got = layer(padded, mask, return_inner_loss=True)
+    torch.testing.assert_close(got.tokens[:, front : front + 6], out.tokens)
+    torch.testing.assert_close(got.inner_loss[:, front : front + 6], out.inner_loss)
+    assert got.tokens.isfinite().all()
+    assert (got.inner_loss[~mask] == 0).all()
 
 
 def test_masked_tokens_get_no_gradient(layer):
     x = torch.randn(1, 8, 16, requires_grad=True)
     mask = torch.tensor([[True, True, False, True, True, False, True, True]])
-    out, _ = layer(x, mask)
+    out = layer(x, mask).tokens
     (gradient,) = torch.autograd.grad(out[mask].square().sum(), x)
     assert (gradient[~mask] == 0).all()
     assert (gradient[mask] != 0).any()
 
 
+def test_cells_do_not_see_their_batch_mates(layer):
+    x = torch.randn(5, 10, 16)
+    together = layer(x, all_real(5, 10))
+    for cell in range(5):
+        alone = layer(x[cell : cell + 1], all_real(1, 10))
+        # The projections are one product over the batch, whose order of summation may depend on its size.
+        torch.testing.assert_close(alone.tokens[0], together.tokens[cell], rtol=1e-5, atol=1e-6)
+
+
 def test_layer_is_causal(layer):
     x = torch.randn(1, 10, 16)
-    mask = torch.ones(1, 10, dtype=torch.bool)
     changed = x.clone()
     changed[:, 7] += 1
-    before, after = layer(x, mask)[0], layer(changed, mask)[0]
+    before, after = layer(x, all_real(1, 10)).tokens, layer(changed, all_real(1, 10)).tokens
     torch.testing.assert_close(before[:, :7], after[:, :7])
     assert not torch.allclose(before[:, 8:], after[:, 8:])
 
 
 def test_order_of_tokens_matters(layer):
     x = torch.randn(1, 10, 16)
-    mask = torch.ones(1, 10, dtype=torch.bool)
-    turned = layer(x.flip(1), mask)[0].flip(1)
-    assert not torch.allclose(layer(x, mask)[0], turned, atol=1e-3)
+    turned = layer(x.flip(1), all_real(1, 10)).tokens.flip(1)
+    assert not torch.allclose(layer(x, all_real(1, 10)).tokens, turned, atol=1e-3)
 
 
-def test_inner_loop_stays_in_float32_under_bfloat16(layer):
-    x = torch.randn(1, 10, 16)
-    mask = torch.ones(1, 10, dtype=torch.bool)
-    expected, _ = layer(x, mask)
-    with torch.autocast("cpu", torch.bfloat16):
-        out, state = layer(x, mask)
-    assert state.weight.dtype == torch.float32
-    assert (out.float() - expected).norm() < 0.05 * expected.norm()
+def test_layer_continues_at_the_end_of_a_mini_batch(layer):
+    x = torch.randn(2, 14, 16)
+    whole = layer(x, all_real(2, 14))
+    first = layer(x[:, :8], all_real(2, 8))
+    second = layer(x[:, 8:], all_real(2, 6), first.state)
+    torch.testing.assert_close(torch.cat((first.tokens, second.tokens), 1), whole.tokens)
+    with pytest.raises(ValueError, match="`state` must come from a sequence of whole mini-batches"):
+        layer(x, all_real(2, 14), second.state)
+
+
+@pytest.mark.parametrize("how", ["autocast", "bfloat16"])
+def test_inner_loop_stays_in_float32_under_bfloat16(layer, how):
+    x = torch.randn(1, 40, 16)
+    expected = layer(x, all_real(1, 40)).tokens
+    if how == "bfloat16":
+        layer, x = layer.bfloat16(), x.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
+        out, state, _ = layer(x, all_real(1, 40))
+        out.float().square().sum().backward()  # inside the section, which must not reach the inner loop
+    assert all(weight.dtype == torch.float32 for weight in state[:-1])
+    assert (out.float() - expected).norm() < 0.06 * expected.norm()
+    assert all(parameter.grad.isfinite().all() for parameter in layer.parameters())
 
 
 def test_every_parameter_of_the_layer_learns(layer):
-    x = torch.randn(2, 10, 16)
-    layer(x, torch.ones(2, 10, dtype=torch.bool))[0].square().sum().backward()
+    layer(torch.randn(2, 10, 16), all_real(2, 10)).tokens.square().sum().backward()
     silent = [n for n, p in layer.named_parameters() if p.grad is None or not p.grad.any()]
     assert silent == []
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_activation_checkpointing_changes_nothing(layer, use_reentrant):
+    x = torch.randn(2, 10, 16, requires_grad=True)
+
+    def forward(x):
+        return layer(x, all_real(2, 10)).tokens
+
+    forward(x).square().sum().backward()
+    plain, x.grad = x.grad, None
+    checkpoint(forward, x, use_reentrant=use_reentrant).square().sum().backward()
+    assert torch.equal(x.grad, plain)
+
+
+@pytest.mark.parametrize(("kind", "base_lr"), [("linear", 1.0), ("mlp", 0.1)])
+@pytest.mark.parametrize("identical", [0.0, 0.8])
+def test_twenty_thousand_tokens_neither_break_nor_drift(tiny_config, kind, base_lr, identical):
+    """Identical tokens stand for the many genes without a count."""
+    torch.manual_seed(0)
+    layer = TTT_LAYERS[kind](type(tiny_config)(hidden_size=16, num_attention_heads=1, ttt_base_lr=base_lr))
+    torch.nn.init.normal_(next(p for n, p in layer.named_parameters() if n.startswith("weight")), std=0.02)
+    x = torch.where(torch.rand(1, 20_000, 1) < identical, torch.randn(16), torch.randn(1, 20_000, 16))
+    with torch.no_grad():
+        early = layer(x[:, :2_000], all_real(1, 2_000))
+        late = layer(x, all_real(1, 20_000), return_inner_loss=True)
+        exact = layer.double()(x.double(), all_real(1, 20_000))
+    assert late.tokens.isfinite().all()
+    assert late.inner_loss[:, -2_000:].mean() < 1.5 * late.inner_loss[:, :2_000].mean()
+    assert late.state[0].norm() < 4.0 * early.state[0].norm() + 1.0
+    error = (late.tokens - exact.tokens).norm(dim=-1) / exact.tokens.norm(dim=-1)
+    assert error[:, -2_000:].mean() < 1e-3
 
 
 def test_rotation_keeps_lengths_and_makes_scores_depend_on_the_distance_alone():
