@@ -88,6 +88,7 @@ def ttt_linear(
     return out[:, :length].transpose(1, 2), state._replace(at_border=missing == 0)
 
 
+@torch.compiler.disable  # its buffers are written in place, which inductor cannot follow; what is around it compiles
 def ttt_linear_packed(
     qkv: Tensor,
     inner_lr: Tensor,

@@ -287,6 +287,19 @@ def test_activation_checkpointing_changes_nothing(layer, use_reentrant):
     assert torch.equal(x.grad, plain)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.filterwarnings("ignore")  # of the compiler
+def test_layer_can_be_compiled(tiny_config, backend):
+    layer = make_layer("linear", tiny_config)
+    x = torch.randn(2, 10, 16, requires_grad=True)
+    results = []
+    for function in (layer, torch.compile(layer, backend=backend)):
+        out = function(x, all_real(2, 10)).tokens
+        results.append((out, *torch.autograd.grad(out.square().sum(), (x, *layer.parameters()))))
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(("kind", "base_lr"), [("linear", 1.0), ("mlp", 0.1)])
 @pytest.mark.parametrize("identical", [0.0, 0.8])
 def test_twenty_thousand_tokens_neither_break_nor_drift(tiny_config, kind, base_lr, identical):
