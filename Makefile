@@ -7,8 +7,10 @@ PYTHON ?= python3.11
 TORCH_INDEX ?=
 BIN := .venv/bin
 DEMO := runs/demo
-# The scripts call one another by name.
+# The commands are found by name.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Threads that wait for one another give the core away soon: on a busy machine, spinning is ruinous.
+export GOMP_SPINCOUNT ?= 1000
 
 .PHONY: demo test lint clean
 

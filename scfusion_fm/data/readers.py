@@ -27,6 +27,7 @@ FEATURE_TYPES = {"rna": "Gene Expression", "adt": "Antibody Capture"}
 PROTEIN_OBSM_KEY = "protein_expression"
 SUFFIXES = (".h5ad", ".h5mu", ".h5", ".zarr")
 # To tell genes from antibodies by name: share of the features that must resolve, lead over the other kind.
+ANY_ENSEMBL_GENE = r"ENS[A-Z]*G\d{6,}"
 MIN_HIT_RATE = 0.5
 MIN_LEAD = 0.2
 
@@ -213,6 +214,8 @@ def _read_protein_obsm(adata: anndata.AnnData, path: Path) -> Table:
 
 
 def _guess_modality(var: pd.DataFrame, path: Path) -> str:
+    if var.index.astype(str).str.match(ANY_ENSEMBL_GENE).mean() > 0.5:
+        return "rna"  # of whatever species; the alignment tells which
     genes, antibodies = _hit_rates(var)
     if max(genes, antibodies) < MIN_HIT_RATE:  # the names may stand in a column
         genes, antibodies = (
