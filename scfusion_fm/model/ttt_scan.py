@@ -118,6 +118,7 @@ def ttt_linear_packed(
     -------
     (B, L, H, K) outputs, and the fast weights after the last token.
     """
+    assert qkv.shape[1] % token_scale.shape[0] == 0, "the last mini-batch is not whole"
     fast = torch.cat((state.weight, state.bias), dim=2)  # (B, H, K + 1, K)
     out, fast = _TTTLinear.apply(
         (rotation, norm.eps, inner_loss), qkv, inner_lr, token_scale, fast, norm.weight, norm.bias
@@ -235,7 +236,7 @@ class _Group:
             at.gradient.copy_(s.standardise_backward(at.slope, at.z, at.inverse_std, at.zero))
             torch.baddbmm(at.fast, at.step_k, at.gradient, out=at.next_fast)
         torch.bmm(self.q.flatten(0, 1), self.k.flatten(0, 1).mT, out=self.score)
-        torch.mul(self.score, s.triangle, out=self.mixing).view_as(self.score)
+        torch.mul(self.score, s.triangle, out=self.mixing)
         self.mixing.mul_(self.rate.flatten(0, 1))
         z_out = self.z_out.flatten(0, 1)
         torch.baddbmm(self.y_q.flatten(0, 1), self.mixing, self.gradient.flatten(0, 1), out=z_out)
