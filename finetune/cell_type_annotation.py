@@ -22,6 +22,7 @@ from scfusion_fm.export import export_model
 from scfusion_fm.finetuning import (
     BalancedCrossEntropy,
     CellCollator,
+    describe_provenance,
     predict_rows,
     rows_by_split,
     split_cells,
@@ -110,7 +111,7 @@ def main() -> None:
         "classes": data.classes,
         "dropped_classes": data.left_out,
         "cells": counts,
-        "provenance": str(dict(data.cells.container.uns.get("provenance", {}))),
+        "provenance": describe_provenance(data.cells.container),
         "table": table,
         "embedding": clustering_scores(embedding, data.labels[data.used]),
         "split": dataclasses.asdict(config.split),

@@ -19,7 +19,15 @@ from scfusion_fm.data.schema import AlignedCells, Cells
 from scfusion_fm.evaluation.baselines import predict_protein_baselines
 from scfusion_fm.evaluation.metrics import protein_scores
 from scfusion_fm.export import export_model
-from scfusion_fm.finetuning import CellCollator, predict_rows, rows_by_split, split_cells, train_best, write_results
+from scfusion_fm.finetuning import (
+    CellCollator,
+    describe_provenance,
+    predict_rows,
+    rows_by_split,
+    split_cells,
+    train_best,
+    write_results,
+)
 from scfusion_fm.inference import load_pretrained, read_aligned
 
 
@@ -95,7 +103,7 @@ def main() -> None:
         "cells": counts,
         "proteins": data.names,
         "unit": "CLR",
-        "provenance": str(dict(cells.container.uns.get("provenance", {}))),
+        "provenance": describe_provenance(cells.container),
         "table": table,
         "split": dataclasses.asdict(config.split),
     }

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from anndata import AnnData
+from mudata import MuData
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainingArguments
@@ -247,6 +249,12 @@ def rows_by_split(rows: NDArray[np.int64], split: NDArray[np.str_]) -> dict[str,
             f"`split` must leave cells for train, val and test, got none for {empty}; change its fractions."
         )
     return parts
+
+
+def describe_provenance(container: AnnData | MuData) -> str:
+    """Say in a line where a file is from, if it tells."""
+    facts = container.uns.get("provenance", {})
+    return "; ".join(f"{k}: {v}" for k, v in facts.items()) if isinstance(facts, dict) else str(facts)
 
 
 def write_results(directory: Path, results: dict[str, Any]) -> None:

@@ -179,6 +179,7 @@ def load_pretrained(
             "scripts in finetune/."
         )
     transformers.logging.set_verbosity_error()  # heads that are not needed here are left out on purpose
+    transformers.logging.disable_progress_bar()
     model = model_class.from_pretrained(path)
     return model.eval(), ScFusionTTTFeatureExtractor.from_pretrained(path)
 

@@ -163,7 +163,7 @@ def _collect(
         merged = ", ".join(f"{names[i]} ({sizes[i]})" for i in repeated[:NUM_EXAMPLES])
         more = f" and {len(repeated) - NUM_EXAMPLES:,} more" if len(repeated) > NUM_EXAMPLES else ""
         _warn(
-            f"{what}: {sizes[repeated].sum():,} features of the file mean {len(repeated):,} and were summed: "
+            f"{what}: {sizes[repeated].sum():,} columns share {len(repeated):,} name(s) and were summed: "
             f"{merged}{more}."
         )
     place = sp.csr_matrix(

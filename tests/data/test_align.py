@@ -113,7 +113,7 @@ def test_spellings_and_ids_of_a_gene_meet():
 def test_two_features_of_one_gene_are_summed_with_a_warning():
     names = ["CD4", resolve_genes(["CD4"]).gene_id.item(), "LYZ"]
     cells = make_cells(genes=names)
-    with pytest.warns(UserWarning, match=r"gene: 2 features of the file mean 1 and were summed: CD4 \(2\)\."):
+    with pytest.warns(UserWarning, match=r"gene: 2 columns share 1 name\(s\) and were summed: CD4 \(2\)\."):
         aligned = align_cells(cells, VOCABULARY)
     expected = cells.rna.counts[:, :2].toarray().sum(1)
     np.testing.assert_array_equal(column(aligned, VOCABULARY, "CD4"), expected)
@@ -123,7 +123,7 @@ def test_two_clones_of_one_antibody_are_summed_with_a_warning():
     cells = make_cells(antibodies=["CD4-1", "cd4.2", "CD45RA", "CD45RO"])
     vocabulary = build_vocabulary([cells])
     assert vocabulary.protein_names == ("CD45RA", "CD45RO", "CD4")
-    with pytest.warns(UserWarning, match=r"protein: 2 features of the file mean 1 and were summed: CD4 \(2\)"):
+    with pytest.warns(UserWarning, match=r"protein: 2 columns share 1 name\(s\) and were summed: CD4 \(2\)"):
         aligned = align_cells(cells, vocabulary)
     np.testing.assert_array_equal(aligned.adt[:, 2], cells.adt.counts[:, :2].toarray().sum(1))
 
