@@ -135,7 +135,7 @@ class TTTLayer(nn.Module, ABC):
         missing = -length % self.config.ttt_mini_batch_size
         if missing:
             x, mask = F.pad(x, (0, 0, 0, missing)), F.pad(mask, (0, missing))
-        x = x.masked_fill(~mask.unsqueeze(-1), 0.0)
+        x = torch.where(mask.unsqueeze(-1), x, 0.0)
         out, state, inner_loss = self._mix(x, mask, state, return_inner_loss)
         out = self.post_norm(out.flatten(2).to(x.dtype))
         if self.gate_proj is not None:

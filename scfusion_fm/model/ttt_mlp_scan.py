@@ -57,6 +57,8 @@ def ttt_mlp(
     to autograd. Lists of mini-batches come from `unbind`: indexing the stacked tensor in the loop would make its
     backward quadratic in length. Equal to `ttt_reference.ttt_mlp_reference` in outputs and gradients.
     """
+    if q.numel() == 0:
+        return q, state
     batch, heads, length, _ = q.shape
     size = token_scale.shape[0]
     norm = TTTNorm(*(x.repeat(batch, 1, 1) for x in (norm.weight, norm.bias)), norm.eps)  # (R, 1, K)

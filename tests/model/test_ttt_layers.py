@@ -2,6 +2,7 @@
 
 import dataclasses
 from typing import NamedTuple
+from unittest import mock
 
 import pytest
 import torch
@@ -9,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.checkpoint import checkpoint
 
+from scfusion_fm.model import ttt_groups
+from scfusion_fm.model.ttt_groups import rotate
 from scfusion_fm.model.ttt_layers import TTT_LAYERS, rotary_embedding
 from scfusion_fm.model.ttt_mlp_scan import TTTMLPState, ttt_mlp
 from scfusion_fm.model.ttt_reference import ttt_linear_reference, ttt_mlp_reference
-from scfusion_fm.model.ttt_scan import TTTNorm, TTTState, rotate, ttt_linear
+from scfusion_fm.model.ttt_scan import TTTNorm, TTTState, ttt_linear
 
 
 class Inner(NamedTuple):
@@ -92,15 +95,17 @@ def check_equal_to_reference(kind, leaves, tolerance, eps=1e-6):
     size=st.integers(1, 5),
     whole=st.integers(0, 3),
     rest=st.integers(0, 4),
+    kept=st.booleans(),
     seed=st.integers(0, 2**16),
 )
-def test_fast_path_equals_reference_in_outputs_and_gradients(kind, batch, heads, width, size, whole, rest, seed):
+def test_fast_path_equals_reference_in_outputs_and_gradients(kind, batch, heads, width, size, whole, rest, kept, seed):
     length = max(whole * size + rest % size, 1)
     leaves = make_inputs(kind, Shape(batch, heads, length, width, size), torch.float64, scale=0.5, seed=seed)
     with torch.no_grad():  # some tokens are masked
         leaves[3].mul_(torch.rand(leaves[3].shape, generator=torch.Generator().manual_seed(seed)) < 0.8)
-    # This epsilon keeps chance from hitting a nearly constant row, where the function itself loses the digits.
-    check_equal_to_reference(kind, leaves, 1e-9, eps=1e-2)
+    with mock.patch.multiple(ttt_groups, GROUP_ELEMENTS=1, KEPT_ELEMENTS=2**18 * kept):
+        # This epsilon keeps chance from hitting a nearly constant row, where the function itself loses the digits.
+        check_equal_to_reference(kind, leaves, 1e-9, eps=1e-2)
 
 
 @kinds
@@ -141,6 +146,28 @@ def test_gradients_agree_with_finite_differences(kind):
         return out, *state[:-1]
 
     assert torch.autograd.gradcheck(function, leaves)
+
+
+@kinds
+@pytest.mark.parametrize("kept", [False, True])
+def test_backward_can_be_run_again(kind, kept, monkeypatch):
+    monkeypatch.setattr(ttt_groups, "KEPT_ELEMENTS", 2**18 * kept)
+    leaves = make_inputs(kind, Shape(), torch.float64)
+    out, _ = run(kind, INNER[kind].fast, leaves)
+    first = torch.autograd.grad(out.square().sum(), leaves, retain_graph=True)
+    second = torch.autograd.grad(out.square().sum(), leaves)
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a, b)
+
+
+@kinds
+@pytest.mark.parametrize(("batch", "length"), [(0, 5), (2, 0)])
+def test_nothing_to_read_leaves_the_state_alone(kind, batch, length):
+    leaves = make_inputs(kind, Shape(batch=batch, length=length), torch.float32)
+    out, state = run(kind, INNER[kind].fast, leaves)
+    assert out.shape == (batch, 2, length, 8)
+    for after, before in zip(state[:-1], leaves[7:], strict=True):
+        assert torch.equal(after, before)
 
 
 @kinds
