@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .configuration_scfusion_ttt import ScFusionTTTConfig
+from .configuration_scfusion_ttt import TTT_DIRECTIONS, ScFusionTTTConfig
 from .ttt_layers import TTT_LAYERS
 
 
@@ -90,20 +90,18 @@ class GatedMLP(nn.Module):
 
 
 class ScFusionTTTBlock(GradientCheckpointingLayer):
-    """Pre-norm residual block: a TTT layer, then an MLP; `reverse` reads the sequence from its end."""
+    """Pre-norm residual block: a TTT layer that reads in a direction, then an MLP."""
 
-    def __init__(self, config: ScFusionTTTConfig, reverse: bool):
+    def __init__(self, config: ScFusionTTTConfig, direction: str):
         super().__init__()
-        self.reverse = reverse
         self.ttt_norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.ttt = TTT_LAYERS[config.ttt_layer_type](config)
+        self.ttt = TTT_LAYERS[config.ttt_layer_type](config, direction)
         self.mlp_norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp = GatedMLP(config)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """Transform tokens (B, L, D); those where the mask (B, L) is false change nothing elsewhere."""
-        y = self.ttt_norm(x)
-        x = x + (self.ttt(y.flip(1), mask.flip(1))[0].flip(1) if self.reverse else self.ttt(y, mask)[0])
+        x = x + self.ttt(self.ttt_norm(x), mask).tokens
         return x + self.mlp(self.mlp_norm(x))
 
 
@@ -118,9 +116,9 @@ class TTTStack(nn.Module):
     def __init__(self, config: ScFusionTTTConfig, num_layers: int):
         super().__init__()
         # The last layer reads forward, so that what comes first in a fused sequence reaches what comes last.
-        alternating = config.ttt_direction == "alternating"
+        directions = TTT_DIRECTIONS[config.ttt_direction]
         self.layers = nn.ModuleList(
-            ScFusionTTTBlock(config, reverse=alternating and (num_layers - 1 - i) % 2 == 1) for i in range(num_layers)
+            ScFusionTTTBlock(config, directions[i % len(directions)]) for i in reversed(range(num_layers))
         )
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:

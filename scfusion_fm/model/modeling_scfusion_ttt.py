@@ -109,7 +109,7 @@ class ScFusionTTTPreTrainedModel(PreTrainedModel):
                 if name.startswith("weight"):
                     init.normal_(parameter, std=std)
                 else:
-                    init.constant_(parameter, 1.0 if name == "norm_weight" else 0.0)
+                    init.constant_(parameter, {"norm_weight": 1.0, "direction_gate": 0.1}.get(name, 0.0))
         elif isinstance(module, PatchEmbedding):
             init.normal_(module.weight, std=std)
             init.normal_(module.position_embeddings, std=std)

@@ -14,6 +14,8 @@ from .configuration_scfusion_ttt import ScFusionTTTConfig
 from .ttt_mlp_scan import TTTMLPState, ttt_mlp
 from .ttt_scan import TTTNorm, TTTState, ttt_linear_packed
 
+DIRECTIONS = ("forward", "reverse", "both")
+
 
 def rotary_embedding(mini_batch_size: int, width: int, theta: float, like: Tensor) -> Tensor:
     """Give cosine and sine (2, M, K / 2) of the angle by which each position of a mini-batch is rotated."""
@@ -45,14 +47,23 @@ class TTTLayer(nn.Module, ABC):
 
     The inner loop always runs in at least float32, whatever the activations are.
 
+    Parameters
+    ----------
+    config
+        Widths and the options that start with `ttt_`.
+    direction
+        `forward`, `reverse` (from the last token to the first), or `both`: the same weights read both ways, and what
+        the way back gives is added behind a learned gate that is nearly closed at first.
+
     Notes
     -----
     Sun et al. 2024 (arXiv 2407.04620).
     """
 
-    def __init__(self, config: ScFusionTTTConfig):
+    def __init__(self, config: ScFusionTTTConfig, direction: str = "forward"):
         super().__init__()
-        self.config = config
+        assert direction in DIRECTIONS, direction
+        self.config, self.direction = config, direction
         heads, width = config.num_attention_heads, config.head_dim
         self.qkv_proj = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
         self.lr_proj = nn.Linear(config.hidden_size, heads)
@@ -62,6 +73,7 @@ class TTTLayer(nn.Module, ABC):
         self.post_norm = nn.LayerNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.gate_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False) if config.ttt_use_gate else None
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.direction_gate = nn.Parameter(torch.zeros(heads, width)) if direction == "both" else None
 
     @abstractmethod
     def initial_state(self, batch: int, dtype: torch.dtype) -> TTTState | TTTMLPState:
@@ -112,10 +124,11 @@ class TTTLayer(nn.Module, ABC):
             (B, L) true for real tokens. The others neither write to the state nor matter by their content.
         state
             Fast weights to start from, as an earlier call left them at the end of a mini-batch; the layer's own
-            initial ones when None.
+            initial ones when None. Of a layer that reads both ways, they are those of the way forward.
         return_inner_loss
             Whether to give the inner loss of each token, at the fast weights that entered its mini-batch: how badly
-            they predicted it. It carries no gradient, and is 0 where the mask is false.
+            they predicted it; the mean of both ways where there are two. It carries no gradient, and is 0 where
+            the mask is false.
 
         Returns
         -------
@@ -153,18 +166,45 @@ class TTTLayer(nn.Module, ABC):
         dtype = torch.promote_types(x.dtype, torch.float32)
         if state is None:
             state = self.initial_state(x.shape[0], dtype)
+        if self.direction == "both":  # the way back is read as so many cells more
+            back = self.initial_state(x.shape[0], dtype)
+            state = state._make((*map(torch.cat, zip(state[:-1], back[:-1], strict=True)), True))
         norm = TTTNorm(self.norm_weight.to(dtype), self.norm_bias.to(dtype), self.config.rms_norm_eps)
         with torch.autocast(x.device.type, enabled=False):
-            projections = TTTProjections(*(y.to(dtype) for y in (qkv, inner_lr, self.token_scale())))
-            inner_loss = torch.empty_like(projections.inner_lr) if with_loss else None
-            return *self.scan(projections, state, norm, inner_loss), inner_loss
+            qkv, inner_lr = (self._turn(y.to(dtype)) for y in (qkv, inner_lr))
+            inner_loss = torch.empty_like(inner_lr) if with_loss else None
+            projections = TTTProjections(qkv, inner_lr, self.token_scale().to(dtype))
+            out, state = self.scan(projections, state, norm, inner_loss)
+            return self._turn_back(out, state, inner_loss)
+
+    def _turn(self, x: Tensor) -> Tensor:
+        """Put tokens (B, L, ...) into the order of reading; forward and reverse below each other if it is both."""
+        if self.direction == "both":
+            return torch.cat((x, x.flip(1)))
+        return x.flip(1) if self.direction == "reverse" else x
+
+    def _turn_back(
+        self, out: Tensor, state: TTTState | TTTMLPState, inner_loss: Tensor | None
+    ) -> tuple[Tensor, TTTState | TTTMLPState, Tensor | None]:
+        """Undo `_turn`, and join the two ways."""
+        if self.direction == "forward":
+            return out, state, inner_loss
+        if self.direction == "reverse":
+            return out.flip(1), state, None if inner_loss is None else inner_loss.flip(1)
+        forth, back = out.chunk(2)
+        out = torch.addcmul(forth, back.flip(1), torch.tanh(self.direction_gate.to(out.dtype)))
+        state = state._make((*(x.chunk(2)[0] for x in state[:-1]), state.at_border))
+        if inner_loss is not None:
+            forth, back = inner_loss.chunk(2)
+            inner_loss = 0.5 * (forth + back.flip(1))
+        return out, state, inner_loss
 
 
 class TTTLinear(TTTLayer):
     """TTT layer whose inner model is linear."""
 
-    def __init__(self, config: ScFusionTTTConfig):
-        super().__init__(config)
+    def __init__(self, config: ScFusionTTTConfig, direction: str = "forward"):
+        super().__init__(config, direction)
         heads, width = config.num_attention_heads, config.head_dim
         self.weight = nn.Parameter(torch.zeros(heads, width, width))
         self.bias = nn.Parameter(torch.zeros(heads, 1, width))
@@ -183,8 +223,8 @@ class TTTLinear(TTTLayer):
 class TTTMLP(TTTLayer):
     """TTT layer whose inner model is a two-layer network with GELU, four times as wide inside."""
 
-    def __init__(self, config: ScFusionTTTConfig):
-        super().__init__(config)
+    def __init__(self, config: ScFusionTTTConfig, direction: str = "forward"):
+        super().__init__(config, direction)
         heads, width = config.num_attention_heads, config.head_dim
         self.weight_1 = nn.Parameter(torch.zeros(heads, width, 4 * width))
         self.bias_1 = nn.Parameter(torch.zeros(heads, 1, 4 * width))

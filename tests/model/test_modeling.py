@@ -12,6 +12,7 @@ from scfusion_fm import (
     ScFusionTTTModel,
 )
 from scfusion_fm.model.blocks_scfusion_ttt import TokenSubset, mean_squared_error_per_cell
+from scfusion_fm.model.configuration_scfusion_ttt import TTT_DIRECTIONS
 
 CELLS, TOKENS, GENES, PROTEINS = 4, 11, 3, 7
 
@@ -36,7 +37,7 @@ def masks():
     }
 
 
-@pytest.fixture(params=["causal", "alternating"])
+@pytest.fixture(params=sorted(TTT_DIRECTIONS))
 def config(request, tiny_config):
     tiny_config.ttt_direction = request.param
     return tiny_config

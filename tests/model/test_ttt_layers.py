@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from scfusion_fm.model import ttt_groups
 from scfusion_fm.model.ttt_groups import rotate
-from scfusion_fm.model.ttt_layers import TTT_LAYERS, rotary_embedding
+from scfusion_fm.model.ttt_layers import DIRECTIONS, TTT_LAYERS, rotary_embedding
 from scfusion_fm.model.ttt_mlp_scan import TTTMLPState, ttt_mlp
 from scfusion_fm.model.ttt_reference import ttt_linear_reference, ttt_mlp_reference
 from scfusion_fm.model.ttt_scan import TTTNorm, TTTState, ttt_linear
@@ -205,9 +205,9 @@ def test_padding_leaves_the_state_untouched_to_the_bit(kind):
         assert all(torch.equal(a, b) for a, b in zip(state[:-1], padded_state[:-1], strict=True))
 
 
-def make_layer(kind, config, **changes):
+def make_layer(kind, config, direction="forward", **changes):
     torch.manual_seed(0)
-    layer = TTT_LAYERS[kind](type(config)(**{**config.to_dict(), "ttt_layer_type": kind, **changes}))
+    layer = TTT_LAYERS[kind](type(config)(**{**config.to_dict(), "ttt_layer_type": kind, **changes}), direction)
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.3)
@@ -219,39 +219,44 @@ def layer(request, tiny_config):
     return make_layer(request.param, tiny_config)
 
 
+@pytest.fixture(params=[(kind, direction) for kind in sorted(INNER) for direction in DIRECTIONS], ids="-".join)
+def any_layer(request, tiny_config):
+    return make_layer(request.param[0], tiny_config, request.param[1])
+
+
 def all_real(*shape):
     return torch.ones(shape, dtype=torch.bool)
 
 
 @pytest.mark.parametrize("front", [0, 8])
-def test_padding_leaves_real_tokens_alone(layer, front):
+def test_padding_leaves_real_tokens_alone(any_layer, front):
     x = torch.randn(2, 6, 16)
-    out = layer(x, all_real(2, 6), return_inner_loss=True)
+    out = any_layer(x, all_real(2, 6), return_inner_loss=True)
     padded = torch.full((2, front + 6 + 9, 16), torch.nan)
     padded[:, front : front + 6] = x
     mask = torch.zeros(2, front + 6 + 9, dtype=torch.bool)
     mask[:, front : front + 6] = True
-    got = layer(padded, mask, return_inner_loss=True)
+    got = any_layer(padded, mask, return_inner_loss=True)
     torch.testing.assert_close(got.tokens[:, front : front + 6], out.tokens)
     torch.testing.assert_close(got.inner_loss[:, front : front + 6], out.inner_loss)
     assert got.tokens.isfinite().all()
     assert (got.inner_loss[~mask] == 0).all()
 
 
-def test_masked_tokens_get_no_gradient(layer):
+def test_masked_tokens_get_no_gradient(any_layer):
     x = torch.randn(1, 8, 16, requires_grad=True)
     mask = torch.tensor([[True, True, False, True, True, False, True, True]])
-    out = layer(x, mask).tokens
+    out = any_layer(x, mask).tokens
     (gradient,) = torch.autograd.grad(out[mask].square().sum(), x)
     assert (gradient[~mask] == 0).all()
     assert (gradient[mask] != 0).any()
 
 
-def test_cells_do_not_see_their_batch_mates(layer):
+def test_cells_do_not_see_their_batch_mates(any_layer):
     x = torch.randn(5, 10, 16)
-    together = layer(x, all_real(5, 10))
+    together = any_layer(x, all_real(5, 10))
     for cell in range(5):
-        alone = layer(x[cell : cell + 1], all_real(1, 10))
+        alone = any_layer(x[cell : cell + 1], all_real(1, 10))
         # The projections are one product over the batch, whose order of summation may depend on its size.
         torch.testing.assert_close(alone.tokens[0], together.tokens[cell], rtol=1e-5, atol=1e-6)
 
@@ -263,6 +268,44 @@ def test_layer_is_causal(layer):
     before, after = layer(x, all_real(1, 10)).tokens, layer(changed, all_real(1, 10)).tokens
     torch.testing.assert_close(before[:, :7], after[:, :7])
     assert not torch.allclose(before[:, 8:], after[:, 8:])
+
+
+@kinds
+def test_reverse_is_forward_on_the_reversed_sequence(kind, tiny_config):
+    forward, reverse = (make_layer(kind, tiny_config, direction) for direction in ("forward", "reverse"))
+    x = torch.randn(2, 16, 16)
+    expected, got = forward(x.flip(1), all_real(2, 16), None, True), reverse(x, all_real(2, 16), None, True)
+    torch.testing.assert_close(got.tokens, expected.tokens.flip(1))
+    torch.testing.assert_close(got.inner_loss, expected.inner_loss.flip(1))
+    assert all(torch.equal(a, b) for a, b in zip(got.state[:-1], expected.state[:-1], strict=True))
+
+
+@kinds
+def test_both_ways_are_forward_and_a_gated_reverse(kind, tiny_config):
+    x, mask = torch.randn(2, 16, 16), all_real(2, 16)
+    forward, reverse, both = (make_layer(kind, tiny_config, direction) for direction in DIRECTIONS)
+    for other in (forward, reverse):
+        assert not other.load_state_dict(both.state_dict(), strict=False).missing_keys
+    mixed = [layer._mix(x, mask, None, True) for layer in (forward, reverse, both)]
+    gate = torch.tanh(both.direction_gate)
+    torch.testing.assert_close(mixed[2][0], mixed[0][0] + gate * mixed[1][0])
+    torch.testing.assert_close(mixed[2][2], 0.5 * (mixed[0][2] + mixed[1][2]))
+    for a, b in zip(mixed[2][1][:-1], mixed[0][1][:-1], strict=True):
+        torch.testing.assert_close(a, b)
+    with torch.no_grad():
+        both.direction_gate.zero_()
+    torch.testing.assert_close(both(x, mask).tokens, forward(x, mask).tokens)
+
+
+@kinds
+def test_both_ways_continue_forward_from_a_state(kind, tiny_config):
+    both, forward = (make_layer(kind, tiny_config, direction) for direction in ("both", "forward"))
+    x, mask = torch.randn(2, 8, 16), all_real(2, 8)
+    state = forward(x, mask).state
+    with torch.no_grad():
+        both.direction_gate.zero_()
+    forward.load_state_dict(both.state_dict(), strict=False)
+    torch.testing.assert_close(both(x, mask, state).tokens, forward(x, mask, state).tokens)
 
 
 def test_order_of_tokens_matters(layer):
@@ -282,31 +325,31 @@ def test_layer_continues_at_the_end_of_a_mini_batch(layer):
 
 
 @pytest.mark.parametrize("how", ["autocast", "bfloat16"])
-def test_inner_loop_stays_in_float32_under_bfloat16(layer, how):
+def test_inner_loop_stays_in_float32_under_bfloat16(any_layer, how):
     x = torch.randn(1, 40, 16)
-    expected = layer(x, all_real(1, 40)).tokens
+    expected = any_layer(x, all_real(1, 40)).tokens
     if how == "bfloat16":
-        layer, x = layer.bfloat16(), x.bfloat16()
+        any_layer, x = any_layer.bfloat16(), x.bfloat16()
     with torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
-        out, state, _ = layer(x, all_real(1, 40))
+        out, state, _ = any_layer(x, all_real(1, 40))
         out.float().square().sum().backward()  # inside the section, which must not reach the inner loop
     assert all(weight.dtype == torch.float32 for weight in state[:-1])
     assert (out.float() - expected).norm() < 0.06 * expected.norm()
-    assert all(parameter.grad.isfinite().all() for parameter in layer.parameters())
+    assert all(parameter.grad.isfinite().all() for parameter in any_layer.parameters())
 
 
-def test_every_parameter_of_the_layer_learns(layer):
-    layer(torch.randn(2, 10, 16), all_real(2, 10)).tokens.square().sum().backward()
-    silent = [n for n, p in layer.named_parameters() if p.grad is None or not p.grad.any()]
+def test_every_parameter_of_the_layer_learns(any_layer):
+    any_layer(torch.randn(2, 10, 16), all_real(2, 10)).tokens.square().sum().backward()
+    silent = [n for n, p in any_layer.named_parameters() if p.grad is None or not p.grad.any()]
     assert silent == []
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
-def test_activation_checkpointing_changes_nothing(layer, use_reentrant):
+def test_activation_checkpointing_changes_nothing(any_layer, use_reentrant):
     x = torch.randn(2, 10, 16, requires_grad=True)
 
     def forward(x):
-        return layer(x, all_real(2, 10)).tokens
+        return any_layer(x, all_real(2, 10)).tokens
 
     forward(x).square().sum().backward()
     plain, x.grad = x.grad, None
