@@ -1,7 +1,8 @@
 """
 Time forward and backward of one TTT layer against what it competes with, and print a table.
 
-`ours` is `scfusion_fm.model.ttt_layers.TTTLinear`. Its rivals, all with the same projections and in float32:
+`ours` is `scfusion_fm.model.ttt_layers.TTTLinear`, `both ways` the same reading in both directions. Their rivals,
+all with the same projections and in float32:
 
 - `plain`: the arithmetic of the public layer done its way: dual form, a Python loop that indexes the stacked
   mini-batches, autograd throughout;
@@ -29,7 +30,7 @@ from scfusion_fm.model.configuration_scfusion_ttt import ScFusionTTTConfig
 from scfusion_fm.model.ttt_layers import TTTLinear, TTTProjections
 from scfusion_fm.model.ttt_scan import TTTNorm, TTTState
 
-RIVALS = ("ours", "plain", "attention", "projections")
+RIVALS = ("ours", "both ways", "plain", "attention", "projections")
 MOST_TOKENS = {"plain": 10_000, "attention": 10_000}  # beyond, they take minutes
 
 
@@ -110,10 +111,12 @@ def build_passes(length: int, batch: int, config: ScFusionTTTConfig) -> dict[str
     torch.manual_seed(0)
     x = torch.randn(batch, length, config.hidden_size, requires_grad=True)
     d_out, mask = torch.randn_like(x), torch.ones(batch, length, dtype=torch.bool)
-    ours, plain = TTTLinear(config), PlainTTTLinear(config)
+    ours, both, plain = TTTLinear(config), TTTLinear(config, "both"), PlainTTTLinear(config)
     nn.init.normal_(ours.weight, std=config.initializer_range)
+    both.load_state_dict(ours.state_dict(), strict=False)
     plain.load_state_dict(ours.state_dict())
-    modules = {"ours": ours, "plain": plain, "attention": SoftmaxAttention(config), "projections": Projections(config)}
+    others = (SoftmaxAttention(config), Projections(config))
+    modules = dict(zip(RIVALS, (ours, both, plain, *others), strict=True))
 
     def run(module: nn.Module) -> tuple[Tensor, ...]:
         out = module(x, mask).tokens if isinstance(module, TTTLinear) else module(x)
@@ -163,6 +166,7 @@ def count_operations(name: str, length: int, batch: int, config: ScFusionTTTConf
     per_token = 4 * 2 * config.hidden_size**2
     per_head = {"attention": 2 * length * width, "projections": 0.0}  # half of the scores lie in the future
     ttt = 3 * 2 * width * (width + 1) + 2 * 2 * size * width
+    per_head["both ways"] = 2 * ttt
     return 3.0 * batch * length * (per_token + config.num_attention_heads * per_head.get(name, ttt))
 
 
