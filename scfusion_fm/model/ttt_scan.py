@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from .ttt_groups import BackwardGroup, Gradients, Kept, Settings, make_groups
+from .ttt_triton import TritonTTTLinear, runs_on_triton
 
 
 class TTTState(NamedTuple):
@@ -119,7 +120,8 @@ def ttt_linear_packed(
     if qkv.numel() == 0:
         return qkv[:, :, 0], state
     fast = torch.cat((state.weight, state.bias), dim=2)  # (B, H, K + 1, K)
-    out, fast = _TTTLinear.apply(
+    function = TritonTTTLinear if runs_on_triton(qkv, token_scale) else _TTTLinear
+    out, fast = function.apply(
         (rotation, norm.eps, inner_loss), qkv, inner_lr, token_scale, fast, norm.weight, norm.bias
     )
     return out, TTTState(fast[:, :, :-1], fast[:, :, -1:])
