@@ -16,7 +16,7 @@ CLEAN = """
 import sys, warnings
 class Block:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("scfusion_fm", "anndata", "zarr", "scanpy", "omegaconf"):
+        if name.split(".")[0] in ("scfusion_fm", "anndata", "zarr", "scanpy", "omegaconf", "triton"):
             raise ImportError(name)
 sys.meta_path.insert(0, Block())
 import numpy as np, torch
@@ -59,6 +59,8 @@ def test_directory_loads_without_the_package_with_difference_0(model_dir, counts
             **extractor(rna_counts=counts["rna"], adt_counts=counts["adt"])
         ).pooler_output
     assert np.array_equal(np.load(tmp_path / "out.npy"), here.numpy())
+    # Imported on GPUs only, so that nothing above would miss it.
+    assert list((tmp_path / "modules").rglob("ttt_triton_kernels.py"))
 
 
 def test_feature_extractor_survives_saving(model_dir, counts, tmp_path):

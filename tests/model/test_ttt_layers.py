@@ -72,7 +72,7 @@ def run(kind, function, leaves, eps=1e-6, **keywords):
 
 def outputs_and_gradients(kind, function, leaves, eps=1e-6):
     out, state = run(kind, function, leaves, eps)
-    probe = torch.sin(torch.arange(out.numel(), dtype=out.dtype)).view_as(out)
+    probe = torch.sin(torch.arange(out.numel(), dtype=out.dtype, device=out.device)).view_as(out)
     loss = (out * probe).sum() + sum((x * x).sum() + x.sum() for x in state[:-1])
     return [out, *state[:-1], *torch.autograd.grad(loss, leaves)]
 
