@@ -42,10 +42,10 @@ class ScFusionTTTConfig(PreTrainedConfig):
     ttt_mini_batch_size
         Tokens per inner mini-batch (M). Part of the model: the same weights at another M are another model.
     ttt_base_lr
-        Base inner learning rate; 1 is usual for `linear`, 0.1 for `mlp`. Larger ones stay finite (20,000 random tokens,
-        rates up to 1,000 and 100), but the fast weights grow with the rate and the first tokens are learned worse: at 20
-        the norm of the state is 36 instead of 6 for `linear`, and the inner loss of the first 2,000 tokens 9.6 instead
-        of 6.7; at 1,000 the inner model has not recovered after 20,000.
+        Base inner learning rate; 1 is usual for `linear`, 0.1 for `mlp`. Larger ones stay finite (20,000 random
+        tokens, up to 1,000 and 100), but the fast weights grow with the rate and the first tokens are learned worse:
+        for `linear` at 20, the norm of the state is 36 instead of 6, and the inner loss of the first 2,000 tokens 9.6
+        instead of 6.7; at 1,000 the inner model has not recovered after 20,000.
     ttt_direction
         `causal` reads every layer forward, as in the paper; `alternating` reads every second layer in reverse, at no
         cost; `gated` reads every layer both ways, at up to 1.9 times the cost of a layer.

@@ -295,18 +295,17 @@ def test_subset_keeps_the_order_and_undoes_itself():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("backend", "direction"), [("aot_eager", "gated"), ("inductor", "causal")])
 @pytest.mark.filterwarnings("ignore")  # of the compiler
-def test_model_can_be_compiled(tiny_config, batch, masks, backend, direction):
+def test_model_can_be_compiled(tiny_config, batch, masks):
     layers = dict.fromkeys(("num_hidden_layers", "num_fusion_layers", "num_decoder_layers"), 1)
-    config = type(tiny_config)(**(tiny_config.to_dict() | layers | {"ttt_direction": direction}))
+    config = type(tiny_config)(**(tiny_config.to_dict() | layers | {"ttt_direction": "gated"}))
     model = ScFusionTTTForPreTraining(config)
     expected = model(**batch, **masks)
     expected.loss.mean().backward()
     gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     model.zero_grad()
     torch._dynamo.reset()  # or it gives up on code that it has compiled for many models
-    got = torch.compile(model, backend=backend)(**batch, **masks)
+    got = torch.compile(model)(**batch, **masks)
     got.loss.mean().backward()
     torch.testing.assert_close(got.loss, expected.loss)
     for name, parameter in model.named_parameters():
