@@ -25,7 +25,9 @@ def check_obs_names(names: pd.Index, where: str) -> None:
         )
 
 
-def align_rows(matrix: sp.csr_matrix, var: pd.DataFrame, names: pd.Index, targets: pd.Index) -> ModalityCounts:
+def align_rows(
+    matrix: sp.csr_matrix, var: pd.DataFrame, names: pd.Index, targets: pd.Index, slot: str
+) -> ModalityCounts:
     """Put the rows of a matrix in the order of `targets`; cells that it lacks get empty rows."""
     rows = names.get_indexer(targets)
     found = np.flatnonzero(rows >= 0)
@@ -36,7 +38,7 @@ def align_rows(matrix: sp.csr_matrix, var: pd.DataFrame, names: pd.Index, target
         matrix = sp.csr_matrix(place @ matrix)
         matrix.sort_indices()
     present = np.asarray(matrix.sum(axis=1, dtype=np.float64)).ravel() > 0
-    return ModalityCounts(matrix, var, present)
+    return ModalityCounts(matrix, var, present, slot)
 
 
 def merge_obs(shared: pd.DataFrame, modalities: dict[str, pd.DataFrame]) -> pd.DataFrame:

@@ -74,7 +74,9 @@ def read_cells(path: str | Path, modality: Literal["auto", "rna", "adt"] = "auto
             tables, obs = _split_mudata(container, modality, path)
         else:
             tables, obs = _split_anndata(container, modality, path)
-    counts = {name: align_rows(matrix, var, names, obs.index) for name, (matrix, var, names) in tables.items()}
+    counts = {
+        name: align_rows(matrix, var, names, obs.index, slot) for name, (matrix, var, names, slot) in tables.items()
+    }
     _check_overlap(counts, tables, path)
     return Cells(str(path), obs, counts.get("rna"), counts.get("adt"), container)
 
@@ -138,7 +140,7 @@ def _read_10x_h5(path: Path) -> anndata.AnnData:
     return scanpy.read_10x_h5(path, gex_only=False)
 
 
-Table = tuple[sp.csr_matrix, pd.DataFrame, pd.Index]  # counts, features, names of the cells
+Table = tuple[sp.csr_matrix, pd.DataFrame, pd.Index, str]  # counts, features, names of the cells, slot
 
 
 def _split_mudata(mdata: mudata.MuData, modality: str, path: Path) -> tuple[dict[str, Table], pd.DataFrame]:
@@ -158,25 +160,25 @@ def _split_mudata(mdata: mudata.MuData, modality: str, path: Path) -> tuple[dict
     for name, key in keys.items():
         adata = mdata.mod[key]
         check_obs_names(adata.obs_names, f"{path}, modality {key}")
-        matrix, var = _read_counts(adata, f"{path}, modality {key}")
-        tables[name] = (matrix, var, adata.obs_names.astype(str))
+        matrix, var, slot = _read_counts(adata, f"{path}, modality {key}")
+        tables[name] = (matrix, var, adata.obs_names.astype(str), slot)
     obs = merge_obs(mdata.obs, {key: mdata.mod[key].obs for key in keys.values()})
     return tables, obs
 
 
 def _split_anndata(adata: anndata.AnnData, modality: str, path: Path) -> tuple[dict[str, Table], pd.DataFrame]:
-    matrix, var = _read_counts(adata, str(path))
+    matrix, var, slot = _read_counts(adata, str(path))
     names = adata.obs_names.astype(str)
     obs = adata.obs.set_axis(names)
     if "feature_types" in var:
-        tables = _by_feature_type(matrix, var, names, path)
+        tables = _by_feature_type(matrix, var, names, slot, path)
     elif PROTEIN_OBSM_KEY in adata.obsm:
-        tables = {"rna": (matrix, var, names), "adt": _read_protein_obsm(adata, path)}
+        tables = {"rna": (matrix, var, names, slot), "adt": _read_protein_obsm(adata, path)}
     else:
         kind = _guess_modality(var, path) if modality == "auto" else modality
         if modality != "auto":
             _warn_contradiction(var, modality, path)
-        tables = {kind: (matrix, var, names)}
+        tables = {kind: (matrix, var, names, slot)}
     if modality != "auto":
         tables = {name: table for name, table in tables.items() if name == modality}
     if not tables:
@@ -184,10 +186,12 @@ def _split_anndata(adata: anndata.AnnData, modality: str, path: Path) -> tuple[d
     return tables, obs
 
 
-def _by_feature_type(matrix: sp.csr_matrix, var: pd.DataFrame, names: pd.Index, path: Path) -> dict[str, Table]:
+def _by_feature_type(
+    matrix: sp.csr_matrix, var: pd.DataFrame, names: pd.Index, slot: str, path: Path
+) -> dict[str, Table]:
     types = var["feature_types"].astype(str).to_numpy()
     tables = {
-        name: (matrix[:, types == label].tocsr(), var[types == label], names)
+        name: (matrix[:, types == label].tocsr(), var[types == label], names, slot)
         for name, label in FEATURE_TYPES.items()
         if (types == label).any()
     }
@@ -210,7 +214,8 @@ def _read_protein_obsm(adata: anndata.AnnData, path: Path) -> Table:
     if proteins.shape[1] == 0:
         raise ValueError(f"`{name}` must have columns, got none. Remove it or fill it.")
     matrix = _to_counts(proteins.to_numpy(), name)
-    return matrix, pd.DataFrame(index=proteins.columns.astype(str)), adata.obs_names.astype(str)
+    var = pd.DataFrame(index=proteins.columns.astype(str))
+    return matrix, var, adata.obs_names.astype(str), f'obsm["{PROTEIN_OBSM_KEY}"]'
 
 
 def _guess_modality(var: pd.DataFrame, path: Path) -> str:
@@ -251,12 +256,12 @@ def _warn_contradiction(var: pd.DataFrame, modality: str, path: Path) -> None:
         )
 
 
-def _read_counts(adata: anndata.AnnData, name: str) -> tuple[sp.csr_matrix, pd.DataFrame]:
+def _read_counts(adata: anndata.AnnData, name: str) -> tuple[sp.csr_matrix, pd.DataFrame, str]:
     """Take layers["counts"], else .raw if it holds counts, else X."""
     if 0 in adata.shape:
         raise ValueError(f"`{name}` must have cells and features, got shape {adata.shape}.")
     if "counts" in adata.layers:
-        return _to_counts(adata.layers["counts"], f'{name}, layers["counts"]'), adata.var
+        return _to_counts(adata.layers["counts"], f'{name}, layers["counts"]'), adata.var, 'layers["counts"]'
     tried = []
     for slot, holder in ((".raw", adata.raw), ("X", adata)):
         if holder is None or holder.X is None:
@@ -266,7 +271,7 @@ def _read_counts(adata: anndata.AnnData, name: str) -> tuple[sp.csr_matrix, pd.D
         except ValueError as error:
             tried.append(str(error))
             continue
-        return matrix, holder.var if slot == "X" else _complete_raw_var(adata)
+        return matrix, holder.var if slot == "X" else _complete_raw_var(adata), slot
     reasons = " ".join(tried) or "all are empty."
     raise ValueError(
         f'`{name}` must hold raw counts in layers["counts"], .raw or X, got none: layers["counts"] missing, {reasons}'

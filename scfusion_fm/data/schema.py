@@ -29,11 +29,14 @@ class ModalityCounts:
         Feature table of the file; its index holds the names in the file.
     present
         (n_obs,), whether the cell has this modality and at least one count in it.
+    slot
+        Where in the file the counts are: `layers["counts"]`, `.raw`, `X` or `obsm["protein_expression"]`.
     """
 
     counts: sp.csr_matrix
     var: pd.DataFrame
     present: np.ndarray
+    slot: str = "X"
 
 
 @dataclass

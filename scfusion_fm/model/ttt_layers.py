@@ -55,6 +55,11 @@ class TTTLayer(nn.Module, ABC):
         `forward`, `reverse` (from the last token to the first), or `both`: the same weights read both ways, and what
         the way back gives is added behind a learned gate that is nearly closed at first.
 
+    Raises
+    ------
+    ValueError
+        If the direction is none of these.
+
     Notes
     -----
     Sun et al. 2024 (arXiv 2407.04620).
@@ -62,7 +67,8 @@ class TTTLayer(nn.Module, ABC):
 
     def __init__(self, config: ScFusionTTTConfig, direction: str = "forward"):
         super().__init__()
-        assert direction in DIRECTIONS, direction
+        if direction not in DIRECTIONS:
+            raise ValueError(f"`direction` must be one of {DIRECTIONS}, got {direction!r}.")
         self.config, self.direction = config, direction
         heads, width = config.num_attention_heads, config.head_dim
         self.qkv_proj = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
