@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,10 @@ class ModalityCounts:
     var: pd.DataFrame
     present: np.ndarray
     slot: str = "X"
+
+    def blocks(self) -> Iterator[sp.csr_matrix]:
+        """Give all rows, in as many blocks as are held in memory: one."""
+        yield self.counts
 
 
 @dataclass

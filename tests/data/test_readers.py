@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from make_files import GENES, make_adt, make_mudata, make_rna, write, write_h5ad, write_zarr
 
-from scfusion_fm.data.readers import read_cells
+from scfusion_fm.data.readers import open_cells, read_cells
 from scfusion_fm.data.schema import check_counts
 from scfusion_fm.data.vocabulary import resolve_antibody_features, resolve_gene_features, resolve_genes
 
@@ -33,6 +33,80 @@ def test_every_format_gives_the_same_cells(paired_file: Path):
     assert proteins.tolist() == ["CD4", "CD3", "CD45RA", "", "HLA-DR"]
     assert cells.path == str(paired_file)
     assert list(cells.container.obs_names) == cells.obs.index.tolist()
+
+
+def same_matrix(left, right):
+    return left.shape == right.shape and (left != right).nnz == 0
+
+
+def check_open_equals_read(path: Path):
+    """Compare a file that is read by rows with the same file read whole."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of cells in one modality only
+        opened, read = open_cells(path), read_cells(path)
+    pd.testing.assert_frame_equal(opened.obs, read.obs, check_names=False, check_column_type=False)
+    for stored, whole in ((opened.rna, read.rna), (opened.adt, read.adt)):
+        assert (stored is None) == (whole is None)
+        if stored is None:
+            continue
+        assert stored.slot == whole.slot
+        pd.testing.assert_frame_equal(
+            stored.var, whole.var, check_like=True, check_names=False, check_column_type=False
+        )
+        assert same_matrix(sp.vstack(list(stored.blocks())), whole.counts)
+        middle = len(stored) // 2
+        assert same_matrix(stored.read(middle, len(stored) - 1), whole.counts[middle : len(stored) - 1])
+
+
+def test_an_open_file_gives_what_reading_it_whole_gives(paired_file: Path):
+    if paired_file.name == "cellranger.h5":
+        opened, read = open_cells(paired_file), read_cells(paired_file)
+        assert same_matrix(opened.rna.read(1, 6), read.rna.counts[1:6])
+        assert same_matrix(opened.adt.load().counts, read.adt.counts)
+        assert opened.rna.var.index.equals(read.rna.var.index)
+    else:
+        check_open_equals_read(paired_file)
+
+
+def test_open_modalities_with_other_orders_give_what_reading_them_gives(tmp_path: Path):
+    rna, adt = make_rna(), make_adt()
+    path = write(make_mudata(rna=rna[[3, 1, 0, 5]].copy(), adt=adt[[6, 5, 4, 3, 2]].copy()), tmp_path / "a.h5mu")
+    check_open_equals_read(path)
+
+
+@pytest.mark.parametrize("where", ["raw", "counts", "dense", "csc"])
+def test_open_files_take_the_same_slot(tmp_path: Path, where: str):
+    adata = make_rna()
+    counts = adata.X.copy()
+    if where == "raw":
+        adata.raw = adata.copy()
+        adata = adata[:, :4].copy()
+        adata.X = adata.X * 0.5
+    elif where == "counts":
+        adata.layers["counts"], adata.X = counts, counts * 0.5
+    else:
+        adata.X = counts.toarray() if where == "dense" else counts.tocsc()
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    check_open_equals_read(tmp_path / "a.h5ad")
+
+
+def test_every_shared_file_opens_as_it_reads(shared_data: Path):
+    for path in sorted(shared_data.glob("*.h5*")):
+        check_open_equals_read(path)
+
+
+def test_damage_that_shows_only_when_rows_are_read_is_refused(tmp_path: Path):
+    make_rna().write_h5ad(tmp_path / "a.h5ad")
+    with h5py.File(tmp_path / "a.h5ad", "a") as file:
+        file["X/indices"][3] = 99
+    opened = open_cells(tmp_path / "a.h5ad")
+    with pytest.raises(ValueError, match=r"must be a valid sparse matrix"):
+        opened.rna.load()
+    make_rna().write_h5ad(tmp_path / "b.h5ad")
+    with h5py.File(tmp_path / "b.h5ad", "a") as file:
+        file["X/indptr"][3] = 1
+    with pytest.raises(ValueError, match=r"cannot be read .*`indptr` must lead from 0 to"):
+        open_cells(tmp_path / "b.h5ad")
 
 
 @pytest.mark.parametrize("modality", ["rna", "adt"])
