@@ -6,8 +6,8 @@ The same command goes on from the newest checkpoint of `output_dir`.
 """
 
 import dataclasses
+import json
 import math
-import shutil
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from huggingface_hub.errors import StrictDataclassError
 from scfusion_fm import ScFusionTTTConfig, ScFusionTTTFeatureExtractor, ScFusionTTTForPreTraining
 from scfusion_fm.config import PretrainConfig, config_differences, save_config
 from scfusion_fm.console import parse_config, run_command
-from scfusion_fm.data.atlas import MANIFEST, Atlas
+from scfusion_fm.data.atlas import Atlas
 from scfusion_fm.data.collate import MaskingCollator
 from scfusion_fm.data.loader import ElasticLoader, ElasticOrder
 from scfusion_fm.training.checkpoint import ATLAS_MANIFEST, RunDirectory
@@ -51,7 +51,7 @@ def main() -> None:
         save_config(config, directory.path / "config.yaml")
         model.config.save_pretrained(directory.path / "model")
         extractor.save_pretrained(directory.path / "model")
-        shutil.copyfile(atlas.path / MANIFEST, directory.path / ATLAS_MANIFEST)
+        (directory.path / ATLAS_MANIFEST).write_text(json.dumps(atlas.manifest, indent=1))
     state = directory.resume(engine)
     steps = math.ceil(optim.epochs * len(order) / optim.global_batch_size)
     log = RunLog(

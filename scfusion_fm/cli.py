@@ -20,7 +20,14 @@ def build_parser() -> argparse.ArgumentParser:
     prepare = commands.add_parser("prepare", help="read files, check them, and write an atlas")
     prepare.add_argument("--config", required=True, help="YAML file with the settings of PrepareConfig")
     prepare.add_argument("overrides", nargs="*", help="settings that replace those of the file: key=value")
+    prepare.add_argument("--append", action="store_true", help="add the sources that an existing atlas lacks")
+    prepare.add_argument("--task", metavar="I/N", help="write the I-th of N shares of the pieces, and stop")
+    prepare.add_argument("--merge", action="store_true", help="make the atlas of the pieces that tasks wrote")
     prepare.set_defaults(run=_prepare)
+
+    verify = commands.add_parser("verify", help="compare the files of an atlas with its checksums")
+    verify.add_argument("atlas", help="directory or URL of the atlas")
+    verify.set_defaults(run=_verify)
 
     for name, text in (
         ("embed", 'write cell embeddings to obsm["X_scfusion_ttt"]'),
@@ -57,12 +64,15 @@ def _dispatch(args: argparse.Namespace) -> None:
 
 def _prepare(args: argparse.Namespace) -> None:
     from scfusion_fm.config import PrepareConfig, load_config
-    from scfusion_fm.data.prepare import AtlasRecipe, Source, SplitRule, prepare_atlas
+    from scfusion_fm.data.engines import Engine
+    from scfusion_fm.data.prepare import AtlasJob
+    from scfusion_fm.data.recipe import AtlasRecipe, Source, SplitRule
 
+    if args.task and args.merge:
+        raise ValueError("`--task` and `--merge` are steps of their own, got both; merge when all tasks are done.")
+    share = _parse_share(args.task) if args.task else (0, 1)
     config = load_config(PrepareConfig, args.config, args.overrides)
-    sources = [
-        Source(Path(s.path), s.name or Path(s.path).stem, s.modality, s.licence, s.reference) for s in config.sources
-    ]
+    sources = [Source(s.path, s.name or Path(s.path).stem, s.modality, s.licence, s.reference) for s in config.sources]
     recipe = AtlasRecipe(
         sources=sources,
         genes=config.genes,
@@ -70,8 +80,29 @@ def _prepare(args: argparse.Namespace) -> None:
         obs_columns=config.obs_columns,
         split=SplitRule(**vars(config.split)),
         seed=config.seed,
+        codec=config.codec,
     )
-    prepare_atlas(recipe, Path(config.output))
+    job = AtlasJob(recipe, config.output, Engine(config.workers, config.dask), config.work_dir, args.append)
+    job.plan()
+    if not args.merge:
+        job.write_pieces(share)
+    if not args.task:
+        job.merge()
+
+
+def _parse_share(text: str) -> tuple[int, int]:
+    """Read 2/8, the second of eight shares, as (1, 8)."""
+    number, _, total = text.partition("/")
+    if not (number.isdigit() and total.isdigit() and 1 <= int(number) <= int(total)):
+        raise ValueError(f"`--task` must read I/N with I from 1 to N, got {text!r}.")
+    return int(number) - 1, int(total)
+
+
+def _verify(args: argparse.Namespace) -> None:
+    from scfusion_fm.data.atlas import verify_atlas
+
+    verify_atlas(args.atlas)
+    print(f"{args.atlas} is as it was written")
 
 
 def _infer(name: str, args: argparse.Namespace) -> None:

@@ -24,7 +24,8 @@ class SplitConfig:
     seed: int = 0
     """Seed of the hash that assigns cells."""
     group_key: str | None = None
-    """Column of obs whose groups (a donor, a batch) stay together; null splits cell by cell."""
+    """Column of obs whose groups (a donor, a batch) stay together; `dataset` keeps whole data sets together; null
+    splits cell by cell."""
 
 
 @dataclass
@@ -32,7 +33,7 @@ class SourceConfig:
     """One file that goes into an atlas."""
 
     path: str = MISSING
-    """An .h5ad, .h5mu, 10x .h5 or zarr store with raw counts."""
+    """An .h5ad, .h5mu, 10x .h5 or zarr store with raw counts; a path, or a URL such as s3://bucket/cells.h5ad."""
     name: str | None = None
     """Name of the data set; the stem of the file by default."""
     modality: str = "auto"
@@ -48,7 +49,7 @@ class PrepareConfig:
     """`scfusion prepare`: files to atlas."""
 
     output: str = MISSING
-    """Directory of the new atlas; must not exist."""
+    """Directory or URL of the new atlas; must not exist."""
     sources: list[SourceConfig] = field(default_factory=list)
     """Files to read."""
     genes: str = "protein_coding"
@@ -61,6 +62,14 @@ class PrepareConfig:
     """Cells held out of pretraining."""
     seed: int = 0
     """Seed of the order of rows in the store."""
+    codec: str = "lz4"
+    """Compression: lz4, or zstd, which takes about a quarter less space and decodes 1.7 times slower."""
+    workers: int = 1
+    """Processes that read and write at a time."""
+    dask: str | None = None
+    """Address of a Dask scheduler whose workers see the same files; null works on this machine."""
+    work_dir: str | None = None
+    """Directory of unfinished work; by default a hidden one beside the output."""
 
 
 @dataclass

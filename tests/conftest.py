@@ -41,7 +41,8 @@ def paired_file(tmp_path_factory):
 @pytest.fixture(scope="session")
 def atlas_path(paired_file, tmp_path_factory):
     """An atlas of that file."""
-    from scfusion_fm.data.prepare import AtlasRecipe, Source, prepare_atlas
+    from scfusion_fm.data.prepare import prepare_atlas
+    from scfusion_fm.data.recipe import AtlasRecipe, Source
 
     path = tmp_path_factory.mktemp("atlas") / "atlas.zarr"
     prepare_atlas(AtlasRecipe([Source(paired_file, "tiny")], "sources", "sources"), path, report=lambda line: None)

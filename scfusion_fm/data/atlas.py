@@ -8,26 +8,25 @@ raw protein counts over the protein vocabulary. What was measured is written bes
 Letters: B cells, G genes, P proteins, E data sets.
 """
 
-import hashlib
 import json
-import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import anndata as ad
 import numpy as np
 import scipy.sparse as sp
 import zarr
 from numpy.typing import NDArray
-from zarr.errors import ZarrUserWarning
 
+from .engines import Progress
+from .locations import Location, checksum, file_system, zarr_store
+from .store import BLOCK_ROWS
 from .vocabulary import Vocabulary
 
 FORMAT = "scfusion-atlas"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
-BLOCK_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -80,15 +79,16 @@ class Atlas:
         If the directory is not a complete atlas of this version.
     """
 
-    def __init__(self, path: str | Path, cached_blocks: int = 512):
-        self.path = Path(path)
-        self.manifest = read_manifest(self.path)
-        self._group = zarr.open_group(self.path, mode="r")
-        self._indptr = self._group["X/indptr"][:]
+    def __init__(self, path: Location, cached_blocks: int = 512):
+        self.path = str(path)
+        self.manifest = read_manifest(path)
+        self._group = zarr.open_group(zarr_store(path), mode="r")
+        number = self.manifest["num_cells"]  # the arrays are longer while cells are being added
+        self._indptr = self._group["X/indptr"][: number + 1]
         columns = {key: self._group[f"obs/{key}"] for key in ("rna_present", "adt_present", "rna_total_counts")}
-        self._obs = {key: value[:] for key, value in columns.items()}
-        self._dataset = ad.io.read_elem(self._group["obs/dataset"]).codes
-        self.split = np.asarray(ad.io.read_elem(self._group["obs/split"]))
+        self._obs = {key: value[:number] for key, value in columns.items()}
+        self._dataset = ad.io.read_elem(self._group["obs/dataset"]).codes[:number]
+        self.split = np.asarray(ad.io.read_elem(self._group["obs/split"]))[:number]
         self._rna_panel = self._group["varm/rna_panel"][:]  # (G, E)
         self._adt_panel = self._group["uns/adt/panel"][:]  # (P, E)
         self._block = lru_cache(maxsize=cached_blocks)(self._read_block)
@@ -140,7 +140,7 @@ class Atlas:
         return rna, self._group["obsm/adt"][start:stop].astype(np.float32)
 
 
-def read_manifest(path: Path) -> dict:
+def read_manifest(location: Location) -> dict:
     """
     Read the manifest of an atlas.
 
@@ -149,98 +149,42 @@ def read_manifest(path: Path) -> dict:
     ValueError
         If there is none, or it belongs to another format.
     """
-    file = path / MANIFEST
-    if not file.is_file():
-        raise ValueError(f"`atlas` must be a directory that `scfusion prepare` wrote, got {str(path)!r}.")
-    manifest = json.loads(file.read_text())
+    fs, path = file_system(location)
+    try:
+        manifest = json.loads(fs.cat_file(f"{path}/{MANIFEST}"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ValueError(
+            f"`atlas` must be a directory that `scfusion prepare` wrote, got {str(location)!r}."
+        ) from error
     found = (manifest.get("format"), manifest.get("format_version"))
     if found != (FORMAT, FORMAT_VERSION):
         raise ValueError(
-            f"`atlas` must be of format {FORMAT} {FORMAT_VERSION}, got {found[0]} {found[1]} in {str(path)!r}; "
+            f"`atlas` must be of format {FORMAT} {FORMAT_VERSION}, got {found[0]} {found[1]} in {str(location)!r}; "
             "prepare it again with this version."
         )
     return manifest
 
 
-def write_atlas(path: Path, adata: ad.AnnData, vocabulary: Vocabulary, sources: list[dict]) -> dict:
+def verify_atlas(location: Location, report: Callable[[str], None] = print) -> None:
     """
-    Write an atlas; `path` must be a new directory.
+    Read all files of an atlas and compare them with the checksums of its manifest.
 
-    Parameters
-    ----------
-    path
-        Where to write. The caller makes the write atomic.
-    adata
-        Cells with `X` (CSR of whole numbers), `obs`, `varm["rna_panel"]`, `obsm["adt"]` and `uns` as the module
-        describes them.
-    vocabulary
-        Genes and proteins of the columns.
-    sources
-        One record per data set for the manifest.
-
-    Returns
-    -------
-    The manifest.
+    Raises
+    ------
+    ValueError
+        If files are missing or changed; the first of them are named.
     """
-    counts, proteins = adata.X, adata.obsm["adt"]
-    with ad.settings.override(zarr_write_format=3, auto_shard_zarr_v3=False):
-        group = zarr.open_group(path, mode="w-", zarr_format=3)
-        ad.io.write_elem(group, "/", ad.AnnData(obs=adata.obs, var=adata.var, varm=adata.varm, uns=adata.uns))
-    _write_csr(group, counts)
-    _write_array(group, "obsm/adt", proteins.astype(smallest_unsigned(proteins)), (BLOCK_ROWS, proteins.shape[1]))
-    group["obsm/adt"].attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
-    with warnings.catch_warnings(category=ZarrUserWarning, action="ignore"):
-        zarr.consolidate_metadata(group.store)  # not in the specification yet; readers that lack it list files
-    manifest = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "num_cells": adata.n_obs,
-        "num_genes": vocabulary.num_genes,
-        "num_proteins": vocabulary.num_proteins,
-        "cells_per_split": adata.obs["split"].value_counts().to_dict(),
-        "sources": sources,
-        "fingerprint": _fingerprint(adata, vocabulary),
-        "vocabulary": vocabulary.to_dict(),
-    }
-    (path / MANIFEST).write_text(json.dumps(manifest, indent=1))
-    return manifest
-
-
-def smallest_unsigned(counts: NDArray | sp.csr_matrix) -> np.dtype:
-    """Give the narrowest unsigned type, 16 or 32 bits, that holds all counts."""
-    return np.dtype(np.uint16 if counts.size == 0 or counts.max() <= np.iinfo(np.uint16).max else np.uint32)
-
-
-def _write_csr(group: zarr.Group, counts: sp.csr_matrix) -> None:
-    counts.sort_indices()
-    del group["X"]
-    x = group.create_group("X")
-    shape = [int(n) for n in counts.shape]
-    x.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": shape})
-    chunk = max(16 * counts.nnz // max(counts.shape[0], 1), 1024)  # about 16 rows: cheap random blocks
-    _write_array(x, "data", counts.data.astype(smallest_unsigned(counts.data)), (chunk,))
-    width = np.uint16 if counts.shape[1] <= np.iinfo(np.uint16).max else np.int32
-    _write_array(x, "indices", counts.indices.astype(width), (chunk,))
-    _write_array(x, "indptr", counts.indptr.astype(np.int64), (len(counts.indptr),))
-
-
-def _write_array(group: zarr.Group, name: str, values: NDArray, chunks: tuple[int, ...]) -> None:
-    """Write a compressed array in shards of about 256 MB."""
-    chunks = tuple(max(min(c, n), 1) for c, n in zip(chunks, values.shape, strict=True))
-    chunk_bytes = int(np.prod(chunks)) * values.dtype.itemsize
-    wanted = max(256 * 2**20 // max(chunk_bytes, 1), 1)
-    shards = (chunks[0] * min(wanted, max(-(-values.shape[0] // chunks[0]), 1)), *chunks[1:])
-    codec = zarr.codecs.BloscCodec(cname="lz4", clevel=3, shuffle="shuffle")
-    array = group.create_array(
-        name, shape=values.shape, dtype=values.dtype, chunks=chunks, shards=shards, compressors=codec
-    )
-    array[:] = values
-
-
-def _fingerprint(adata: ad.AnnData, vocabulary: Vocabulary) -> str:
-    digest = hashlib.sha256(vocabulary.fingerprint().encode())
-    digest.update("\n".join(adata.obs_names).encode())
-    digest.update("\n".join(adata.obs["split"].astype(str)).encode())
-    for array in (adata.X.data, adata.X.indices, adata.X.indptr, adata.obsm["adt"]):
-        digest.update(np.ascontiguousarray(array))
-    return digest.hexdigest()
+    fs, path = file_system(location)
+    files = read_manifest(location)["files"]
+    progress, bad = Progress(len(files), "files checked", report), []
+    for name, expected in files.items():
+        if not fs.exists(f"{path}/{name}"):
+            bad.append(f"{name} (missing)")
+        elif checksum(str(location).rstrip("/") + f"/{name}") != expected["sha256"]:
+            bad.append(f"{name} (changed)")
+        progress.advance()
+    if bad:
+        raise ValueError(
+            f"`atlas` must be as it was written, got {len(bad):,} of {len(files):,} files missing or changed in "
+            f"{str(location)!r}: {', '.join(bad[:5])}. Copy or prepare it again."
+        )

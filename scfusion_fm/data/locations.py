@@ -26,6 +26,19 @@ def exists(location: Location) -> bool:
     return fs.exists(path)
 
 
+def check_exists(location: Location) -> None:
+    """
+    Refuse a path where nothing is.
+
+    Raises
+    ------
+    ValueError
+        If nothing is there.
+    """
+    if not exists(location):
+        raise ValueError(f"`path` must exist, got {str(location)!r}. Check the spelling.")
+
+
 def suffix_of(location: Location) -> str:
     """Give the suffix in lower case, such as `.h5ad`."""
     return Path(str(location).rstrip("/")).suffix.lower()
@@ -48,7 +61,15 @@ def checksum(location: Location) -> str:
 
 
 def state_of(location: Location) -> list:
-    """Describe a source cheaply, so that a change is noticed: bytes and time of the last change, where known."""
+    """
+    Describe a source cheaply, so that a change is noticed: bytes and time of the last change, where known.
+
+    Raises
+    ------
+    ValueError
+        If nothing is there.
+    """
+    check_exists(location)
     fs, path = file_system(location)
     files = sorted(fs.find(path)) if fs.isdir(path) else [path]
     facts = [fs.info(file) for file in files]

@@ -1,70 +1,59 @@
-"""From files to an atlas: read, align to one vocabulary, shuffle, write."""
+"""From files to an atlas, in steps that can be interrupted: survey, pieces, shards, publication.
 
-import hashlib
+All that is unfinished lies in a working directory beside the atlas. The same command goes on from there: sources that
+were surveyed, pieces and shards that were written are not touched again. The atlas appears, or grows, at the end.
+"""
+
+import dataclasses
+import fcntl
+import json
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import anndata as ad
 import numpy as np
-import pandas as pd
-import scipy.sparse as sp
 
-from .align import align_cells
-from .atlas import write_atlas
-from .hashing import hash_keys
-from .readers import read_cells
-from .schema import AlignedCells, Cells
-from .split import assign_split
+from .align import match_features, warn_empty_cells
+from .atlas import MANIFEST, read_manifest
+from .engines import Engine
+from .locations import Location, exists, is_remote, state_of
+from .merge import build_manifest, publish, stage_store
+from .pieces import FileReader, Piece, PieceSource, PieceTask, load_source, save_source, write_piece
+from .recipe import AtlasRecipe, Source, atlas_obs, describe, survey_source
+from .store import NewDataset, consolidate, plan_shards, write_shard
 from .vocabulary import Vocabulary, build_vocabulary
 
-
-@dataclass
-class Source:
-    """A file that becomes a data set of an atlas; see `scfusion_fm.config.SourceConfig`."""
-
-    path: Path
-    name: str
-    modality: str = "auto"
-    licence: str = "unknown"
-    reference: str = ""
+Report = Callable[[str], None]
 
 
-@dataclass
-class SplitRule:
-    """How cells are held out; see `scfusion_fm.config.SplitConfig`."""
-
-    val_fraction: float = 0.1
-    test_fraction: float = 0.2
-    seed: int = 0
-    group_key: str | None = None
-
-
-@dataclass
-class AtlasRecipe:
-    """What goes into an atlas and how; see `scfusion_fm.config.PrepareConfig`."""
-
-    sources: Sequence[Source]
-    genes: str = "protein_coding"
-    proteins: str = "all"
-    obs_columns: Sequence[str] = ()
-    split: SplitRule = field(default_factory=SplitRule)
-    seed: int = 0
-
-
-def prepare_atlas(recipe: AtlasRecipe, output: Path, report: Callable[[str], None] = print) -> dict:
+def prepare_atlas(
+    recipe: AtlasRecipe,
+    output: Location,
+    engine: Engine | None = None,
+    work: Path | None = None,
+    append: bool = False,
+    report: Report = print,
+) -> dict:
     """
-    Write an atlas from files; the directory appears when it is complete, or not at all.
+    Write an atlas from files; it appears when it is complete, or not at all.
 
     Parameters
     ----------
     recipe
         Files, vocabulary, split and seed.
     output
-        Directory of the new atlas.
+        Directory or URL of the new atlas.
+    engine
+        Where tasks run; in this process by default.
+    work
+        Working directory, on a file system that all workers see; beside a local output by default.
+    append
+        Add the sources that an existing atlas lacks, instead of writing a new one.
     report
         Receives progress lines.
 
@@ -75,36 +64,16 @@ def prepare_atlas(recipe: AtlasRecipe, output: Path, report: Callable[[str], Non
     Raises
     ------
     ValueError
-        If `output` exists, there are no sources, names repeat, or a file is refused by its reader.
+        If `output` exists (or does not, with `append`), the recipe contradicts the atlas or unfinished work, or a
+        file is refused by its reader.
     """
-    check_new_path(output, "output")
-    names = [s.name for s in recipe.sources]
-    if not names:
-        raise ValueError("`sources` must name at least one file, got none.")
-    if len(set(names)) < len(names):
-        raise ValueError(f"`sources` must have different names, got {names}.")
-    cells = []
-    for i, source in enumerate(recipe.sources, 1):
-        cells.append(read_cells(source.path, modality=source.modality))
-        report(f"[{i}/{len(names)}] read {source.name}: {describe(cells[-1])}")
-    vocabulary = build_vocabulary(cells, genes=recipe.genes, proteins=recipe.proteins)
-    report(f"vocabulary: {vocabulary.num_genes} genes, {vocabulary.num_proteins} proteins")
-    aligned = [align_cells(c, vocabulary) for c in cells]
-    adata = _stack(recipe, aligned, vocabulary)
-    records = [_record(s, a) for s, a in zip(recipe.sources, aligned, strict=True)]
-    output.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
-    try:
-        manifest = write_atlas(scratch / "atlas", adata, vocabulary, records)
-        check_new_path(output, "output")
-        (scratch / "atlas").rename(output)
-    finally:
-        shutil.rmtree(scratch)
-    report(f"wrote {output}: {adata.n_obs} cells, {manifest['cells_per_split']}")
-    return manifest
+    job = AtlasJob(recipe, output, engine or Engine(), work, append, report)
+    job.plan()
+    job.write_pieces()
+    return job.merge()
 
 
-def check_new_path(path: Path, name: str) -> None:
+def check_new_path(path: Location, name: str) -> None:
     """
     Refuse a path that exists.
 
@@ -113,104 +82,231 @@ def check_new_path(path: Path, name: str) -> None:
     ValueError
         If something is there.
     """
-    if path.exists():
+    if exists(path):
         raise ValueError(f"`{name}` must not exist yet, got {str(path)!r}; choose another path or remove it.")
 
 
-def describe(cells: Cells) -> str:
-    """Say in a few words what a file holds."""
-    parts = [f"{len(cells.obs)} cells"]
-    if cells.rna is not None:
-        parts.append(f"{cells.rna.counts.shape[1]} genes")
-    if cells.adt is not None:
-        parts.append(f"{cells.adt.counts.shape[1]} antibodies")
-    return ", ".join(parts)
+@dataclass
+class AtlasJob:
+    """Write an atlas in steps; the parameters are those of `prepare_atlas`."""
 
+    recipe: AtlasRecipe
+    output: Location
+    engine: Engine = field(default_factory=Engine)
+    work: Path | None = None
+    append: bool = False
+    report: Report = print
+    _plan: dict[str, Any] = field(default_factory=dict, repr=False)
 
-def _stack(recipe: AtlasRecipe, aligned: list[AlignedCells], vocabulary: Vocabulary) -> ad.AnnData:
-    """Put the data sets below each other, the rows of each in a random but reproducible order."""
-    orders = [_row_order(a, s.name, recipe.seed) for a, s in zip(aligned, recipe.sources, strict=True)]
-    pairs = list(zip(aligned, orders, strict=True))
-    adata = ad.AnnData(
-        X=sp.vstack([a.rna[o] for a, o in pairs], format="csr"),
-        obs=pd.concat([_obs(recipe, s, a).iloc[o] for s, (a, o) in zip(recipe.sources, pairs, strict=True)]),
-        var=pd.DataFrame(
-            {"symbol": vocabulary.gene_symbols, "chromosome": vocabulary.gene_chromosomes},
-            index=pd.Index(vocabulary.gene_ids, name="gene_id"),
-        ),
-    )
-    for column in adata.obs:
-        if adata.obs[column].dtype == object:
-            adata.obs[column] = pd.Categorical(adata.obs[column].astype(str))
-    names = [s.name for s in recipe.sources]
-    adata.obs["dataset"] = pd.Categorical(adata.obs["dataset"], categories=names)
-    adata.varm["rna_panel"] = np.stack([a.rna_observed for a in aligned], axis=1)
-    adata.obsm["adt"] = np.concatenate([a.adt[o] for a, o in pairs])
-    adata.uns["datasets"] = np.array(names)
-    adata.uns["adt"] = {
-        "names": np.array(vocabulary.protein_names, dtype=str),
-        "gene_ids": np.array(vocabulary.protein_gene_ids, dtype=str),
-        "panel": np.stack([a.adt_observed for a in aligned], axis=1),
-    }
-    return adata
+    def __post_init__(self):
+        self.recipe.check()
+        if self.work is None:
+            place = Path(str(self.output).rstrip("/"))
+            parent = Path() if is_remote(self.output) else place.parent
+            self.work = parent / f".{place.name}.work"
+        self.work = Path(self.work).absolute()
 
-
-def _obs(recipe: AtlasRecipe, source: Source, aligned: AlignedCells) -> pd.DataFrame:
-    rule = recipe.split
-    names = aligned.obs.index.astype(str)
-    groups = None
-    if rule.group_key is not None:
-        if rule.group_key not in aligned.obs:
+    def plan(self) -> None:
+        """Survey the sources and fix what is to be done; or take up the plan of unfinished work."""
+        self._drop_finished()
+        base = self._base()
+        known = {s["name"] for s in base["sources"]} if base else set()
+        sources = [s for s in self.recipe.sources if s.name not in known]
+        if not sources:
+            raise ValueError(f"`sources` must name data sets that the atlas lacks, got only {sorted(known)}.")
+        identity = _identity(self.recipe, sources, base)
+        if not (self.work / "plan.json").exists():
+            self._make_plan(sources, identity, base)
+        self._plan = json.loads((self.work / "plan.json").read_text())
+        if self._plan["identity"] != identity:
             raise ValueError(
-                f"`split.group_key` must be a column of obs in every source, got {rule.group_key!r}, which "
-                f"{source.name} lacks; it has {list(aligned.obs.columns)}."
+                f"`output` {str(self.output)!r} has unfinished work of another recipe, or of sources that have changed "
+                f"since, in {str(self.work)!r}. Finish it with the old settings and files, or remove that directory."
             )
-        groups = aligned.obs[rule.group_key].astype(str).to_numpy()
-    obs = pd.DataFrame(
-        {
-            "dataset": source.name,
-            "split": assign_split(names, rule.val_fraction, rule.test_fraction, rule.seed, groups),
-            "rna_present": aligned.rna_present,
-            "adt_present": aligned.adt_present,
-            "rna_total_counts": aligned.rna_total_counts,
-        },
-        index=source.name + ":" + names,
-    )
-    absent = [c for c in recipe.obs_columns if c not in aligned.obs]
-    if absent:
-        warnings.warn(f"{source.name} has no column {absent} in obs; written as 'nan'.", stacklevel=2)
-    for column in recipe.obs_columns:
-        values = aligned.obs.get(column)
-        obs[column] = "nan" if values is None else values.astype(str).to_numpy()
-    return obs
+
+    def write_pieces(self, share: tuple[int, int] = (0, 1)) -> None:
+        """Write the pieces that are missing; with a share (i, n), those of every n-th from the i-th only."""
+        tasks = self._piece_tasks()[share[0] :: share[1]]
+        missing = [task for task in tasks if not task.path.exists()]
+        if len(missing) < len(tasks):
+            self.report(f"pieces: {len(tasks) - len(missing)} of {len(tasks)} are there already")
+        with self._lock(shared=share[1] > 1):
+            self.engine.run(write_piece, missing, self.report, "pieces")
+
+    def merge(self) -> dict:
+        """
+        Make the store of all pieces, and publish it; give the manifest.
+
+        Raises
+        ------
+        ValueError
+            If pieces are missing, another process is at work, or the atlas has changed meanwhile.
+        """
+        missing = [task.path.name for task in self._piece_tasks() if not task.path.exists()]
+        if missing:
+            raise ValueError(
+                f"`--merge` needs all pieces, got {len(missing)} missing, such as {missing[0]}; "
+                "run the tasks that write them first."
+            )
+        with self._lock(shared=False):
+            store = self.work / "store"
+            if not (self.work / "ready").exists():
+                self._fill(store)
+            manifest = publish(store, self.output, self.append)
+        shutil.rmtree(self.work)
+        self.report(f"wrote {self.output}: {manifest['num_cells']} cells, {manifest['cells_per_split']}")
+        return manifest
+
+    def _drop_finished(self) -> None:
+        """Remove the working directory of an atlas that was published just before its process was killed."""
+        if not (self.work / "ready").exists():
+            return
+        staged = self.work / "store" / MANIFEST
+        if not staged.exists() or (
+            exists(self.output) and read_manifest(self.output) == json.loads(staged.read_text())
+        ):
+            shutil.rmtree(self.work)
+            self.report(f"{self.output} was finished before")
+
+    def _base(self) -> dict | None:
+        """Read the manifest of the atlas to which sources are added."""
+        if not self.append:
+            check_new_path(self.output, "output")
+            return None
+        base = read_manifest(self.output)
+        ours = _rule(self.recipe)
+        if ours != base["recipe"]:
+            changed = {k: f"{base['recipe'].get(k)} -> {ours[k]}" for k in ours if ours[k] != base["recipe"].get(k)}
+            raise ValueError(
+                f"`--append` must keep the settings of the atlas, got {changed}. Take the old ones, or prepare anew."
+            )
+        return base
+
+    def _make_plan(self, sources: list[Source], identity: dict, base: dict | None) -> None:
+        surveys = self.engine.run(survey_source, sources, self.report, "sources read")
+        for source, survey in zip(sources, surveys, strict=True):
+            for message in survey.warnings:
+                warnings.warn(message, UserWarning, stacklevel=3)
+            self.report(f"{source.name}: {describe(survey.file)}")
+        if base is None:
+            files = [survey.file for survey in surveys]
+            vocabulary = build_vocabulary(files, genes=self.recipe.genes, proteins=self.recipe.proteins)
+        else:
+            vocabulary = Vocabulary(**base["vocabulary"])
+        self.report(f"vocabulary: {vocabulary.num_genes} genes, {vocabulary.num_proteins} proteins")
+        plan = {"identity": identity, "vocabulary": vocabulary.to_dict(), "sources": []}
+        prepared = []
+        for source, survey in zip(sources, surveys, strict=True):
+            alignment = match_features(survey.file, vocabulary)
+            obs = atlas_obs(self.recipe, source.name, survey.file.obs)
+            reader = FileReader(survey.file, alignment)
+            prepared.append(
+                PieceSource(source.name, reader, obs, vocabulary.gene_ids, vocabulary.protein_names, self.recipe.seed)
+            )
+            record = _record(source, survey.sha256, alignment.rna_observed, alignment.adt_observed)
+            plan["sources"].append(record | {"pieces": prepared[-1].num_pieces})
+        self._save_plan(plan, prepared)
+
+    def _save_plan(self, plan: dict, sources: list[PieceSource]) -> None:
+        """Write the plan, all of it or nothing."""
+        self.work.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f"{self.work.name}-", dir=self.work.parent))
+        try:
+            for number, source in enumerate(sources):
+                save_source(scratch, number, source)
+            (scratch / "plan.json").write_text(json.dumps(plan))
+            scratch.rename(self.work)
+        except BaseException:
+            shutil.rmtree(scratch)
+            if not (self.work / "plan.json").exists():  # another process may have been as far
+                raise
+
+    def _piece_tasks(self) -> list[PieceTask]:
+        return [PieceTask(self.work, s, p) for s, x in enumerate(self._plan["sources"]) for p in range(x["pieces"])]
+
+    def _fill(self, store: Path) -> None:
+        """Make the store in the working directory: grown by annotation and panels, then shard by shard."""
+        datasets = self._datasets()
+        pieces = [piece for dataset in datasets for piece in dataset.pieces]
+        vocabulary, done = Vocabulary(**self._plan["vocabulary"]), self.work / "done"
+        base = read_manifest(self.output) if self.append else None
+        if not done.exists():
+            stage_store(store, self.output if self.append else None, vocabulary, self.recipe, datasets)
+            done.mkdir()
+        shards = [task for task in plan_shards(store, pieces, done) if not task.done.exists()]
+        self.engine.run(write_shard, shards, self.report, "shards")
+        consolidate(store)
+        records = [_count_cells(r, d.pieces) for r, d in zip(self._plan["sources"], datasets, strict=True)]
+        build_manifest(store, base, vocabulary, _rule(self.recipe), records)
+        (self.work / "ready").touch()
+
+    def _datasets(self) -> list[NewDataset]:
+        tasks = self._piece_tasks()
+        datasets = []
+        for number, record in enumerate(self._plan["sources"]):
+            pieces = [Piece.open(task.path) for task in tasks if task.source == number]
+            reader = load_source(self.work, number).reader
+            datasets.append(
+                NewDataset(record["name"], pieces, reader.alignment.rna_observed, reader.alignment.adt_observed)
+            )
+            empty = sum(piece.record.cells["empty"] for piece in pieces)
+            rows = sum(piece.record.rows for piece in pieces)
+            if empty == rows:
+                raise ValueError(
+                    f"`{record['file']}` must have counts of genes or proteins of the vocabulary, got none in its "
+                    f"{rows:,} cells. Leave it out."
+                )
+            warn_empty_cells(empty, rows, record["file"])
+        return datasets
+
+    @contextmanager
+    def _lock(self, shared: bool):
+        """Keep other processes from writing the same atlas; the lock goes when the process does."""
+        with (self.work / "lock").open("w") as file:
+            try:
+                fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ValueError(
+                    f"`output` {str(self.output)!r} is being written by another process; wait for it or stop it."
+                ) from error
+            yield
 
 
-def _row_order(aligned: AlignedCells, name: str, seed: int) -> np.ndarray:
-    key = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
-    return np.argsort(hash_keys(seed, np.uint64(key), np.arange(len(aligned.obs))), kind="stable")
+def _is_published(staged: Path, output: Location) -> bool:
+    return read_manifest(output)["fingerprint"] == json.loads(staged.read_text())["fingerprint"]
 
 
-def _record(source: Source, aligned: AlignedCells) -> dict:
+def _identity(recipe: AtlasRecipe, sources: list[Source], base: dict | None) -> dict:
+    """Collect what unfinished work depends on, as JSON gives it back."""
+    facts = {
+        "rule": _rule(recipe),
+        "sources": [dataclasses.asdict(s) | {"path": str(s.path), "state": state_of(s.path)} for s in sources],
+        "base": base["fingerprint"] if base else None,
+    }
+    return json.loads(json.dumps(facts))
+
+
+def _rule(recipe: AtlasRecipe) -> dict:
+    """Give the settings that all sources of an atlas share."""
+    rule = {k: v for k, v in dataclasses.asdict(recipe).items() if k != "sources"}
+    return rule | {"obs_columns": list(recipe.obs_columns)}
+
+
+def _record(source: Source, sha256: str, rna_observed: np.ndarray, adt_observed: np.ndarray) -> dict:
     return {
         "name": source.name,
-        "file": source.path.name,
-        "sha256": _checksum(source.path),
+        "file": Path(str(source.path)).name,
+        "sha256": sha256,
         "licence": source.licence,
         "reference": source.reference,
-        "cells": len(aligned.obs),
-        "cells_with_rna": int(aligned.rna_present.sum()),
-        "cells_with_adt": int(aligned.adt_present.sum()),
-        "genes": int(aligned.rna_observed.sum()),
-        "proteins": int(aligned.adt_observed.sum()),
+        "genes": int(rna_observed.sum()),
+        "proteins": int(adt_observed.sum()),
     }
 
 
-def _checksum(path: Path) -> str:
-    """Hash a file, or the files of a store in the order of their names."""
-    digest = hashlib.sha256()
-    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if file.is_file():
-            with file.open("rb") as stream:
-                while block := stream.read(1 << 20):
-                    digest.update(block)
-    return digest.hexdigest()
+def _count_cells(record: dict, pieces: list[Piece]) -> dict:
+    """Add the numbers of cells, and a digest of all of them."""
+    counts = {f"cells_{key}": sum(p.record.cells[key] for p in pieces) for key in ("with_rna", "with_adt")}
+    kept = {key: value for key, value in record.items() if key != "pieces"}
+    rows, values = (sum(getattr(p.record, key) for p in pieces) for key in ("rows", "values"))
+    return kept | {"cells": rows, **counts, "values": values, "pieces": [p.record.digest for p in pieces]}

@@ -10,7 +10,7 @@ import mudata
 import scanpy
 import zarr
 
-from .locations import Location, exists, file_system, is_remote, suffix_of, zarr_store
+from .locations import Location, check_exists, file_system, is_remote, suffix_of, zarr_store
 from .modalities import PROTEIN_OBSM_KEY, CellsFile, select_features, select_modalities
 from .obs import check_obs_names
 from .schema import Cells
@@ -88,8 +88,7 @@ def open_cells(location: Location, modality: Literal["auto", "rna", "adt"] = "au
     """
     _check_modality(modality)
     path = str(Path(location).expanduser()) if not is_remote(location) else str(location)
-    if not exists(path):
-        raise ValueError(f"`path` must exist, got {path!r}. Check the spelling.")
+    check_exists(path)
     group = _open_group(path)
     encoding = group.attrs.get("encoding-type", "")
     if encoding == "anndata":
@@ -127,7 +126,6 @@ def _open_group(path: str) -> h5py.Group | zarr.Group:
         _check_chunks(group, path)
         return group
     _check_hdf5(path)
-    open_root.cache_clear()  # the file may be another one than when it was last opened
     return _open_or_refuse(path, open_root, path)
 
 
@@ -156,8 +154,7 @@ def _open_or_refuse(path: str, read: Any, *arguments: Any) -> Any:
 
 
 def _read_container(path: Path) -> Container:
-    if not path.exists():
-        raise ValueError(f"`path` must exist, got {str(path)!r}. Check the spelling.")
+    check_exists(path)
     if path.is_dir():
         group = _open_zarr(str(path))
         _check_chunks(group, str(path))

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import anndata as ad
@@ -18,9 +19,14 @@ from .locations import file_system, is_remote, zarr_store
 BLOCK_VALUES = 2**22  # values that are looked at together
 
 
-@lru_cache(maxsize=8)
 def open_root(location: str) -> h5py.File | zarr.Group:
     """Open a file or store for reading, once per process."""
+    return _open_root(location, 0 if is_remote(location) else Path(location).stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=8)
+def _open_root(location: str, changed_ns: int) -> h5py.File | zarr.Group:
+    """Open a file; `changed_ns` tells another one at the same path."""
     fs, path = file_system(location)
     if fs.isdir(path):
         return zarr.open_group(zarr_store(location), mode="r")
