@@ -137,6 +137,8 @@ def _copy_edges(base: Location, store: Path) -> None:
         if array.shape[0] % steps[0]:
             edge = [array.shape[0] // steps[0]] + [0] * (array.ndim - 1)
             file = "/".join([name, "c", *map(str, edge)])
+            if not fs.exists(f"{path}/{file}"):  # zarr writes no file for zeros alone
+                continue
             (store / file).parent.mkdir(parents=True, exist_ok=True)
             fs.get_file(f"{path}/{file}", str(store / file))
 

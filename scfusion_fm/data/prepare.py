@@ -26,6 +26,7 @@ from .merge import build_manifest, publish, stage_store
 from .pieces import FileReader, Piece, PieceSource, PieceTask, load_source, save_source, write_piece
 from .recipe import AtlasRecipe, Source, atlas_obs, describe, survey_source
 from .store import NewDataset, consolidate, plan_shards, write_shard
+from .stored import close_files
 from .vocabulary import Vocabulary, build_vocabulary
 
 Report = Callable[[str], None]
@@ -154,6 +155,7 @@ class AtlasJob:
                 self._fill(store)
             manifest = publish(store, self.output, self.append)
         shutil.rmtree(self.work)
+        close_files()
         self.report(f"wrote {self.output}: {manifest['num_cells']} cells, {manifest['cells_per_split']}")
         return manifest
 

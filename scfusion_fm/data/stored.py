@@ -24,6 +24,11 @@ def open_root(location: str) -> h5py.File | zarr.Group:
     return _open_root(location, 0 if is_remote(location) else Path(location).stat().st_mtime_ns)
 
 
+def close_files() -> None:
+    """Let go of the files that this process has open."""
+    _open_root.cache_clear()
+
+
 @lru_cache(maxsize=8)
 def _open_root(location: str, changed_ns: int) -> h5py.File | zarr.Group:
     """Open a file; `changed_ns` tells another one at the same path."""
