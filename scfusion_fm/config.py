@@ -248,7 +248,12 @@ def load_config(schema: type[T], path: str | Path, overrides: list[str] = ()) ->
         raise ValueError(f"`--config` must be readable YAML, got {str(path)!r}: {error}") from error
     if not OmegaConf.is_dict(read):
         raise ValueError(f"`--config` must hold settings as `key: value`, got a list in {str(path)!r}.")
-    given = OmegaConf.merge(read, OmegaConf.from_dotlist(list(overrides)))
+    try:
+        given = OmegaConf.merge(read, OmegaConf.from_dotlist(list(overrides)))
+    except TypeError as error:  # of a mapping into a list
+        raise ValueError(
+            f"Overrides must replace a list as a whole, such as `sources=[{{path: a.h5ad}}]`, got {overrides}."
+        ) from error
     _check_keys(schema, given, str(path))
     try:
         merged = OmegaConf.merge(OmegaConf.structured(schema), given)

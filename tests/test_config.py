@@ -85,6 +85,15 @@ def test_unknown_keys_of_sources_are_named(tmp_path):
         load_config(PrepareConfig, path)
 
 
+def test_an_override_inside_a_list_is_refused(tmp_path):
+    path = tmp_path / "data.yaml"
+    path.write_text("output: x\nsources: [{path: a.h5ad}]\n")
+    with pytest.raises(ValueError, match="Overrides must replace a list as a whole"):
+        load_config(PrepareConfig, path, ["sources.0.modality=rna"])
+    config = load_config(PrepareConfig, path, ["sources=[{path: b.h5ad}]"])
+    assert [s.path for s in config.sources] == ["b.h5ad"]
+
+
 def test_unreadable_files_are_named(tmp_path):
     with pytest.raises(ValueError, match="does not exist"):
         load_config(PretrainConfig, tmp_path / "none.yaml")
