@@ -7,7 +7,6 @@ from typing import Any, Literal
 import anndata
 import h5py
 import mudata
-import scanpy
 import zarr
 
 from .locations import Location, check_exists, file_system, is_remote, suffix_of, zarr_store
@@ -191,4 +190,6 @@ def _check_chunks(group: zarr.Group, path: str) -> None:
 
 
 def _read_10x_h5(path: Path) -> anndata.AnnData:
+    import scanpy  # slow to import, and rarely needed
+
     return scanpy.read_10x_h5(path, gex_only=False)
