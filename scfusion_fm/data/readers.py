@@ -132,7 +132,7 @@ def _check_hdf5(path: str) -> None:
     fs, inner = file_system(path)
     if suffix_of(path) not in SUFFIXES[:3]:
         raise ValueError(f"`path` must end in one of {', '.join(SUFFIXES)}, got {path!r}.")
-    head = fs.cat_file(inner, 0, 2048 + len(SIGNATURE))
+    head = fs.cat_file(inner, start=0, end=2048 + len(SIGNATURE))
     if not any(head[at:].startswith(SIGNATURE) for at in (0, 512, 1024, 2048)):  # a header of 2^n bytes may precede
         raise ValueError(
             f"`path` must be an HDF5 file, got {path!r} ({fs.size(inner):,} bytes), which is none "

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 import anndata as ad
+import distributed
+import fsspec
 import numpy as np
 import pytest
 import scanpy as sc
@@ -17,6 +19,7 @@ import scipy.sparse as sp
 import zarr
 from launch import ENVIRONMENT, ROOT, run
 from make_cells import make_modalities, write_h5mu
+from moto.server import ThreadedMotoServer
 
 from scfusion_fm.cli import main
 from scfusion_fm.data import engines, merge, pieces, prepare, store
@@ -357,8 +360,6 @@ def test_empty_cells_are_told(recipe, sources, tmp_path):
 
 
 def test_sources_and_atlas_can_be_in_an_object_store(recipe, sources, tmp_path):
-    import fsspec
-
     prepare_atlas(recipe, tmp_path / "here.zarr", report=silent)
     memory = fsspec.filesystem("memory")
     for source in sources:
@@ -448,10 +449,37 @@ def test_the_command_line_takes_tasks_merge_and_growth(sources, tmp_path, monkey
 
 @pytest.mark.slow
 def test_a_dask_cluster_makes_the_same_atlas(recipe, tmp_path, monkeypatch):
-    distributed = pytest.importorskip("distributed")
     monkeypatch.undo()
     prepare_atlas(recipe, tmp_path / "here.zarr", report=silent)
     with distributed.LocalCluster(2, threads_per_worker=1, dashboard_address=None, processes=True) as cluster:
         prepare_atlas(recipe, tmp_path / "dask.zarr", Engine(dask=cluster.scheduler_address), report=silent)
     assert files(tmp_path / "dask.zarr") == files(tmp_path / "here.zarr")
     assert multiprocessing.active_children() == []
+
+
+@pytest.mark.slow
+def test_sources_and_atlas_can_be_in_s3(recipe, sources, tmp_path, monkeypatch):
+    monkeypatch.undo()  # large pieces: few requests
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in {
+        "ENDPOINT_URL": f"http://{host}:{port}",
+        "ACCESS_KEY_ID": "a",
+        "SECRET_ACCESS_KEY": "b",
+    }.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    try:
+        s3 = fsspec.filesystem("s3")
+        s3.mkdir("bucket")
+        for source in sources:
+            s3.put_file(str(source.path), f"bucket/{Path(source.path).name}")
+            source.path = f"s3://bucket/{Path(source.path).name}"
+        prepare_atlas(recipe, "s3://bucket/atlas.zarr", work=tmp_path / "work", report=silent)
+        verify_atlas("s3://bucket/atlas.zarr", report=silent)
+        there = Atlas("s3://bucket/atlas.zarr")
+        assert there.read(np.arange(420)).rna.sum() == sum(
+            make_modalities(110 + 30 * i, i)[0].X.sum() for i in range(3)
+        )
+    finally:
+        server.stop()
