@@ -1,6 +1,8 @@
 """The `scfusion` command."""
 
 import argparse
+import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,6 +30,13 @@ def build_parser() -> argparse.ArgumentParser:
         ("predict-protein", 'write proteins predicted from RNA to obsm["protein_scfusion_ttt"]'),
     ):
         _add_inference(commands, name, text)
+
+    seen = commands.add_parser("seen", help="tell how many cells of a file a model was trained on; exit code 1 if any")
+    seen.add_argument("model", type=Path, help="model directory")
+    seen.add_argument("file", type=Path, help=".h5ad, .h5mu, 10x .h5 or zarr with raw counts")
+    seen.add_argument("--modality", choices=("auto", "rna", "adt"), default="auto", help="of a single AnnData")
+    seen.add_argument("--json", action="store_true", help="print JSON")
+    seen.set_defaults(run=_seen)
 
     report = commands.add_parser("report", help="write report.html from finished runs")
     report.add_argument("--pretraining", type=Path, help="directory of a pretraining run")
@@ -91,6 +100,15 @@ def _infer(name: str, args: argparse.Namespace) -> None:
         "annotate": inference.annotate,
         "predict-protein": inference.predict_protein,
     }[name](request)
+
+
+def _seen(args: argparse.Namespace) -> None:
+    from scfusion_fm.inference import find_seen
+
+    answer = find_seen(args.model, args.file, args.modality)
+    print(json.dumps(answer.to_dict(), indent=1) if args.json else answer.to_text())
+    if answer.beyond_chance:
+        sys.exit(1)
 
 
 def _report(args: argparse.Namespace) -> None:

@@ -15,6 +15,7 @@ import scipy.sparse as sp
 
 from .align import align_cells
 from .atlas import write_atlas
+from .fingerprints import fingerprint_cells
 from .hashing import hash_keys
 from .readers import read_cells
 from .schema import AlignedCells, Cells
@@ -133,7 +134,9 @@ def _stack(recipe: AtlasRecipe, aligned: list[AlignedCells], vocabulary: Vocabul
     pairs = list(zip(aligned, orders, strict=True))
     adata = ad.AnnData(
         X=sp.vstack([a.rna[o] for a, o in pairs], format="csr"),
-        obs=pd.concat([_obs(recipe, s, a).iloc[o] for s, (a, o) in zip(recipe.sources, pairs, strict=True)]),
+        obs=pd.concat(
+            [_obs(recipe, s, a, vocabulary).iloc[o] for s, (a, o) in zip(recipe.sources, pairs, strict=True)]
+        ),
         var=pd.DataFrame(
             {"symbol": vocabulary.gene_symbols, "chromosome": vocabulary.gene_chromosomes},
             index=pd.Index(vocabulary.gene_ids, name="gene_id"),
@@ -155,7 +158,7 @@ def _stack(recipe: AtlasRecipe, aligned: list[AlignedCells], vocabulary: Vocabul
     return adata
 
 
-def _obs(recipe: AtlasRecipe, source: Source, aligned: AlignedCells) -> pd.DataFrame:
+def _obs(recipe: AtlasRecipe, source: Source, aligned: AlignedCells, vocabulary: Vocabulary) -> pd.DataFrame:
     rule = recipe.split
     names = aligned.obs.index.astype(str)
     groups = None
@@ -166,6 +169,7 @@ def _obs(recipe: AtlasRecipe, source: Source, aligned: AlignedCells) -> pd.DataF
                 f"{source.name} lacks; it has {list(aligned.obs.columns)}."
             )
         groups = aligned.obs[rule.group_key].astype(str).to_numpy()
+    prints = fingerprint_cells(aligned, vocabulary.gene_ids, vocabulary.protein_names)
     obs = pd.DataFrame(
         {
             "dataset": source.name,
@@ -173,6 +177,8 @@ def _obs(recipe: AtlasRecipe, source: Source, aligned: AlignedCells) -> pd.DataF
             "rna_present": aligned.rna_present,
             "adt_present": aligned.adt_present,
             "rna_total_counts": aligned.rna_total_counts,
+            "rna_fingerprint": prints.rna,
+            "adt_fingerprint": prints.adt,
         },
         index=source.name + ":" + names,
     )
