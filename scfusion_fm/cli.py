@@ -24,6 +24,13 @@ def build_parser() -> argparse.ArgumentParser:
     prepare.add_argument("overrides", nargs="*", help="settings that replace those of the file: key=value")
     prepare.set_defaults(run=_prepare)
 
+    doctor = commands.add_parser("doctor", help="say what files hold and whether they can be used; writes nothing")
+    doctor.add_argument("files", type=Path, nargs="+", metavar="FILE", help=".h5ad, .h5mu, 10x .h5 or zarr")
+    doctor.add_argument("--model", type=Path, help="model directory whose vocabulary counts; all human genes if absent")
+    doctor.add_argument("--modality", choices=("auto", "rna", "adt"), default="auto", help="of a single AnnData")
+    doctor.add_argument("--json", action="store_true", help="print JSON")
+    doctor.set_defaults(run=_doctor)
+
     for name, text in (
         ("embed", 'write cell embeddings to obsm["X_scfusion_ttt"]'),
         ("annotate", 'write cell types to obs["cell_type_pred"], with their probability'),
@@ -81,6 +88,23 @@ def _prepare(args: argparse.Namespace) -> None:
         seed=config.seed,
     )
     prepare_atlas(recipe, Path(config.output))
+
+
+def _doctor(args: argparse.Namespace) -> None:
+    from scfusion_fm.data.doctor import examine_files
+    from scfusion_fm.data.doctor_text import render_examination
+    from scfusion_fm.data.vocabulary import build_vocabulary
+
+    if args.model is None:
+        vocabulary = build_vocabulary(None, genes="protein_coding", proteins="all")
+    else:
+        from scfusion_fm.inference import load_extractor, vocabulary_of
+
+        vocabulary = vocabulary_of(load_extractor(args.model))
+    found = examine_files(args.files, vocabulary, args.modality)
+    print(json.dumps(found.to_dict(), indent=1) if args.json else render_examination(found))
+    if found.exit_code:
+        sys.exit(found.exit_code)
 
 
 def _infer(name: str, args: argparse.Namespace) -> None:

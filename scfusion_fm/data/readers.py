@@ -63,10 +63,14 @@ def read_cells(path: str | Path, modality: Literal["auto", "rna", "adt"] = "auto
     'prot' or 'protein'. Warns, with numbers, where only some cells have both modalities or `modality`
     contradicts the names.
     """
+    path = Path(path).expanduser()
+    return take_cells(open_container(path), path, modality)
+
+
+def take_cells(container: Container, path: Path, modality: Literal["auto", "rna", "adt"] = "auto") -> Cells:
+    """Take the counts out of what `open_container` gave; see `read_cells`."""
     if modality not in ("auto", "rna", "adt"):
         raise ValueError(f"`modality` must be 'auto', 'rna' or 'adt', got {modality!r}.")
-    path = Path(path).expanduser()
-    container = _read_container(path)
     check_obs_names(container.obs_names, str(path))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of anndata and mudata, about their own internals
@@ -81,7 +85,15 @@ def read_cells(path: str | Path, modality: Literal["auto", "rna", "adt"] = "auto
     return Cells(str(path), obs, counts.get("rna"), counts.get("adt"), container)
 
 
-def _read_container(path: Path) -> Container:
+def open_container(path: Path) -> Container:
+    """
+    Read a file as it is, without a look at its content.
+
+    Raises
+    ------
+    ValueError
+        If it is missing, broken or of another format.
+    """
     if not path.exists():
         raise ValueError(f"`path` must exist, got {str(path)!r}. Check the spelling.")
     if path.is_dir():
