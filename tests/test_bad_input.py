@@ -1,5 +1,6 @@
 """Bad files at the command line: one clear line, exit code 2, nothing half-written, nothing overwritten."""
 
+import json
 import sys
 import warnings
 
@@ -10,6 +11,7 @@ import pytest
 from make_cells import GENES, make_modalities, write_h5mu
 
 from scfusion_fm.cli import main
+from scfusion_fm.data.prepare import AtlasRecipe, Source, prepare_atlas
 
 
 def rna_with(change):
@@ -98,6 +100,22 @@ def test_bad_file_is_refused(command, case, model_dir, monkeypatch, tmp_path, ca
     assert code == 2
     assert printed.startswith("error: ")
     assert any(word in printed.lower() for word in message.lower().split("|")), printed
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_doctor_refuses_the_same_files_for_the_same_reason(case, monkeypatch, tmp_path, capsys):
+    name, make, message = BAD[case]
+    make(tmp_path / name)
+    before = sorted(tmp_path.rglob("*"))
+    recipe = AtlasRecipe([Source(tmp_path / name, "bad")])
+    with warnings.catch_warnings(action="ignore"), pytest.raises(ValueError, match=r"`") as refusal:
+        prepare_atlas(recipe, tmp_path.parent / f"{tmp_path.name}.zarr", report=lambda line: None)
+    assert call(monkeypatch, "doctor", tmp_path / name, "--json") == 2
+    (file,) = json.loads(capsys.readouterr().out)["files"]
+    assert file["verdict"] == "refused"
+    assert file["refusal"] == str(refusal.value)
+    assert any(word in file["refusal"].lower() for word in message.lower().split("|"))
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -14,7 +14,7 @@ import pandas as pd
 
 from .align import align_cells
 from .fingerprints import CellFingerprints, fingerprint_cells
-from .names import ENSEMBL_ID, MOUSE_ID
+from .names import MOUSE_ID
 from .readers import open_container, take_cells
 from .same_cells import SharedCells, barcode_cores, compare_cells
 from .schema import AlignedCells, Cells, ModalityCounts
@@ -246,8 +246,8 @@ def name_genes(names: pd.Index) -> str:
         return f"mixed, {has_id:.0%} Ensembl ids"
     if has_id <= 0.02:
         return "symbols"
-    versioned = texts.str.fullmatch(ENSEMBL_ID).to_numpy() & texts.str.contains(r"\.\d+").to_numpy()
-    return "Ensembl ids with version" if versioned.mean() > 0.5 else "Ensembl ids"
+    has_version = texts.str.contains(r"ENS[A-Z]*G\d{6,}\.\d").mean()
+    return "Ensembl ids with version" if has_version > 0.5 else "Ensembl ids"
 
 
 def guess_species(var: pd.DataFrame, genes: pd.DataFrame) -> str:

@@ -7,7 +7,7 @@ from textwrap import wrap
 from .doctor import Examination, FileReport, ModalityReport
 
 WIDTH = 110
-VERDICTS = {"ok": "ok", "warnings": "usable, with warnings", "refused": "REFUSED"}
+VERDICTS = {"ok": "ok", "warnings": "usable with warnings", "refused": "REFUSED"}
 WAYS = {
     "id": "by Ensembl id",
     "versioned_id": "by Ensembl id with version",

@@ -139,7 +139,14 @@ def _choose_zarr_reader(path: Path) -> Any:
 
 def _check_chunks(group: zarr.Group, path: Path) -> None:
     """Check that no values of a sparse matrix are lost: zarr reads a missing chunk as zeros."""
-    for name, array in group.members(max_depth=None):
+    try:
+        members = list(group.members(max_depth=None))
+    except Exception as error:  # zarr raises TypeError, KeyError and more on broken metadata
+        raise ValueError(
+            f"`path` must be a complete zarr directory, got {str(path)!r}, whose metadata cannot be read "
+            f"({type(error).__name__}: {error}). Copy it again."
+        ) from error
+    for name, array in members:
         is_values = isinstance(array, zarr.Array) and name.endswith("/data")
         if is_values and array.nchunks_initialized < array.nchunks:
             raise ValueError(
