@@ -31,6 +31,12 @@ def build_parser() -> argparse.ArgumentParser:
     doctor.add_argument("--json", action="store_true", help="print JSON")
     doctor.set_defaults(run=_doctor)
 
+    inspect = commands.add_parser("inspect", help="say what an atlas holds and what its data sets share")
+    inspect.add_argument("atlas", type=Path, help="directory that `scfusion prepare` wrote")
+    inspect.add_argument("--json", action="store_true", help="print JSON")
+    inspect.add_argument("--plot", type=Path, metavar="OUT.png", help="new picture of the panels that data sets share")
+    inspect.set_defaults(run=_inspect)
+
     for name, text in (
         ("embed", 'write cell embeddings to obsm["X_scfusion_ttt"]'),
         ("annotate", 'write cell types to obs["cell_type_pred"], with their probability'),
@@ -105,6 +111,22 @@ def _doctor(args: argparse.Namespace) -> None:
     print(json.dumps(found.to_dict(), indent=1) if args.json else render_examination(found))
     if found.exit_code:
         sys.exit(found.exit_code)
+
+
+def _inspect(args: argparse.Namespace) -> None:
+    from scfusion_fm.data.prepare import check_new_path
+    from scfusion_fm.data.summary import summarise_atlas
+    from scfusion_fm.data.summary_text import render_summary
+
+    if args.plot is not None:
+        check_new_path(args.plot, "--plot")
+    found = summarise_atlas(args.atlas)
+    print(json.dumps(found.to_dict(), indent=1) if args.json else render_summary(found))
+    if args.plot is not None:
+        from scfusion_fm.evaluation.overlap_plot import plot_overlap
+
+        names = [dataset.name for dataset in found.datasets]
+        plot_overlap(names, found.shared_genes, found.shared_proteins).savefig(args.plot, dpi=150)
 
 
 def _infer(name: str, args: argparse.Namespace) -> None:

@@ -160,8 +160,12 @@ class SeenAnswer:
         """Say it in a few lines."""
         rates = [max(rate.values()) for rate in self.false_positive_rates.values()]
         parts = ", ".join(f"{count:,} in {name}" for name, count in self.seen_in.items())
-        verdict = "more than chance explains" if self.beyond_chance else "no more than chance explains"
-        verdict = verdict if self.seen else "none seen"
+        if self.with_fingerprint == 0:
+            verdict = "cannot tell: no cell has enough counts to be known again"
+        elif self.seen == 0:
+            verdict = "none seen"
+        else:
+            verdict = "more than chance explains" if self.beyond_chance else "no more than chance explains"
         return "\n".join(
             [
                 f"cells             {self.num_cells:,}, of which {self.with_fingerprint:,} can be known again",
