@@ -308,7 +308,7 @@ def _complete_raw_var(adata: anndata.AnnData) -> pd.DataFrame:
 
 def _to_counts(matrix: Any, name: str) -> sp.csr_matrix:
     if sp.issparse(matrix):
-        _check_sparse(matrix, name)
+        check_sparse(matrix, name)
     check_counts(matrix, name)
     counts = sp.csr_matrix(matrix, dtype=np.float32, copy=True)  # the container keeps its own
     num_entries = counts.nnz
@@ -322,10 +322,19 @@ def _to_counts(matrix: Any, name: str) -> sp.csr_matrix:
     return counts
 
 
-def _check_sparse(matrix: Any, name: str) -> None:
-    """Check that all indices lie inside the matrix; compiled code would read beyond it."""
+def check_sparse(matrix: Any, name: str) -> None:
+    """
+    Check that all indices lie inside the matrix; compiled code would read beyond it.
+
+    Raises
+    ------
+    ValueError
+        If some do not.
+    """
     try:
         matrix.check_format(full_check=True)
+        if (np.diff(matrix.indptr.astype(np.int64)) < 0).any():  # which scipy misses where 32 bits overflow
+            raise ValueError("index pointer values must not decrease")
     except ValueError as error:
         raise ValueError(
             f"`{name}` must be a valid sparse matrix, got one whose indices do not fit ({error}). "

@@ -8,7 +8,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from .readers import PROTEIN_OBSM_KEY, Container
+from .readers import PROTEIN_OBSM_KEY, Container, check_sparse
 from .schema import check_counts
 
 LARGEST_LOG = 25.0  # log1p of the largest total that anyone normalises to, with a margin
@@ -49,7 +49,7 @@ def describe_values(matrix: Any) -> str:
     """Say in a few words what a matrix holds, with the number of bad entries where there are some."""
     if sp.issparse(matrix):
         try:
-            matrix.check_format(full_check=True)  # before anything reads beyond the matrix
+            check_sparse(matrix, "matrix")  # before anything reads beyond it
         except ValueError:
             return "a damaged sparse matrix"
     values = np.asarray(matrix.data if sp.issparse(matrix) else matrix)

@@ -201,6 +201,20 @@ def test_negative_indices_are_refused(tmp_path):
     assert [slot.content for slot in report.slots] == ["a damaged sparse matrix"]
 
 
+@pytest.mark.parametrize("pointers", [[0, 10, 5, 20, 42], [0, 10, -(2**31) + 6, 5, 42], [0, 6, 12, 18, 10**6]])
+def test_index_pointers_that_make_no_rows_are_refused(tmp_path, pointers):
+    """The second kind passes scipy's own check: its differences overflow 32 bits."""
+    path = tmp_path / "in.h5ad"
+    make_rna().write_h5ad(path)
+    with h5py.File(path, "r+") as file:
+        dtype = file["X/indptr"].dtype
+        del file["X/indptr"]
+        file["X/indptr"] = np.array([*pointers[:4], *[pointers[3]] * 3, pointers[4]], dtype=np.int32).astype(dtype)
+    report = examine(path)
+    assert report.verdict == "refused"
+    assert "indices do not fit" in report.refusal or "cannot be read" in report.refusal
+
+
 def test_broken_zarr_metadata_is_refused(tmp_path):
     path = tmp_path / "in.zarr"
     write_zarr(path, make_rna(), version=2)
