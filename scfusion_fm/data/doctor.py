@@ -15,7 +15,7 @@ import pandas as pd
 from .align import align_cells
 from .fingerprints import CellFingerprints, fingerprint_cells
 from .names import MOUSE_ID
-from .readers import open_container, take_cells
+from .readers import check_modality, open_container, take_cells
 from .same_cells import SharedCells, barcode_cores, compare_cells
 from .schema import AlignedCells, Cells, ModalityCounts
 from .slots import SlotContent, describe_slots, is_constant
@@ -149,7 +149,13 @@ def examine_files(paths: Sequence[Path], vocabulary: Vocabulary, modality: str =
         Of a model, or of an atlas to be.
     modality
         What a single AnnData holds: auto, rna or adt.
+
+    Raises
+    ------
+    ValueError
+        If `modality` is none; what is wrong with a file is in its report.
     """
+    check_modality(modality)
     files, contents = [], []
     for path in (Path(p).expanduser() for p in paths):
         report = FileReport(str(path), KINDS.get(path.suffix.lower(), "zarr" if path.is_dir() else "unknown format"))

@@ -63,14 +63,13 @@ def read_cells(path: str | Path, modality: Literal["auto", "rna", "adt"] = "auto
     'prot' or 'protein'. Warns, with numbers, where only some cells have both modalities or `modality`
     contradicts the names.
     """
+    check_modality(modality)
     path = Path(path).expanduser()
     return take_cells(open_container(path), path, modality)
 
 
 def take_cells(container: Container, path: Path, modality: Literal["auto", "rna", "adt"] = "auto") -> Cells:
     """Take the counts out of what `open_container` gave; see `read_cells`."""
-    if modality not in ("auto", "rna", "adt"):
-        raise ValueError(f"`modality` must be 'auto', 'rna' or 'adt', got {modality!r}.")
     check_obs_names(container.obs_names, str(path))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of anndata and mudata, about their own internals
@@ -83,6 +82,19 @@ def take_cells(container: Container, path: Path, modality: Literal["auto", "rna"
     }
     _check_overlap(counts, tables, path)
     return Cells(str(path), obs, counts.get("rna"), counts.get("adt"), container)
+
+
+def check_modality(modality: str) -> None:
+    """
+    Check the name of a modality.
+
+    Raises
+    ------
+    ValueError
+        If it is none.
+    """
+    if modality not in ("auto", "rna", "adt"):
+        raise ValueError(f"`modality` must be 'auto', 'rna' or 'adt', got {modality!r}.")
 
 
 def open_container(path: Path) -> Container:

@@ -190,3 +190,16 @@ def test_all_real_files_are_understood_or_refused_for_a_true_reason(shared_data)
     demo = " ".join(files["demo_teaseq_pbmc.h5mu"].warnings)
     assert "1,262 barcodes are in both" in demo
     assert "1,262 the same ADT" in demo
+
+
+def test_modality_must_be_one():
+    with pytest.raises(ValueError, match="`modality` must be 'auto', 'rna' or 'adt', got 'atac'"):
+        examine_files([], VOCABULARY, "atac")
+
+
+def test_modality_of_unclear_names_can_be_told(tmp_path):
+    make_rna(["CD4", "CD8A", "CD14", "CD19"]).write_h5ad(tmp_path / "in.h5ad")
+    unclear = examine(tmp_path / "in.h5ad").files[0]
+    assert "`modality` cannot be told from the names" in unclear.refusal
+    told = examine_files([tmp_path / "in.h5ad"], VOCABULARY, "rna").files[0]
+    assert [m.name for m in told.modalities] == ["rna"]
