@@ -22,6 +22,7 @@ from scfusion_fm.export import export_model
 from scfusion_fm.finetuning import (
     BalancedCrossEntropy,
     CellCollator,
+    check_test_cells,
     describe_provenance,
     predict_rows,
     rows_by_split,
@@ -68,6 +69,7 @@ def main() -> None:
     pretrained, extractor = load_pretrained(Path(config.model), ScFusionTTTModel)
     data = read_labelled(config, extractor)
     counts = {name: len(rows) for name, rows in data.rows.items()}
+    seen = check_test_cells(config, data.aligned, extractor, data.rows)
     print(f"{len(data.classes)} classes, cells: {counts}, classes with too few cells: {data.left_out}")
 
     # Fine-tune; each modality is hidden now and then, so that the model also serves cells that lack it.
@@ -101,7 +103,7 @@ def main() -> None:
     ]
     embedding = predict_rows(pretrained, CellCollator(data.aligned, extractor), data.used, "pooler_output")
     facts = {"task": "cell-type annotation", "classes": ", ".join(data.classes), "fine-tuned on": config.data}
-    export_model(model, extractor, output / "model", facts)
+    export_model(model, extractor, output / "model", facts, seen.cells)
     np.savez(output / "embedding.npz", embedding=embedding, labels=data.labels[data.used], split=data.split[data.used])
     write_predictions(output, data, logits[list(data.inputs)[-1]])
     results = {
@@ -115,6 +117,7 @@ def main() -> None:
         "table": table,
         "embedding": clustering_scores(embedding, data.labels[data.used]),
         "split": dataclasses.asdict(config.split),
+        "seen_test_cells": seen.test_cells,
     }
     write_results(output, results)
     print(pd.DataFrame(table).round(3).to_string(index=False))

@@ -21,6 +21,7 @@ from scfusion_fm.evaluation.metrics import protein_scores
 from scfusion_fm.export import export_model
 from scfusion_fm.finetuning import (
     CellCollator,
+    check_test_cells,
     describe_provenance,
     predict_rows,
     rows_by_split,
@@ -62,6 +63,7 @@ def main() -> None:
     cells, aligned = read_aligned(Path(config.data), extractor)
     data = PairedCells(cells, aligned, extractor, split_cells(cells.obs, config.split))
     counts = {name: len(rows) for name, rows in data.rows.items()}
+    seen = check_test_cells(config, aligned, extractor, data.rows)
     print(f"{len(data.names)} proteins, cells: {counts}")
 
     # Fine-tune the pretraining pass with all proteins hidden.
@@ -87,7 +89,7 @@ def main() -> None:
     scores = {method: score_proteins(data.measured[test], p) for method, p in predictions.items()}
     table = [{"method": method, **summary, "n_test": len(test)} for method, (_, summary) in scores.items()]
     facts = {"task": "protein from RNA", "proteins": ", ".join(data.names), "fine-tuned on": config.data}
-    export_model(model, extractor, output / "model", facts)
+    export_model(model, extractor, output / "model", facts, seen.cells)
     pd.concat([t.assign(method=m, protein=data.names) for m, (t, _) in scores.items()]).to_csv(
         output / "per_protein.csv", index=False
     )
@@ -106,6 +108,7 @@ def main() -> None:
         "provenance": describe_provenance(cells.container),
         "table": table,
         "split": dataclasses.asdict(config.split),
+        "seen_test_cells": seen.test_cells,
     }
     write_results(output, results)
     print(pd.DataFrame(table).round(3).to_string(index=False))

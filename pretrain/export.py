@@ -10,6 +10,7 @@ from pathlib import Path
 from scfusion_fm import ScFusionTTTConfig, ScFusionTTTFeatureExtractor, ScFusionTTTForPreTraining
 from scfusion_fm.console import run_command
 from scfusion_fm.data.prepare import check_new_path
+from scfusion_fm.data.seen import load_seen
 from scfusion_fm.export import export_model
 from scfusion_fm.training.checkpoint import ATLAS_MANIFEST, CHECKPOINTS, latest_checkpoint, load_weights
 
@@ -26,7 +27,7 @@ def main() -> None:
     model = ScFusionTTTForPreTraining(ScFusionTTTConfig.from_pretrained(args.run / "model"))
     model.load_state_dict(weights)
     extractor = ScFusionTTTFeatureExtractor.from_pretrained(args.run / "model")
-    export_model(model, extractor, args.output, describe_run(args.run))
+    export_model(model, extractor, args.output, describe_run(args.run), load_seen(args.run))
     print(f"wrote {args.output}")
 
 

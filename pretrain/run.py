@@ -19,6 +19,7 @@ from scfusion_fm.console import parse_config, run_command
 from scfusion_fm.data.atlas import Atlas
 from scfusion_fm.data.collate import MaskingCollator
 from scfusion_fm.data.loader import ElasticLoader, ElasticOrder
+from scfusion_fm.data.seen import SEEN_CELLS, remember_atlas
 from scfusion_fm.training.checkpoint import ATLAS_MANIFEST, RunDirectory
 from scfusion_fm.training.engine import build_engine, read_deepspeed_settings, start_ranks
 from scfusion_fm.training.log import RunLog
@@ -52,6 +53,7 @@ def main() -> None:
         model.config.save_pretrained(directory.path / "model")
         extractor.save_pretrained(directory.path / "model")
         (directory.path / ATLAS_MANIFEST).write_text(json.dumps(atlas.manifest, indent=1))
+        remember_atlas(atlas).save(directory.path / SEEN_CELLS)
     state = directory.resume(engine)
     steps = math.ceil(optim.epochs * len(order) / optim.global_batch_size)
     log = RunLog(

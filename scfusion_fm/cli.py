@@ -1,6 +1,8 @@
 """The `scfusion` command."""
 
 import argparse
+import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,12 +31,32 @@ def build_parser() -> argparse.ArgumentParser:
     verify.add_argument("atlas", help="directory or URL of the atlas")
     verify.set_defaults(run=_verify)
 
+    doctor = commands.add_parser("doctor", help="say what files hold and whether they can be used; writes nothing")
+    doctor.add_argument("files", type=Path, nargs="+", metavar="FILE", help=".h5ad, .h5mu, 10x .h5 or zarr")
+    doctor.add_argument("--model", type=Path, help="model directory whose vocabulary counts; all human genes if absent")
+    doctor.add_argument("--modality", choices=("auto", "rna", "adt"), default="auto", help="of a single AnnData")
+    doctor.add_argument("--json", action="store_true", help="print JSON")
+    doctor.set_defaults(run=_doctor)
+
+    inspect = commands.add_parser("inspect", help="say what an atlas holds and what its data sets share")
+    inspect.add_argument("atlas", type=Path, help="directory that `scfusion prepare` wrote")
+    inspect.add_argument("--json", action="store_true", help="print JSON")
+    inspect.add_argument("--plot", type=Path, metavar="OUT.png", help="new picture of the panels that data sets share")
+    inspect.set_defaults(run=_inspect)
+
     for name, text in (
         ("embed", 'write cell embeddings to obsm["X_scfusion_ttt"]'),
         ("annotate", 'write cell types to obs["cell_type_pred"], with their probability'),
         ("predict-protein", 'write proteins predicted from RNA to obsm["protein_scfusion_ttt"]'),
     ):
         _add_inference(commands, name, text)
+
+    seen = commands.add_parser("seen", help="tell how many cells of a file a model was trained on; exit code 1 if any")
+    seen.add_argument("model", type=Path, help="model directory")
+    seen.add_argument("file", type=Path, help=".h5ad, .h5mu, 10x .h5 or zarr with raw counts")
+    seen.add_argument("--modality", choices=("auto", "rna", "adt"), default="auto", help="of a single AnnData")
+    seen.add_argument("--json", action="store_true", help="print JSON")
+    seen.set_defaults(run=_seen)
 
     report = commands.add_parser("report", help="write report.html from finished runs")
     report.add_argument("--pretraining", type=Path, help="directory of a pretraining run")
@@ -105,6 +127,39 @@ def _verify(args: argparse.Namespace) -> None:
     print(f"{args.atlas} is as it was written")
 
 
+def _doctor(args: argparse.Namespace) -> None:
+    from scfusion_fm.data.doctor import examine_files
+    from scfusion_fm.data.doctor_text import render_examination
+    from scfusion_fm.data.vocabulary import build_vocabulary
+
+    if args.model is None:
+        vocabulary = build_vocabulary(None, genes="protein_coding", proteins="all")
+    else:
+        from scfusion_fm.inference import load_extractor, vocabulary_of
+
+        vocabulary = vocabulary_of(load_extractor(args.model))
+    found = examine_files(args.files, vocabulary, args.modality)
+    print(json.dumps(found.to_dict(), indent=1) if args.json else render_examination(found))
+    if found.exit_code:
+        sys.exit(found.exit_code)
+
+
+def _inspect(args: argparse.Namespace) -> None:
+    from scfusion_fm.data.prepare import check_new_path
+    from scfusion_fm.data.summary import summarise_atlas
+    from scfusion_fm.data.summary_text import render_summary
+
+    if args.plot is not None:
+        check_new_path(args.plot, "--plot")
+    found = summarise_atlas(args.atlas)
+    print(json.dumps(found.to_dict(), indent=1) if args.json else render_summary(found))
+    if args.plot is not None:
+        from scfusion_fm.evaluation.overlap_plot import plot_overlap
+
+        names = [dataset.name for dataset in found.datasets]
+        plot_overlap(names, found.shared_genes, found.shared_proteins).savefig(args.plot, dpi=150)
+
+
 def _infer(name: str, args: argparse.Namespace) -> None:
     from scfusion_fm import inference
 
@@ -122,6 +177,15 @@ def _infer(name: str, args: argparse.Namespace) -> None:
         "annotate": inference.annotate,
         "predict-protein": inference.predict_protein,
     }[name](request)
+
+
+def _seen(args: argparse.Namespace) -> None:
+    from scfusion_fm.inference import find_seen
+
+    answer = find_seen(args.model, args.file, args.modality)
+    print(json.dumps(answer.to_dict(), indent=1) if args.json else answer.to_text())
+    if answer.beyond_chance:
+        sys.exit(1)
 
 
 def _report(args: argparse.Namespace) -> None:

@@ -196,6 +196,8 @@ class AnnotationConfig:
     """Seed of head, order and dropout."""
     split: SplitConfig = field(default_factory=SplitConfig)
     """Held-out cells; keep it equal to that of the atlas."""
+    allow_seen_test_cells: bool = False
+    """Whether to go on, and say so in the results, when the model was trained on some of the test cells."""
     optim: FinetuneOptimConfig = field(default_factory=FinetuneOptimConfig)
     """How it is trained."""
 
@@ -214,6 +216,8 @@ class CrossModalConfig:
     """Seed of order."""
     split: SplitConfig = field(default_factory=SplitConfig)
     """Held-out cells; keep it equal to that of the atlas."""
+    allow_seen_test_cells: bool = False
+    """Whether to go on, and say so in the results, when the model was trained on some of the test cells."""
     optim: FinetuneOptimConfig = field(default_factory=FinetuneOptimConfig)
     """How it is trained."""
 

@@ -10,6 +10,7 @@ from transformers import FeatureExtractionMixin, PreTrainedModel
 
 import scfusion_fm.model
 from scfusion_fm.data.prepare import check_new_path
+from scfusion_fm.data.seen import SEEN_CELLS, SeenCells
 
 NOT_SHIPPED = ("__init__.py", "ttt_reference.py")
 _MODELING = "modeling_scfusion_ttt."
@@ -23,10 +24,14 @@ EXTRACTOR_AUTO_MAP = {"AutoFeatureExtractor": "feature_extraction_scfusion_ttt.S
 
 
 def export_model(
-    model: PreTrainedModel, extractor: FeatureExtractionMixin, output: Path, facts: dict[str, Any]
+    model: PreTrainedModel,
+    extractor: FeatureExtractionMixin,
+    output: Path,
+    facts: dict[str, Any],
+    seen: SeenCells | None = None,
 ) -> None:
     """
-    Write weights, settings, vocabulary, normaliser, code and model card; all of it or nothing.
+    Write weights, settings, vocabulary, normaliser, seen cells, code and model card; all of it or nothing.
 
     Parameters
     ----------
@@ -38,6 +43,8 @@ def export_model(
         New directory.
     facts
         What the model card tells under "Facts", by name.
+    seen
+        Fingerprints of the cells that the model was trained on; None where they are not known.
 
     Raises
     ------
@@ -55,6 +62,9 @@ def export_model(
         for file in Path(scfusion_fm.model.__file__).parent.glob("*.py"):
             if file.name not in NOT_SHIPPED:
                 shutil.copyfile(file, scratch / file.name)
+        if seen is not None:
+            seen.save(scratch / SEEN_CELLS)
+            facts = facts | {"cells seen in training": describe_seen(seen)}
         (scratch / "README.md").write_text(model_card(model, extractor, facts))
         for path in (scratch, *scratch.iterdir()):  # temporary files are private, a model is not
             path.chmod(0o755 if path.is_dir() else 0o644)
@@ -62,6 +72,12 @@ def export_model(
     except BaseException:
         shutil.rmtree(scratch)
         raise
+
+
+def describe_seen(seen: SeenCells) -> str:
+    """Say in a line which cells a model has seen."""
+    parts = ", ".join(f"{part.num_cells:,} in {part.name}" for part in seen.parts)
+    return f"{parts}; `scfusion seen PATH FILE` tells whether yours are among them"
 
 
 def model_card(model: PreTrainedModel, extractor: FeatureExtractionMixin, facts: dict[str, Any]) -> str:

@@ -1,7 +1,9 @@
 """What the fine-tuning scripts share: cells as a data set, the trainer, and files of results."""
 
 import json
+import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,10 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainingArguments
 
-from scfusion_fm.config import FinetuneOptimConfig, SplitConfig
+from scfusion_fm.config import AnnotationConfig, CrossModalConfig, FinetuneOptimConfig, SplitConfig
+from scfusion_fm.data.fingerprints import fingerprint_cells
 from scfusion_fm.data.schema import AlignedCells
+from scfusion_fm.data.seen import SeenCells, SeenPart, load_seen
 from scfusion_fm.data.split import assign_split
 from scfusion_fm.inference import make_inputs
 from scfusion_fm.model import ScFusionTTTFeatureExtractor
@@ -249,6 +253,79 @@ def rows_by_split(rows: NDArray[np.int64], split: NDArray[np.str_]) -> dict[str,
             f"`split` must leave cells for train, val and test, got none for {empty}; change its fractions."
         )
     return parts
+
+
+@dataclass(frozen=True)
+class SeenByModel:
+    """
+    What a fine-tuned model has seen, and how many of its test cells were among that before.
+
+    Attributes
+    ----------
+    cells
+        What the pretrained model and the fine-tuning have seen; None where the model does not tell.
+    test_cells
+        For the results: `known`, and where it is, `seen`, `of`, `expected_by_chance` and `beyond_chance`.
+    """
+
+    cells: SeenCells | None
+    test_cells: dict[str, Any]
+
+
+def check_test_cells(
+    config: AnnotationConfig | CrossModalConfig,
+    aligned: AlignedCells,
+    extractor: ScFusionTTTFeatureExtractor,
+    rows: dict[str, NDArray[np.int64]],
+) -> SeenByModel:
+    """
+    Refuse test cells that the model was trained on.
+
+    Parameters
+    ----------
+    config
+        Tells the model, the file, and whether to go on in spite of seen cells.
+    aligned
+        All cells of the file.
+    extractor
+        Vocabulary of the model.
+    rows
+        Rows of `train`, `val` and `test`.
+
+    Raises
+    ------
+    ValueError
+        If more test cells were seen than chance explains, and `allow_seen_test_cells` is false.
+
+    Notes
+    -----
+    Warns where the model does not tell what it has seen.
+    """
+    seen = load_seen(Path(config.model))
+    if seen is None:
+        message = f"{config.model} does not tell which cells it was trained on: test cells may be among them."
+        warnings.warn(message, stacklevel=1)
+        return SeenByModel(None, {"known": False})
+    prints = fingerprint_cells(aligned, extractor.gene_ids, extractor.protein_names)
+    answer = seen.look_up(prints[rows["test"]])
+    if answer.beyond_chance and not config.allow_seen_test_cells:
+        raise ValueError(
+            f"`data` must hold test cells that the model was not trained on, got {answer.seen:,} of "
+            f"{answer.num_cells:,} that it was ({', '.join(f'{n:,} in {name}' for name, n in answer.seen_in.items())}; "
+            f"chance explains {answer.expected_by_chance:.2g}). Use the `split` of the atlas or other data; or set "
+            "`allow_seen_test_cells: true`, and the results will tell of it."
+        )
+    used = np.concatenate([rows["train"], rows["val"]])
+    return SeenByModel(
+        seen + SeenPart.build(f"fine-tuning on {Path(config.data).name}", prints[used]),
+        {
+            "known": True,
+            "seen": answer.seen,
+            "of": answer.num_cells,
+            "expected_by_chance": answer.expected_by_chance,
+            "beyond_chance": answer.beyond_chance,
+        },
+    )
 
 
 def describe_provenance(container: AnnData | MuData) -> str:

@@ -22,9 +22,11 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from scfusion_fm.data.align import align_cells
+from scfusion_fm.data.fingerprints import fingerprint_cells
 from scfusion_fm.data.prepare import check_new_path
 from scfusion_fm.data.readers import read_cells
 from scfusion_fm.data.schema import AlignedCells, Cells
+from scfusion_fm.data.seen import SEEN_CELLS, SeenAnswer, SeenCells
 from scfusion_fm.data.vocabulary import Vocabulary
 from scfusion_fm.model import (
     ScFusionTTTFeatureExtractor,
@@ -141,8 +143,28 @@ def read_aligned(
 ) -> tuple[Cells, AlignedCells]:
     """Read a file and put its counts into the order of a model's vocabulary."""
     cells = read_cells(path, modality=modality)
+    return cells, align_cells(cells, vocabulary_of(extractor))
+
+
+def vocabulary_of(extractor: ScFusionTTTFeatureExtractor) -> Vocabulary:
+    """Give the genes and proteins that a model knows."""
     names = ("gene_ids", "gene_symbols", "gene_chromosomes", "protein_names", "protein_gene_ids")
-    return cells, align_cells(cells, Vocabulary(**{n: getattr(extractor, n) for n in names}))
+    return Vocabulary(**{n: getattr(extractor, n) for n in names})
+
+
+def find_seen(model: Path, file: Path, modality: str = "auto") -> SeenAnswer:
+    """
+    Count the cells of a file that a model was trained on.
+
+    Raises
+    ------
+    ValueError
+        If the directory is no model or carries no fingerprints, or the file is refused.
+    """
+    extractor = load_extractor(model)
+    seen = SeenCells.load(model / SEEN_CELLS)
+    _, aligned = read_aligned(file, extractor, modality)
+    return seen.look_up(fingerprint_cells(aligned, extractor.gene_ids, extractor.protein_names))
 
 
 def load_pretrained(
@@ -165,13 +187,7 @@ def load_pretrained(
     ValueError
         If the directory is no model, or one without the head that is needed.
     """
-    if not (path / "config.json").is_file() or not (path / "preprocessor_config.json").is_file():
-        raise ValueError(
-            f"`model` must be a directory with config.json and preprocessor_config.json, got {str(path)!r}."
-        )
-    config = json.loads((path / "config.json").read_text())
-    if config.get("model_type") != "scfusion_ttt":
-        raise ValueError(f"`model` must be a scfusion_ttt model, got {config.get('model_type')!r} in {str(path)!r}.")
+    config = _read_model_config(path)
     saved = (config.get("architectures") or [""])[0]
     if needs_head and model_class is not ScFusionTTTModel and saved != model_class.__name__:
         raise ValueError(
@@ -181,7 +197,31 @@ def load_pretrained(
     transformers.logging.set_verbosity_error()  # heads that are not needed here are left out on purpose
     transformers.logging.disable_progress_bar()
     model = model_class.from_pretrained(path)
-    return model.eval(), ScFusionTTTFeatureExtractor.from_pretrained(path)
+    return model.eval(), load_extractor(path)
+
+
+def load_extractor(path: Path) -> ScFusionTTTFeatureExtractor:
+    """
+    Load the feature extractor of a model directory.
+
+    Raises
+    ------
+    ValueError
+        If the directory is no model.
+    """
+    _read_model_config(path)
+    return ScFusionTTTFeatureExtractor.from_pretrained(path)
+
+
+def _read_model_config(path: Path) -> dict[str, Any]:
+    if not (path / "config.json").is_file() or not (path / "preprocessor_config.json").is_file():
+        raise ValueError(
+            f"`model` must be a directory with config.json and preprocessor_config.json, got {str(path)!r}."
+        )
+    config = json.loads((path / "config.json").read_text())
+    if config.get("model_type") != "scfusion_ttt":
+        raise ValueError(f"`model` must be a scfusion_ttt model, got {config.get('model_type')!r} in {str(path)!r}.")
+    return config
 
 
 @dataclass

@@ -54,6 +54,7 @@ def model_dir(atlas_path, tmp_path_factory):
     """An exported model with random weights that fits the atlas."""
     from scfusion_fm import ScFusionTTTFeatureExtractor, ScFusionTTTForPreTraining
     from scfusion_fm.data.atlas import Atlas
+    from scfusion_fm.data.seen import remember_atlas
     from scfusion_fm.export import export_model
 
     extractor = ScFusionTTTFeatureExtractor(**Atlas(atlas_path).vocabulary.to_dict(), patch_size=2)
@@ -71,5 +72,7 @@ def model_dir(atlas_path, tmp_path_factory):
     )
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("model") / "model"
-    export_model(ScFusionTTTForPreTraining(config), extractor, path, {"data": "made up"})
+    export_model(
+        ScFusionTTTForPreTraining(config), extractor, path, {"data": "made up"}, remember_atlas(Atlas(atlas_path))
+    )
     return path

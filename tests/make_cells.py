@@ -10,6 +10,8 @@ import pandas as pd
 import scipy.sparse as sp
 
 GENES = ["CD3E", "CD4", "CD8A", "MS4A1", "NKG7", "LYZ", "CD14", "GNLY", "CD79A", "IL7R", "CCR7", "ACTB", "B2M"]
+GENES += ["TRAC", "CD27", "SELL", "FCGR3A", "NCAM1", "IL2RA", "PTPRC", "CD19", "CST3", "S100A8", "S100A9", "GZMB"]
+GENES += ["PRF1", "KLRD1", "HLA-DRA", "CD74", "TCL1A", "FCN1", "VCAN", "LEF1", "TCF7", "CCL5", "GAPDH", "MALAT1"]
 ANTIBODIES = ["CD3", "CD4", "CD8a", "CD19", "CD14"]
 TYPES = ["B", "T", "Mono"]
 

@@ -1,5 +1,6 @@
 """Bad files at the command line: one clear line, exit code 2, nothing half-written, nothing overwritten."""
 
+import json
 import sys
 import warnings
 
@@ -7,9 +8,11 @@ import anndata as ad
 import mudata as md
 import numpy as np
 import pytest
-from make_cells import make_modalities, write_h5mu
+from make_cells import GENES, make_modalities, write_h5mu
 
 from scfusion_fm.cli import main
+from scfusion_fm.data.prepare import prepare_atlas
+from scfusion_fm.data.recipe import AtlasRecipe, Source
 
 
 def rna_with(change):
@@ -101,6 +104,22 @@ def test_bad_file_is_refused(command, case, model_dir, monkeypatch, tmp_path, ca
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("case", BAD)
+def test_doctor_refuses_the_same_files_for_the_same_reason(case, monkeypatch, tmp_path, capsys):
+    name, make, message = BAD[case]
+    make(tmp_path / name)
+    before = sorted(tmp_path.rglob("*"))
+    recipe = AtlasRecipe([Source(tmp_path / name, "bad")])
+    with warnings.catch_warnings(action="ignore"), pytest.raises(ValueError, match=r"`") as refusal:
+        prepare_atlas(recipe, tmp_path.parent / f"{tmp_path.name}.zarr", report=lambda line: None)
+    assert call(monkeypatch, "doctor", tmp_path / name, "--json") == 2
+    (file,) = json.loads(capsys.readouterr().out)["files"]
+    assert file["verdict"] == "refused"
+    assert file["refusal"] == str(refusal.value)
+    assert any(word in file["refusal"].lower() for word in message.lower().split("|"))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_existing_output_is_left_alone(model_dir, monkeypatch, tmp_path, capsys):
     make_modalities(20, seed=3)[0].write_h5ad(tmp_path / "in.h5ad")
     (tmp_path / "out.h5ad").write_text("precious")
@@ -123,7 +142,7 @@ def test_unknown_antibodies_and_genes_are_told_and_left_out(model_dir, monkeypat
     with warnings.catch_warnings(action="default"):
         main()
     printed = capsys.readouterr().err
-    assert "1 of 13 genes do not resolve" in printed
+    assert f"1 of {len(GENES)} genes do not resolve" in printed
     assert "mystery" in printed
     assert "enigma" in printed
     with warnings.catch_warnings(action="ignore"):

@@ -1,10 +1,14 @@
 """The scfusion command: exit codes, and errors as one line."""
 
+import json
+import shutil
 import sys
 
 import pytest
+from make_cells import GENES, write_h5mu
 
 from scfusion_fm.cli import build_parser, main
+from scfusion_fm.data.split import assign_split
 
 
 def call(monkeypatch, *arguments):
@@ -52,8 +56,48 @@ def test_traceback_on_request(monkeypatch, tmp_path):
 
 
 def test_every_command_explains_itself(capsys):
-    for command in ("prepare", "embed", "annotate", "predict-protein", "report"):
+    for command in ("prepare", "doctor", "inspect", "embed", "annotate", "predict-protein", "seen", "report"):
         with pytest.raises(SystemExit) as exit_info:
             build_parser().parse_args([command, "--help"])
         assert exit_info.value.code == 0
     assert "--key-added" in capsys.readouterr().out
+
+
+def test_seen_counts_training_cells_and_tells_by_its_exit_code(monkeypatch, model_dir, paired_file, tmp_path, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        call(monkeypatch, "seen", model_dir, paired_file, "--json")
+    assert exit_info.value.code == 1
+    answer = json.loads(capsys.readouterr().out)
+    split = assign_split([f"s0c{i}" for i in range(160)], 0.1, 0.2, 0)
+    assert answer["num_cells"] == 160
+    assert answer["seen"] == answer["seen_in"]["pretraining"] <= (split != "test").sum()
+    write_h5mu(tmp_path / "new.h5mu", 160, seed=77)
+    call(monkeypatch, "seen", model_dir, tmp_path / "new.h5mu")
+    assert "none seen" in capsys.readouterr().out
+
+
+def test_seen_needs_a_model_that_remembers(monkeypatch, model_dir, paired_file, tmp_path, capsys):
+    shutil.copytree(model_dir, tmp_path / "model")
+    (tmp_path / "model" / "seen_cells.npz").unlink()
+    with pytest.raises(SystemExit) as exit_info:
+        call(monkeypatch, "seen", tmp_path / "model", paired_file)
+    assert exit_info.value.code == 2
+    assert "`model` must carry the fingerprints of its training cells" in capsys.readouterr().err
+
+
+def test_doctor_tells_by_its_exit_code(monkeypatch, model_dir, paired_file, tmp_path, capsys):
+    call(monkeypatch, "doctor", paired_file)
+    printed = capsys.readouterr().out
+    assert printed.startswith("cells.h5mu: ok\n")
+    assert printed.endswith("1 file: 1 ok\n")
+    copy = shutil.copy(paired_file, tmp_path / "copy.h5mu")
+    with pytest.raises(SystemExit) as exit_info:
+        call(monkeypatch, "doctor", paired_file, copy, "--model", model_dir)
+    assert exit_info.value.code == 1
+    printed = capsys.readouterr().out
+    assert f"may share cells with {copy}: 160 barcodes are in both" in " ".join(printed.split())
+    assert f"{len(GENES)} of the {len(GENES)} in the vocabulary (100%)" in printed
+    with pytest.raises(SystemExit) as exit_info:
+        call(monkeypatch, "doctor", paired_file, tmp_path / "none.h5ad")
+    assert exit_info.value.code == 2
+    assert "2 files: 1 ok, 1 REFUSED" in capsys.readouterr().out

@@ -11,9 +11,17 @@ from launch import ROOT, run
 from make_cells import make_modalities
 
 from scfusion_fm import ScFusionTTTFeatureExtractor, ScFusionTTTForCellTypeAnnotation
-from scfusion_fm.config import SplitConfig
+from scfusion_fm.config import CrossModalConfig, SplitConfig
+from scfusion_fm.data.seen import SeenCells
 from scfusion_fm.data.split import assign_split
-from scfusion_fm.finetuning import BalancedCrossEntropy, CellCollator, predict_rows, rows_by_split, split_cells
+from scfusion_fm.finetuning import (
+    BalancedCrossEntropy,
+    CellCollator,
+    check_test_cells,
+    predict_rows,
+    rows_by_split,
+    split_cells,
+)
 from scfusion_fm.inference import read_aligned
 
 SCRIPTS = {
@@ -85,6 +93,39 @@ def test_protein_prediction_stands_beside_baselines(cross_modal):
 
 
 @pytest.mark.slow
+def test_seen_test_cells_are_counted_and_the_memory_grows(annotation, model_dir):
+    results = json.loads((annotation / "results.json").read_text())
+    assert results["seen_test_cells"]["known"]
+    assert results["seen_test_cells"]["seen"] == 0
+    assert not results["seen_test_cells"]["beyond_chance"]
+    before, after = (SeenCells.load(path / "seen_cells.npz") for path in (model_dir, annotation / "model"))
+    assert [p.name for p in after.parts] == [*(p.name for p in before.parts), "fine-tuning on cells.h5mu"]
+    assert after.parts[-1].num_cells == results["cells"]["train"] + results["cells"]["val"]
+
+
+def test_going_on_with_seen_test_cells_is_possible_and_told(model_dir, paired_file):
+    extractor = ScFusionTTTFeatureExtractor.from_pretrained(model_dir)
+    cells, aligned = read_aligned(paired_file, extractor)
+    rows = rows_by_split(np.arange(160), split_cells(cells.obs, SplitConfig(seed=1)))
+    config = CrossModalConfig(str(model_dir), str(paired_file), allow_seen_test_cells=True)
+    found = check_test_cells(config, aligned, extractor, rows).test_cells
+    assert found["beyond_chance"]
+    assert 0 < found["seen"] <= found["of"] == len(rows["test"])
+    config.allow_seen_test_cells = False
+    with pytest.raises(ValueError, match=rf"got {found['seen']} of {found['of']} that it was \(\d+ in pretraining"):
+        check_test_cells(config, aligned, extractor, rows)
+
+
+def test_a_model_without_memory_is_used_with_a_warning(model_dir, paired_file, tmp_path):
+    extractor = ScFusionTTTFeatureExtractor.from_pretrained(model_dir)
+    config = CrossModalConfig(str(tmp_path), str(paired_file))
+    with pytest.warns(UserWarning, match="does not tell which cells it was trained on"):
+        found = check_test_cells(config, read_aligned(paired_file, extractor)[1], extractor, {})
+    assert found.test_cells == {"known": False}
+    assert found.cells is None
+
+
+@pytest.mark.slow
 def test_report_is_made_from_these_runs(annotation, cross_modal, tmp_path):
     from scfusion_fm.evaluation.report import write_report
 
@@ -102,6 +143,8 @@ def test_report_is_made_from_these_runs(annotation, cross_modal, tmp_path):
         ("annotation", "split.group_key=site", "`split.group_key` must be a column of obs, got 'site'"),
         ("cross_modal", "split.test_fraction=0", "`split` must leave cells for train, val and test"),
         ("cross_modal", "output_dir=configs", "`output_dir` must not exist yet"),
+        ("annotation", "split.seed=1", "`data` must hold test cells that the model was not trained on, got"),
+        ("cross_modal", "split.seed=1", "`allow_seen_test_cells: true`, and the results will tell of it"),
         ("cross_modal", "model=configs", "`model` must be a directory with config.json"),
     ],
 )

@@ -10,6 +10,8 @@ import torch
 from launch import ENVIRONMENT, ROOT, pretrain, read_metrics, run
 
 from scfusion_fm import ScFusionTTTForPreTraining
+from scfusion_fm.data.atlas import Atlas
+from scfusion_fm.data.seen import SEEN_CELLS, SeenCells, remember_atlas
 
 pytestmark = pytest.mark.slow
 
@@ -37,6 +39,19 @@ def write_config(directory, atlas, name="run"):
 def two_ranks(atlas_path, tmp_path_factory):
     config, output = write_config(tmp_path_factory.mktemp("two"), atlas_path)
     return config, output, pretrain(2, "--config", str(config))
+
+
+def test_run_and_export_remember_the_cells_of_train_and_val(two_ranks, atlas_path, tmp_path):
+    _, output, _ = two_ranks
+    run(sys.executable, "pretrain/export.py", output, tmp_path / "model")
+    atlas = Atlas(atlas_path)
+    expected = remember_atlas(atlas)
+    for directory in (output, tmp_path / "model"):
+        (part,) = SeenCells.load(directory / SEEN_CELLS).parts
+        assert part.num_cells == len(atlas) - len(atlas.rows_of("test"))
+        np.testing.assert_array_equal(part.rna.bits, expected.parts[0].rna.bits)
+        np.testing.assert_array_equal(part.adt.bits, expected.parts[0].adt.bits)
+    assert f"{part.num_cells} in pretraining" in (tmp_path / "model" / "README.md").read_text()
 
 
 def losses(output, split="train"):

@@ -1,9 +1,10 @@
-"""Fingerprints of cells, and the set of them by which a model remembers what it was trained on.
+"""Fingerprints of cells: numbers by which the same counts are known again in another file.
 
 Letters: B cells, G genes or proteins.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 
 import numpy as np
@@ -11,6 +12,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from .hashing import hash_keys
+from .schema import AlignedCells
 
 BLOCK_ROWS = 1024
 MIN_BITS = 40  # a cell whose counts take fewer binary digits may equal another by chance
@@ -70,3 +72,32 @@ def fingerprint_rows(counts: sp.csr_matrix, feature_keys: NDArray[np.uint64]) ->
         mixed = np.maximum(hash_keys(np.add.reduceat(hashes, starts)), 1)
         found[start + filled] = np.where(told_apart, mixed, 0)
     return found
+
+
+@dataclass(frozen=True)
+class CellFingerprints:
+    """
+    Fingerprints of some cells, 0 for none.
+
+    Attributes
+    ----------
+    rna, adt
+        (B,), of the counts of each modality.
+    """
+
+    rna: NDArray[np.uint64]
+    adt: NDArray[np.uint64]
+
+    def __getitem__(self, rows: NDArray) -> "CellFingerprints":
+        return CellFingerprints(self.rna[rows], self.adt[rows])
+
+    def __len__(self) -> int:
+        return len(self.rna)
+
+
+def fingerprint_cells(aligned: AlignedCells, gene_ids: Sequence[str], protein_names: Sequence[str]) -> CellFingerprints:
+    """Fingerprint the cells of a file over the vocabulary to which it is aligned."""
+    return CellFingerprints(
+        rna=fingerprint_rows(aligned.rna, feature_keys(gene_ids)),
+        adt=fingerprint_rows(sp.csr_matrix(aligned.adt), feature_keys(protein_names)),
+    )

@@ -149,7 +149,7 @@ def to_counts(matrix: Any, name: str) -> sp.csr_matrix:
         If they are no counts, or the matrix is damaged.
     """
     if sp.issparse(matrix):
-        _check_sparse(matrix, name)
+        check_sparse(matrix, name)
     check_counts(matrix, name)
     counts = sp.csr_matrix(matrix, dtype=np.float32, copy=True)  # the container keeps its own
     num_entries = counts.nnz
@@ -325,7 +325,7 @@ def _find_counts(adata: StoredAnnData, name: str) -> StoredModality:
 def _check_values(matrix: StoredMatrix, name: str) -> None:
     """Check all stored values of a matrix, block by block."""
     if isinstance(matrix, StoredCsr) and isinstance(matrix.indices, np.ndarray):
-        _check_sparse(matrix.rows(0, matrix.shape[0]), name)
+        check_sparse(matrix.rows(0, matrix.shape[0]), name)
     for block in matrix.values():
         check_counts(block, name)
 
@@ -339,10 +339,19 @@ def _complete_raw_var(adata: StoredAnnData) -> pd.DataFrame:
     return var
 
 
-def _check_sparse(matrix: Any, name: str) -> None:
-    """Check that all indices lie inside the matrix; compiled code would read beyond it."""
+def check_sparse(matrix: Any, name: str) -> None:
+    """
+    Check that all indices lie inside the matrix; compiled code would read beyond it.
+
+    Raises
+    ------
+    ValueError
+        If some do not.
+    """
     try:
         matrix.check_format(full_check=True)
+        if (np.diff(matrix.indptr.astype(np.int64)) < 0).any():  # which scipy misses where 32 bits overflow
+            raise ValueError("index pointer values must not decrease")
     except ValueError as error:
         raise ValueError(
             f"`{name}` must be a valid sparse matrix, got one whose indices do not fit ({error}). "

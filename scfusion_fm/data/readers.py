@@ -51,14 +51,19 @@ def read_cells(path: str | Path, modality: Literal["auto", "rna", "adt"] = "auto
     'prot' or 'protein'. Warns, with numbers, where only some cells have both modalities or `modality`
     contradicts the names.
     """
-    _check_modality(modality)
+    check_modality(modality)
     path = Path(path).expanduser()
-    container = _read_container(path)
+    return take_cells(open_container(path), path, modality)
+
+
+def take_cells(container: Container, path: Path, modality: Literal["auto", "rna", "adt"] = "auto") -> Cells:
+    """Take the counts out of what `open_container` gave; see `read_cells`."""
     if isinstance(container, mudata.MuData):
-        mod = {key: store_anndata(adata, _OBSM_KEYS) for key, adata in container.mod.items()}
+        mod = {key: _open_or_refuse(str(path), store_anndata, a, _OBSM_KEYS) for key, a in container.mod.items()}
         file = _select(mod, container.obs, modality, str(path))
     else:
-        file = _select(store_anndata(container, _OBSM_KEYS), container.obs, modality, str(path))
+        stored = _open_or_refuse(str(path), store_anndata, container, _OBSM_KEYS)
+        file = _select(stored, container.obs, modality, str(path))
     rna, adt = (None if m is None else m.load() for m in (file.rna, file.adt))
     return Cells(file.path, file.obs, rna, adt, container)
 
@@ -85,7 +90,7 @@ def open_cells(location: Location, modality: Literal["auto", "rna", "adt"] = "au
     -----
     Matrices that are stored by columns (CSC), and files older than AnnData 0.7 or Cell Ranger 3, are read whole.
     """
-    _check_modality(modality)
+    check_modality(modality)
     path = str(Path(location).expanduser()) if not is_remote(location) else str(location)
     check_exists(path)
     group = _open_group(path)
@@ -100,12 +105,20 @@ def open_cells(location: Location, modality: Literal["auto", "rna", "adt"] = "au
         return _select(_open_or_refuse(path, open_10x, path, group["matrix"]), None, modality, path)
     if is_remote(path):
         raise ValueError(f"`path` must be of a present format to be read at a URL, got {path!r}. Copy it here first.")
-    container = _read_container(Path(path))
+    container = open_container(Path(path))
     assert isinstance(container, anndata.AnnData)
-    return _select(store_anndata(container, _OBSM_KEYS), None, modality, path)
+    return _select(_open_or_refuse(path, store_anndata, container, _OBSM_KEYS), None, modality, path)
 
 
-def _check_modality(modality: str) -> None:
+def check_modality(modality: str) -> None:
+    """
+    Check the name of a modality.
+
+    Raises
+    ------
+    ValueError
+        If it is none.
+    """
     if modality not in ("auto", "rna", "adt"):
         raise ValueError(f"`modality` must be 'auto', 'rna' or 'adt', got {modality!r}.")
 
@@ -152,7 +165,15 @@ def _open_or_refuse(path: str, read: Any, *arguments: Any) -> Any:
         ) from error
 
 
-def _read_container(path: Path) -> Container:
+def open_container(path: Path) -> Container:
+    """
+    Read a file as it is, without a look at its content.
+
+    Raises
+    ------
+    ValueError
+        If it is missing, broken or of another format.
+    """
     check_exists(path)
     if path.is_dir():
         group = _open_zarr(str(path))
@@ -180,7 +201,14 @@ def _open_zarr(path: str) -> zarr.Group:
 
 def _check_chunks(group: zarr.Group, path: str) -> None:
     """Check that no values of a sparse matrix are lost: zarr reads a missing chunk as zeros."""
-    for name, array in group.members(max_depth=None):
+    try:
+        members = list(group.members(max_depth=None))
+    except Exception as error:  # zarr raises TypeError, KeyError and more on broken metadata
+        raise ValueError(
+            f"`path` must be a complete zarr directory, got {path!r}, whose metadata cannot be read "
+            f"({type(error).__name__}: {error}). Copy it again."
+        ) from error
+    for name, array in members:
         is_values = isinstance(array, zarr.Array) and name.endswith("/data")
         if is_values and array.nchunks_initialized < array.nchunks:
             raise ValueError(

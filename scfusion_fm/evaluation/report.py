@@ -28,6 +28,7 @@ from scfusion_fm.evaluation.report_text import (
     PROTEIN_METRICS,
     Metric,
     compare_with_baselines,
+    describe_seen_cells,
     describe_uncertainty,
     describe_validation,
     find_best_row,
@@ -193,6 +194,7 @@ def build_annotation_section(run: Path) -> Section:
         "labels": f"{results['label_key']}, {len(results['classes'])} types",
         "cells": results["cells"],
         "left out (too few cells)": results["dropped_classes"] or "none",
+        "test cells that the model was trained on": describe_seen_cells(results.get("seen_test_cells")),
     }
     headings = {
         "method": "method",
@@ -241,6 +243,7 @@ def build_cross_modal_section(run: Path) -> Section:
         "cells": results["cells"],
         "proteins": len(results["proteins"]),
         "unit": results["unit"],
+        "test cells that the model was trained on": describe_seen_cells(results.get("seen_test_cells")),
     }
     if "provenance" in results:
         facts["provenance"] = results["provenance"]

@@ -145,6 +145,21 @@ def describe_uncertainty(rows: list[dict]) -> str:
     )
 
 
+def describe_seen_cells(found: dict | None) -> str:
+    """Say how many test cells the model was trained on before.
+
+    Parameters
+    ----------
+    found
+        `seen_test_cells` of a run: `known`, and where it is, `seen`, `of`, `expected_by_chance` and
+        `beyond_chance`; None where the run did not look.
+    """
+    if not found or not found["known"]:
+        return "not known: the model does not tell which cells it was trained on"
+    text = f"{found['seen']:,} of {found['of']:,}; chance explains {found['expected_by_chance']:.2g}"
+    return f"{text}. The figures below are too good" if found["beyond_chance"] else text
+
+
 def _compare(key: str, metric: Metric, own: list[dict], others: list[dict], topic: str) -> tuple[str, str]:
     """Compare the best rows of both sides by one metric."""
     model, baseline = (find_best_row(rows, key, metric.more_is_better) for rows in (own, others))

@@ -78,6 +78,7 @@ def files(path: Path) -> dict[str, bytes]:
 
 
 def test_cells_are_those_of_the_files(recipe: AtlasRecipe, tmp_path: Path):
+    recipe.genes = "sources"
     prepare_atlas(recipe, tmp_path / "atlas.zarr", report=silent)
     adata = ad.read_zarr(tmp_path / "atlas.zarr")
     for i, name in enumerate("abc"):

@@ -12,6 +12,7 @@ from scfusion_fm.evaluation.metrics import annotation_scores, protein_scores
 from scfusion_fm.evaluation.report import write_report
 from scfusion_fm.evaluation.report_text import (
     compare_with_baselines,
+    describe_seen_cells,
     describe_uncertainty,
     describe_validation,
 )
@@ -365,3 +366,13 @@ def test_arrays_that_are_absent_or_hold_objects_are_refused(tmp_path, runs):
     np.savez(runs[1] / "embedding.npz", embedding=np.zeros((2, 3)), labels=labels, split=labels)
     with pytest.raises(ValueError, match=r"embedding.npz` must be an npz file .* Object arrays"):
         write_report(tmp_path / "report.html", None, runs[1], None)
+
+
+def test_seen_test_cells_are_told(runs, tmp_path):
+    answer = {"known": True, "seen": 7, "of": 60, "expected_by_chance": 0.012, "beyond_chance": True}
+    edit_results(runs[1], seen_test_cells=answer)
+    write_report(tmp_path / "report.html", *runs)
+    page = (tmp_path / "report.html").read_text()
+    assert "7 of 60; chance explains 0.012. The figures below are too good" in page
+    assert "not known: the model does not tell" in page  # of the other run
+    assert "too good" not in describe_seen_cells(answer | {"seen": 0, "beyond_chance": False})
