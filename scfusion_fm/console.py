@@ -1,6 +1,7 @@
 """How every command begins and ends: its configuration, and errors of the user as one line and exit code 2."""
 
 import argparse
+import errno
 import os
 import sys
 import warnings
@@ -23,18 +24,26 @@ def parse_config(schema: type[T], description: str) -> T:
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Run a command; a `ValueError` is the user's to mend and is told without a traceback, on one rank only."""
+    """Run a command; what is the user's to mend is told without a traceback, on one rank only."""
     warnings.showwarning = _show_warning
     try:
         main()
-    except ValueError as error:
-        if os.environ.get("SCFUSION_TRACEBACK"):
+    except BrokenPipeError:
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except (ValueError, OSError) as error:
+        if os.environ.get("SCFUSION_TRACEBACK") or not _is_users(error):
             raise
         if os.environ.get("RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except BrokenPipeError:
-        sys.exit(1)
+
+
+def _is_users(error: ValueError | OSError) -> bool:
+    """Tell whether a user can mend what went wrong: input, a full disk, a path that may not be written."""
+    return isinstance(error, ValueError) or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:

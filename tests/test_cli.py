@@ -1,5 +1,6 @@
 """The scfusion command: exit codes, and errors as one line."""
 
+import errno
 import json
 import shutil
 import sys
@@ -8,6 +9,7 @@ import pytest
 from make_cells import GENES, write_h5mu
 
 from scfusion_fm.cli import build_parser, main
+from scfusion_fm.console import run_command
 from scfusion_fm.data.split import assign_split
 
 
@@ -47,6 +49,36 @@ def test_bad_settings_end_with_code_2(monkeypatch, tmp_path, capsys):
         call(monkeypatch, "prepare", "--config", tmp_path / "data.yaml")
     assert exit_info.value.code == 2
     assert "Did you mean output?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "printed"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device", "shard"),
+            2,
+            "error: [Errno 28] No space left on device: 'shard'",
+        ),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (BrokenPipeError(), 1, ""),
+    ],
+)
+def test_full_disks_and_interruptions_end_with_one_line(error, code, printed, capsys):
+    def fail():
+        raise error
+
+    with pytest.raises(SystemExit) as exit_info:
+        run_command(fail)
+    assert exit_info.value.code == code
+    assert capsys.readouterr().err.strip() == printed
+
+
+def test_other_errors_of_the_system_are_not_hidden():
+    def fail():
+        raise OSError(errno.EIO, "Input/output error")
+
+    with pytest.raises(OSError, match="Input/output error"):
+        run_command(fail)
 
 
 def test_traceback_on_request(monkeypatch, tmp_path):
