@@ -157,7 +157,7 @@ def _inspect(args: argparse.Namespace) -> None:
         from scfusion_fm.evaluation.overlap_plot import plot_overlap
 
         names = [dataset.name for dataset in found.datasets]
-        plot_overlap(names, found.shared_genes, found.shared_proteins).savefig(args.plot, dpi=150)
+        plot_overlap(names, found.shared_genes, found.shared_proteins).savefig(args.plot, dpi=150, bbox_inches="tight")
 
 
 def _infer(name: str, args: argparse.Namespace) -> None:

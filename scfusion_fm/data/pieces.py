@@ -27,9 +27,10 @@ from .align import Alignment
 from .fingerprints import feature_keys, fingerprint_rows
 from .hashing import hash_keys
 from .modalities import CellsFile
+from .vocabulary import Vocabulary
 
-CHUNK_ROWS = 512  # neighbours in the source that are read together
-PIECE_VALUES = 2**26  # most counts of a piece, which stay in memory
+CHUNK_ROWS = 256  # neighbours in the source that are read together
+PIECE_VALUES = 2**25  # most counts of a piece, which stay in memory
 PIECE_ROWS = 2**16  # most cells of a piece
 SPLITS = ("train", "val", "test")
 _CHUNKS, _CELLS = 21, 22  # streams of random numbers
@@ -116,8 +117,10 @@ class PieceSource:
         Reads the cells.
     obs
         Columns that go into the atlas, with `split`; its index holds the names of the cells in the atlas.
-    gene_ids, protein_names
-        The vocabulary, by which cells are fingerprinted.
+    rna_observed, adt_observed
+        (G,) and (P,), what it measures.
+    vocabulary
+        Genes and proteins, by which cells are fingerprinted.
     seed
         Seed of the order of cells.
     """
@@ -125,8 +128,9 @@ class PieceSource:
     name: str
     reader: CountsReader
     obs: pd.DataFrame
-    gene_ids: tuple[str, ...]
-    protein_names: tuple[str, ...]
+    rna_observed: NDArray[np.bool_]
+    adt_observed: NDArray[np.bool_]
+    vocabulary: Vocabulary
     seed: int
 
     @property
@@ -257,8 +261,8 @@ def _describe_cells(
     described["rna_present"] = np.diff(rna.indptr) > 0
     described["adt_present"] = adt.any(axis=1)
     described["rna_total_counts"] = totals
-    described["rna_fingerprint"] = fingerprint_rows(rna, feature_keys(source.gene_ids))
-    described["adt_fingerprint"] = fingerprint_rows(sp.csr_matrix(adt), feature_keys(source.protein_names))
+    described["rna_fingerprint"] = fingerprint_rows(rna, feature_keys(source.vocabulary.gene_ids))
+    described["adt_fingerprint"] = fingerprint_rows(sp.csr_matrix(adt), feature_keys(source.vocabulary.protein_names))
     return described
 
 

@@ -16,8 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from .align import match_features, warn_empty_cells
 from .atlas import MANIFEST, read_manifest
 from .engines import Engine
@@ -30,6 +28,7 @@ from .stored import close_files
 from .vocabulary import Vocabulary, build_vocabulary
 
 Report = Callable[[str], None]
+_SUMS = {"cells": "rows", "values": "values"}
 
 
 def prepare_atlas(
@@ -115,10 +114,28 @@ class AtlasJob:
         sources = [s for s in self.recipe.sources if s.name not in known]
         if not sources:
             raise ValueError(f"`sources` must name data sets that the atlas lacks, got only {sorted(known)}.")
-        identity = _identity(self.recipe, sources, base)
-        if not (self.work / "plan.json").exists():
-            self._make_plan(sources, identity, base)
-        self._plan = json.loads((self.work / "plan.json").read_text())
+        self.take_up(_identity(self.recipe, sources, base), lambda: self._survey(sources, base))
+
+    def take_up(self, identity: dict, make: Callable[[], tuple[list[PieceSource], list[dict]]]) -> None:
+        """
+        Go on with the plan of unfinished work, or save a new one.
+
+        Parameters
+        ----------
+        identity
+            What the work depends on, as JSON gives it back.
+        make
+            Gives the sources of a new plan, and what the manifest says of each.
+
+        Raises
+        ------
+        ValueError
+            If there is unfinished work that depends on something else.
+        """
+        file = self.work / "plan.json"
+        if not file.exists():
+            self._save_plan(identity, *make())
+        self._plan = json.loads(file.read_text())
         if self._plan["identity"] != identity:
             raise ValueError(
                 f"`output` {str(self.output)!r} has unfinished work of another recipe, or of sources that have changed "
@@ -184,7 +201,8 @@ class AtlasJob:
             )
         return base
 
-    def _make_plan(self, sources: list[Source], identity: dict, base: dict | None) -> None:
+    def _survey(self, sources: list[Source], base: dict | None) -> tuple[list[PieceSource], list[dict]]:
+        """Look through the files, and find their features in the vocabulary."""
         surveys = self.engine.run(survey_source, sources, self.report, "sources read")
         for source, survey in zip(sources, surveys, strict=True):
             for message in survey.warnings:
@@ -196,21 +214,34 @@ class AtlasJob:
         else:
             vocabulary = Vocabulary(**base["vocabulary"])
         self.report(f"vocabulary: {vocabulary.num_genes} genes, {vocabulary.num_proteins} proteins")
-        plan = {"identity": identity, "vocabulary": vocabulary.to_dict(), "sources": []}
-        prepared = []
+        prepared, records = [], []
         for source, survey in zip(sources, surveys, strict=True):
             alignment = match_features(survey.file, vocabulary)
-            obs = atlas_obs(self.recipe, source.name, survey.file.obs)
-            reader = FileReader(survey.file, alignment)
             prepared.append(
-                PieceSource(source.name, reader, obs, vocabulary.gene_ids, vocabulary.protein_names, self.recipe.seed)
+                PieceSource(
+                    name=source.name,
+                    reader=FileReader(survey.file, alignment),
+                    obs=atlas_obs(self.recipe, source.name, survey.file.obs),
+                    rna_observed=alignment.rna_observed,
+                    adt_observed=alignment.adt_observed,
+                    vocabulary=vocabulary,
+                    seed=self.recipe.seed,
+                )
             )
-            record = _record(source, survey.sha256, alignment.rna_observed, alignment.adt_observed)
-            plan["sources"].append(record | {"pieces": prepared[-1].num_pieces})
-        self._save_plan(plan, prepared)
+            records.append(
+                {
+                    "file": Path(str(source.path)).name,
+                    "sha256": survey.sha256,
+                    "licence": source.licence,
+                    "reference": source.reference,
+                }
+            )
+        return prepared, records
 
-    def _save_plan(self, plan: dict, sources: list[PieceSource]) -> None:
+    def _save_plan(self, identity: dict, sources: list[PieceSource], records: list[dict]) -> None:
         """Write the plan, all of it or nothing."""
+        facts = [{"name": s.name, "num_pieces": s.num_pieces, **r} for s, r in zip(sources, records, strict=True)]
+        plan = {"identity": identity, "vocabulary": sources[0].vocabulary.to_dict(), "sources": facts}
         self.work.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f"{self.work.name}-", dir=self.work.parent))
         try:
@@ -224,7 +255,7 @@ class AtlasJob:
                 raise
 
     def _piece_tasks(self) -> list[PieceTask]:
-        return [PieceTask(self.work, s, p) for s, x in enumerate(self._plan["sources"]) for p in range(x["pieces"])]
+        return [PieceTask(self.work, s, p) for s, x in enumerate(self._plan["sources"]) for p in range(x["num_pieces"])]
 
     def _fill(self, store: Path) -> None:
         """Make the store in the working directory: grown by annotation and panels, then shard by shard."""
@@ -238,7 +269,7 @@ class AtlasJob:
         shards = [task for task in plan_shards(store, pieces, done) if not task.done.exists()]
         self.engine.run(write_shard, shards, self.report, "shards")
         consolidate(store)
-        records = [_count_cells(r, d.pieces) for r, d in zip(self._plan["sources"], datasets, strict=True)]
+        records = [_describe(r, d) for r, d in zip(self._plan["sources"], datasets, strict=True)]
         build_manifest(store, base, vocabulary, _rule(self.recipe), records)
         (self.work / "ready").touch()
 
@@ -247,10 +278,8 @@ class AtlasJob:
         datasets = []
         for number, record in enumerate(self._plan["sources"]):
             pieces = [Piece.open(task.path) for task in tasks if task.source == number]
-            reader = load_source(self.work, number).reader
-            datasets.append(
-                NewDataset(record["name"], pieces, reader.alignment.rna_observed, reader.alignment.adt_observed)
-            )
+            source = load_source(self.work, number)
+            datasets.append(NewDataset(source.name, pieces, source.rna_observed, source.adt_observed))
             empty = sum(piece.record.cells["empty"] for piece in pieces)
             rows = sum(piece.record.rows for piece in pieces)
             if empty == rows:
@@ -294,21 +323,11 @@ def _rule(recipe: AtlasRecipe) -> dict:
     return rule | {"obs_columns": list(recipe.obs_columns)}
 
 
-def _record(source: Source, sha256: str, rna_observed: np.ndarray, adt_observed: np.ndarray) -> dict:
-    return {
-        "name": source.name,
-        "file": Path(str(source.path)).name,
-        "sha256": sha256,
-        "licence": source.licence,
-        "reference": source.reference,
-        "genes": int(rna_observed.sum()),
-        "proteins": int(adt_observed.sum()),
-    }
-
-
-def _count_cells(record: dict, pieces: list[Piece]) -> dict:
-    """Add the numbers of cells, and a digest of all of them."""
-    counts = {f"cells_{key}": sum(p.record.cells[key] for p in pieces) for key in ("with_rna", "with_adt")}
-    kept = {key: value for key, value in record.items() if key != "pieces"}
-    rows, values = (sum(getattr(p.record, key) for p in pieces) for key in ("rows", "values"))
-    return kept | {"cells": rows, **counts, "values": values, "pieces": [p.record.digest for p in pieces]}
+def _describe(record: dict, dataset: NewDataset) -> dict:
+    """Say in the manifest what a data set holds, and identify its content by digests."""
+    pieces = [piece.record for piece in dataset.pieces]
+    facts = {key: value for key, value in record.items() if key != "num_pieces"}
+    facts |= {key: sum(getattr(p, attribute) for p in pieces) for key, attribute in _SUMS.items()}
+    facts |= {f"cells_{key}": sum(p.cells[key] for p in pieces) for key in ("with_rna", "with_adt")}
+    facts |= {"genes": int(dataset.rna_observed.sum()), "proteins": int(dataset.adt_observed.sum())}
+    return facts | {"pieces": [p.digest for p in pieces]}

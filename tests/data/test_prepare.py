@@ -129,7 +129,7 @@ def test_arrays_are_sharded_and_compact(recipe: AtlasRecipe, tmp_path: Path):
 @pytest.mark.slow
 def test_atlas_does_not_depend_on_workers(recipe: AtlasRecipe, tmp_path: Path, monkeypatch):
     monkeypatch.undo()  # workers are processes of their own
-    monkeypatch.setattr(pieces, "CHUNK_ROWS", 512)
+    monkeypatch.setattr(pieces, "CHUNK_ROWS", 256)
     prepare_atlas(recipe, tmp_path / "one.zarr", report=silent)
     prepare_atlas(recipe, tmp_path / "two.zarr", Engine(workers=2), report=silent)
     assert files(tmp_path / "one.zarr") == files(tmp_path / "two.zarr")
