@@ -21,6 +21,8 @@ from .schema import AlignedCells, Cells
 from .split import assign_split
 from .vocabulary import Vocabulary, build_vocabulary
 
+DATASET = "dataset"  # group key that stands for the data set itself
+
 
 @dataclass
 class Source:
@@ -159,7 +161,9 @@ def _obs(recipe: AtlasRecipe, source: Source, aligned: AlignedCells) -> pd.DataF
     rule = recipe.split
     names = aligned.obs.index.astype(str)
     groups = None
-    if rule.group_key is not None:
+    if rule.group_key == DATASET:
+        groups = [source.name] * len(names)
+    elif rule.group_key is not None:
         if rule.group_key not in aligned.obs:
             raise ValueError(
                 f"`split.group_key` must be a column of obs in every source, got {rule.group_key!r}, which "
