@@ -22,7 +22,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.errors import ZarrUserWarning
 
-from .packed import PackedCells
+from .packed import BufferPool, PackedCells
 from .shards import ArrayReader, open_files
 from .vocabulary import Vocabulary
 
@@ -95,6 +95,7 @@ class Atlas:
         self._total_counts = group["obs/rna_total_counts"][:number]
         self.dataset = ad.io.read_elem(group["obs/dataset"])[:number]
         self.split = ad.io.read_elem(group["obs/split"])[:number]
+        self._buffers = BufferPool()
         self._rna_panels = _panels(group["varm/rna_panel"][:])
         self._adt_panels = _panels(group["uns/adt/panel"][:])
         self._rna_panel, self._adt_panel = (
@@ -185,8 +186,9 @@ class Atlas:
         pieces
             Where the cells are, one after the other: packed cells, and which of them.
         """
-        rna = np.zeros((len(rows), self._rna_panels.shape[1]), np.float32)
-        adt = np.empty((len(rows), self._adt_panels.shape[1]), np.float32)
+        rna, adt = (
+            self._buffers.lend((len(rows), p.shape[1]), np.float32) for p in (self._rna_panels, self._adt_panels)
+        )
         start = 0
         for cells, inside in pieces:
             stop = start + len(inside)
@@ -195,11 +197,15 @@ class Atlas:
         return AtlasRows(
             row=rows,
             rna=rna,
-            rna_observed=self._rna_panels[self._rna_panel[rows]],
+            rna_observed=self._observed(self._rna_panels, self._rna_panel[rows]),
             rna_total_counts=self._total_counts[rows],
             adt=adt,
-            adt_observed=self._adt_panels[self._adt_panel[rows]],
+            adt_observed=self._observed(self._adt_panels, self._adt_panel[rows]),
         )
+
+    def _observed(self, panels: NDArray[np.bool_], panel: NDArray[np.int64]) -> NDArray[np.bool_]:
+        out = self._buffers.lend((len(panel), panels.shape[1]), np.bool_)
+        return np.take(panels, panel, axis=0, out=out, mode="wrap")  # unlike "raise", writes straight into `out`
 
     def _check_indptr(self, number: int) -> None:
         steps, end = np.diff(self._indptr), self._counts.shape[0]
@@ -211,7 +217,9 @@ class Atlas:
 
 def _panels(measured: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Give for each data set what it measured, and at the end, at -1, nothing: (E + 1, features)."""
-    return np.vstack([measured.T, np.zeros(measured.shape[0], bool)])
+    panels = np.zeros((measured.shape[1] + 1, measured.shape[0]), bool)  # rows together, for fast copies
+    panels[:-1] = measured.T
+    return panels
 
 
 def read_manifest(path: str | Path) -> dict:

@@ -5,7 +5,6 @@ and blosc, zstd or no compression. Neighbouring chunks come with one request, an
 threads can read at once. A "row" is an element of a vector or a row of a matrix whose chunks are as wide as it is.
 """
 
-import itertools
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -99,11 +98,11 @@ def open_files(path: str | Path) -> Files:
 
 @dataclass(frozen=True)
 class _Chunks:
-    """Where chunks lie: key, first byte and end of each; `present` where they exist."""
+    """Where chunks lie: key, first byte and end (None: that of the object) of each; `present` where they exist."""
 
     key: list[str]
-    start: NDArray[np.int64]
-    stop: NDArray[np.int64]
+    start: list[int]
+    stop: list[int | None]
     present: NDArray[np.bool_]
 
 
@@ -195,29 +194,28 @@ class ArrayReader:
         target = out.reshape(len(chunks), -1).view(np.uint8)
         found = self._find(chunks)
         out[~found.present] = self._fill
-        here = np.flatnonzero(found.present)
-        runs = _split_runs(found, here)
-        requests = [(found.key[run[0]], int(found.start[run[0]]), _end(found.stop[run[-1]])) for run in runs]
+        runs = _split_runs(found)
+        requests = [(found.key[run[0]], found.start[run[0]], found.stop[run[-1]]) for run in runs]
         for run, data in zip(runs, self._files.read_ranges(requests), strict=True):
             if data is None and self._complete:
                 raise ValueError(self._damage(chunks[run[0]], "is missing"))
             if data is None:
                 out[run] = self._fill
                 continue
-            whole, origin = memoryview(data), int(found.start[run[0]])
+            whole, origin = memoryview(data), found.start[run[0]]
             for i in run:
-                stop = len(data) if found.stop[i] < 0 else int(found.stop[i]) - origin
-                self._decode_chunk(whole[int(found.start[i]) - origin : stop], target[i], int(chunks[i]))
+                stop = None if found.stop[i] is None else found.stop[i] - origin
+                self._decode_chunk(whole[found.start[i] - origin : stop], target[i], chunks[i])
         return out.reshape(-1, *self.shape[1:])
 
     def _find(self, chunks: NDArray[np.int64]) -> _Chunks:
-        """Find where chunks lie; an array without shards has one object per chunk, read to its end (-1)."""
+        """Find where chunks lie; an array without shards has one object per chunk."""
+        number = len(chunks)
         shard, inside = np.divmod(chunks, self._chunks_per_shard)
         keys = [self._key.format(s) for s in shard]
         if self._index_at_end is None:
-            zero = np.zeros(len(chunks), np.int64)
-            return _Chunks(keys, zero, zero - 1, np.ones(len(chunks), bool))
-        place = np.full((len(chunks), 2), _ABSENT)
+            return _Chunks(keys, [0] * number, [None] * number, np.ones(number, bool))
+        place = np.full((number, 2), _ABSENT)
         for s in np.unique(shard):
             index = self._index(int(s))
             if index is not None:
@@ -226,7 +224,7 @@ class ArrayReader:
         if self._complete and not present.all():
             raise ValueError(self._damage(chunks[~present][0], "is missing"))
         place = place.astype(np.int64)
-        return _Chunks(keys, place[:, 0], place.sum(1), present)
+        return _Chunks(keys, place[:, 0].tolist(), place.sum(1).tolist(), present)
 
     def _index(self, shard: int) -> NDArray[np.uint64] | None:
         """Give (offset, bytes) of the chunks of a shard; None where there is no such shard."""
@@ -262,16 +260,16 @@ class ArrayReader:
         return f"Chunk {chunk} of `{self.name}` {what}; copy or prepare the atlas again."
 
 
-def _end(stop: np.int64) -> int | None:
-    return None if stop < 0 else int(stop)
-
-
-def _split_runs(found: _Chunks, here: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+def _split_runs(found: _Chunks) -> list[list[int]]:
     """Group chunks that follow each other in one object."""
-    if len(here) == 0:
-        return []
-    apart = [found.key[i] != found.key[j] or found.stop[i] != found.start[j] for i, j in itertools.pairwise(here)]
-    return np.split(here, np.flatnonzero(apart) + 1)
+    runs: list[list[int]] = []
+    for i in np.flatnonzero(found.present).tolist():
+        last = runs[-1][-1] if runs else None
+        if last is not None and found.key[last] == found.key[i] and found.stop[last] == found.start[i]:
+            runs[-1].append(i)
+        else:
+            runs.append([i])
+    return runs
 
 
 def _decode_blosc(source: memoryview, target: NDArray[np.uint8]) -> None:
