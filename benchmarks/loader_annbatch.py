@@ -55,9 +55,11 @@ def read_batches(store: Path, batch_size: int, block: int, blocks: int, threads:
     @numba.njit(nogil=True)
     def scatter(indptr, indices, data, out):
         for i in range(out.shape[0]):
-            out[i] = 0
-            for k in range(indptr[i], indptr[i + 1]):
-                out[i, indices[k]] = data[k]
+            span, row = slice(indptr[i], indptr[i + 1]), out[i]
+            columns, values = indices[span], data[span]
+            row[:] = 0
+            for k in range(columns.size):
+                row[columns[k]] = values[k]
 
     (rna, adt), genes = build_loaders(store, batch_size, block, blocks, threads)
     dense = np.empty((batch_size, genes), np.float32)  # reused, as is fair

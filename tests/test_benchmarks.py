@@ -41,7 +41,7 @@ def test_benchmark_of_the_loader(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "rows.json").read_text())
-    names = ["ours", "memory map", "h5ad", "zarr"]
+    names = ["ours", "ours 512", "memory map", "h5ad", "zarr"]
     assert [row["loader"] for row in found["rows"]] == names
     assert all(row["cells_per_s"] > 0 and row["peak_mib"] > 0 for row in found["rows"])
     assert 0 <= found["stall"]["stall"] < 1

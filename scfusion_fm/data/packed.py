@@ -94,11 +94,12 @@ class BufferPool:
 @numba.njit(nogil=True, cache=True)
 def _scatter(counts, counts_at, genes, genes_at, size, cells, out):
     for i in range(cells.size):
-        cell = cells[i]
-        out[i] = 0
-        count, gene = counts_at[cell], genes_at[cell]
+        cell, row = cells[i], out[i]
+        row[:] = 0
+        values = counts[counts_at[cell] : counts_at[cell] + size[cell]]
+        columns = genes[genes_at[cell] : genes_at[cell] + size[cell]]
         for k in range(size[cell]):
-            out[i, genes[gene + k]] = counts[count + k]
+            row[columns[k]] = values[k]
 
 
 @numba.njit(nogil=True, cache=True)

@@ -6,6 +6,7 @@ threads can read at once. A "row" is an element of a vector or a row of a matrix
 """
 
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -150,7 +151,8 @@ class ArrayReader:
             self._chunks_per_shard = grid[0] // inner[0]
             self._index_at_end = settings.get("index_location", "end") == "end"
             self._expect([c["name"] for c in settings["index_codecs"]] == ["bytes", "crc32c"], "a crc32c index")
-        self._expect(tuple(inner[1:]) == tuple(grid[1:]) == self.shape[1:], "chunks as wide as the array")
+        width = tuple(max(n, 1) for n in self.shape[1:])  # zarr has no empty chunks
+        self._expect(tuple(inner[1:]) == tuple(grid[1:]) == width, "chunks as wide as the array")
         encoding = meta["chunk_key_encoding"]
         self._expect(encoding["name"] == "default", "default chunk keys")
         separator = encoding.get("configuration", {}).get("separator", "/")
@@ -191,7 +193,7 @@ class ArrayReader:
 
     def _read_chunks(self, chunks: NDArray[np.int64]) -> NDArray:
         out = np.empty((len(chunks), self.chunk_rows, *self.shape[1:]), self.dtype)
-        target = out.reshape(len(chunks), -1).view(np.uint8)
+        target = out.reshape(len(chunks), self.chunk_rows * math.prod(self.shape[1:])).view(np.uint8)
         found = self._find(chunks)
         out[~found.present] = self._fill
         runs = _split_runs(found)
@@ -206,7 +208,7 @@ class ArrayReader:
             for i in run:
                 stop = None if found.stop[i] is None else found.stop[i] - origin
                 self._decode_chunk(whole[found.start[i] - origin : stop], target[i], chunks[i])
-        return out.reshape(-1, *self.shape[1:])
+        return out.reshape(len(chunks) * self.chunk_rows, *self.shape[1:])
 
     def _find(self, chunks: NDArray[np.int64]) -> _Chunks:
         """Find where chunks lie; an array without shards has one object per chunk."""

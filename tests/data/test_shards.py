@@ -58,6 +58,22 @@ def test_ranges_equal_those_of_zarr(tmp_path, name, values):
     assert np.array_equal(reader.read_all(233), values)
 
 
+@pytest.mark.parametrize("complete", [False, True])
+def test_nothing_can_be_read_too(tmp_path, complete):
+    write(tmp_path / "a.zarr", draw(233), LAYOUTS["lz4"])
+    reader = ArrayReader(LocalFiles(tmp_path / "a.zarr"), "x", complete)
+    for number in (0, 3):
+        rows, at = reader.read(np.full(number, 5), np.full(number, 5))
+        assert (rows.shape, at.shape) == ((0,), (number,))
+
+
+def test_matrix_without_columns(tmp_path):
+    group = zarr.open_group(tmp_path / "a.zarr", mode="w", zarr_format=3)
+    group.create_array("x", shape=(40, 0), dtype="uint16", chunks=(10, 1), shards=(20, 1))
+    rows, at = ArrayReader(LocalFiles(tmp_path / "a.zarr"), "x").read(np.array([3, 30]), np.array([12, 31]))
+    assert (rows.shape, at.tolist()) == ((30, 0), [3, 20])
+
+
 def test_index_at_the_start_of_a_shard(tmp_path):
     values, codec = draw(233), ShardingCodec(chunk_shape=(10,), index_location="start")
     group = zarr.open_group(tmp_path / "a.zarr", mode="w", zarr_format=3)
