@@ -18,7 +18,8 @@ from scfusion_fm.config import PretrainConfig, config_differences, save_config
 from scfusion_fm.console import parse_config, run_command
 from scfusion_fm.data.atlas import Atlas
 from scfusion_fm.data.collate import MaskingCollator
-from scfusion_fm.data.loader import ElasticLoader, ElasticOrder
+from scfusion_fm.data.loader import AtlasLoader
+from scfusion_fm.data.order import CellOrder
 from scfusion_fm.data.seen import SEEN_CELLS, remember_atlas
 from scfusion_fm.training.checkpoint import ATLAS_MANIFEST, RunDirectory
 from scfusion_fm.training.engine import build_engine, read_deepspeed_settings, start_ranks
@@ -36,8 +37,10 @@ def main() -> None:
 
     # Cells in an order that does not depend on the ranks; features and masks that do not either.
     optim = config.optim
-    order = ElasticOrder(atlas.rows_of("train"), config.seed)
-    loader = ElasticLoader(order, optim.global_batch_size, optim.micro_batch_size, rank, world_size)
+    reading = dataclasses.asdict(config.loader)
+    threads = reading.pop("threads")
+    order = CellOrder(atlas.rows_by_dataset("train"), config.seed, **reading)
+    loader = AtlasLoader(atlas, order, optim.global_batch_size, optim.micro_batch_size, rank, world_size, threads)
     extractor = ScFusionTTTFeatureExtractor(**atlas.vocabulary.to_dict(), patch_size=config.patch_size)
     collate = MaskingCollator(extractor, **dataclasses.asdict(config.masking), seed=config.seed)
 
@@ -66,7 +69,8 @@ def main() -> None:
     loop = PretrainingLoop(
         engine=engine,
         loader=loader,
-        make_batch=lambda rows, epoch: collate(atlas.read(rows), epoch),
+        collate=collate,
+        read=atlas.read,
         validation_rows=atlas.rows_of("val"),
         schedule=Schedule(steps, math.ceil(steps * optim.warmup_ratio), optim.lr, optim.min_lr_ratio),
         directory=directory,
@@ -79,7 +83,9 @@ def main() -> None:
         f"{'resumed' if state else 'new'} run in {directory.path}: step {loop.step} of {steps}, {size:,} parameters, "
         f"{len(order)} training and {len(loop.validation_rows)} validation cells, {world_size} ranks"
     )
+    log.say("loader: " + ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in loader.describe().items()))
     finished = loop.run()
+    loader.close()
     log.say(f"checkpoints are in {directory.checkpoints}" if finished else "interrupted")
     log.close()
 
@@ -112,6 +118,7 @@ def identify(config: PretrainConfig, settings: dict, atlas: Atlas, world_size: i
     fixed = dataclasses.asdict(config)
     for key in ("output_dir", "atlas", "run", "deepspeed"):
         del fixed[key]
+    del fixed["loader"]["threads"]
     return fixed | {"deepspeed": settings, "atlas": atlas.fingerprint, "world_size": world_size}
 
 

@@ -27,6 +27,18 @@ def build_parser() -> argparse.ArgumentParser:
     prepare.add_argument("--merge", action="store_true", help="make the atlas of the pieces that tasks wrote")
     prepare.set_defaults(run=_prepare)
 
+    synthesize = commands.add_parser("synthesize", help="write an atlas of made-up cells, to size a machine")
+    synthesize.add_argument("output", help="directory or URL of the new atlas")
+    synthesize.add_argument("--cells", type=int, required=True)
+    synthesize.add_argument("--genes", type=int, default=20_000)
+    synthesize.add_argument("--density", type=float, default=0.07, help="share of counts that are not zero")
+    synthesize.add_argument("--proteins", type=int, default=140)
+    synthesize.add_argument("--datasets", type=int, default=24)
+    synthesize.add_argument("--cell-types", type=int, default=40)
+    synthesize.add_argument("--seed", type=int, default=0)
+    synthesize.add_argument("--workers", type=int, default=1, help="processes")
+    synthesize.set_defaults(run=_synthesize)
+
     verify = commands.add_parser("verify", help="compare the files of an atlas with its checksums")
     verify.add_argument("atlas", help="directory or URL of the atlas")
     verify.set_defaults(run=_verify)
@@ -118,6 +130,14 @@ def _parse_share(text: str) -> tuple[int, int]:
     if not (number.isdigit() and total.isdigit() and 1 <= int(number) <= int(total)):
         raise ValueError(f"`--task` must read I/N with I from 1 to N, got {text!r}.")
     return int(number) - 1, int(total)
+
+
+def _synthesize(args: argparse.Namespace) -> None:
+    from scfusion_fm.data.engines import Engine
+    from scfusion_fm.data.synthesize import SyntheticSettings, synthesize_atlas
+
+    sizes = (args.cells, args.genes, args.density, args.proteins, args.datasets, args.cell_types, args.seed)
+    synthesize_atlas(SyntheticSettings(*sizes), args.output, Engine(args.workers))
 
 
 def _verify(args: argparse.Namespace) -> None:

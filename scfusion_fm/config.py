@@ -24,8 +24,8 @@ class SplitConfig:
     seed: int = 0
     """Seed of the hash that assigns cells."""
     group_key: str | None = None
-    """Column of obs whose groups (a donor, a batch) stay together; `dataset` keeps whole data sets together; null
-    splits cell by cell."""
+    """Column of obs whose groups (a donor, a batch) stay together; `dataset` holds out whole data sets of an atlas;
+    null splits cell by cell."""
 
 
 @dataclass
@@ -109,6 +109,23 @@ class OptimConfig:
 
 
 @dataclass
+class LoaderConfig:
+    """In which neighbourhoods cells are read; all but `threads` decide the order of cells."""
+
+    block_rows: int = 64
+    """Neighbouring cells that are read together; fewer mix better and read slower."""
+    window_blocks: int = 8
+    """Blocks of a lane that are mixed with each other; more mix better and take more memory."""
+    lanes: int = 64
+    """Places of the atlas that each batch is drawn from; a multiple of the number of ranks, best a divisor of
+    `optim.global_batch_size`."""
+    threads: int = 2
+    """Threads per rank that read ahead."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """How often a cell of a data set is shown per epoch, by name of the data set; 1 where none is given."""
+
+
+@dataclass
 class RunConfig:
     """Cadence of a run, in optimizer steps."""
 
@@ -146,6 +163,8 @@ class PretrainConfig:
     """What is hidden."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """How it is trained."""
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
+    """How cells are read."""
     run: RunConfig = field(default_factory=RunConfig)
     """When it reports and saves."""
     deepspeed: str = "configs/deepspeed/zero2.json"

@@ -31,3 +31,18 @@ def test_benchmark_of_the_ttt_layer(tmp_path):
     assert all(row["seconds"] > 0 and row["peak_mib"] > 0 for row in rows)
     assert all(name in done.stdout for name in names)
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_benchmark_of_the_loader(tmp_path):
+    command = [sys.executable, "benchmarks/loader.py", "--quick", "--seconds", "0.3", "--batch", "256"]
+    done = subprocess.run(
+        [*command, "--json", tmp_path / "rows.json"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "rows.json").read_text())
+    names = ["ours", "ours 512", "memory map", "h5ad", "zarr"]
+    assert [row["loader"] for row in found["rows"]] == names
+    assert all(row["cells_per_s"] > 0 and row["peak_mib"] > 0 for row in found["rows"])
+    assert 0 <= found["stall"]["stall"] < 1
+    assert all(f"| {name} |" in done.stdout for name in names)

@@ -88,7 +88,18 @@ def test_traceback_on_request(monkeypatch, tmp_path):
 
 
 def test_every_command_explains_itself(capsys):
-    for command in ("prepare", "doctor", "inspect", "embed", "annotate", "predict-protein", "seen", "report"):
+    for command in (
+        "prepare",
+        "synthesize",
+        "verify",
+        "doctor",
+        "inspect",
+        "embed",
+        "annotate",
+        "predict-protein",
+        "seen",
+        "report",
+    ):
         with pytest.raises(SystemExit) as exit_info:
             build_parser().parse_args([command, "--help"])
         assert exit_info.value.code == 0

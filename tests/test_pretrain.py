@@ -77,12 +77,14 @@ def test_run_reports_progress_and_keeps_two_checkpoints(two_ranks):
     assert list((output / "tensorboard").iterdir())
     record = read_metrics(output)[-1]
     assert {"step", "epoch", "cells", "split", "seconds", "loss"} <= record.keys()
+    assert all(0 <= r["data_stall"] < 1 for r in read_metrics(output) if r["split"] == "train")
+    assert "loader: 64 lanes, 512 window rows" in done.stdout
 
 
 def test_finished_run_says_so_and_stays_as_it_is(two_ranks):
     config, output, _ = two_ranks
     before = (output / "metrics.jsonl").read_text()
-    done = pretrain(2, "--config", str(config))
+    done = pretrain(2, "--config", str(config), "loader.threads=1")  # decides nothing
     assert "resumed run" in done.stdout
     assert (output / "metrics.jsonl").read_text() == before
 
@@ -145,6 +147,8 @@ def test_export_equals_the_trained_weights(two_ranks, tmp_path):
         ("model.hidden=3", "`model` must hold fields of ScFusionTTTConfig, got ['hidden']"),
         ("model.hidden_size=15", "`hidden_size` must be `num_attention_heads` times"),
         ("optim.global_batch_size=10", "`global_batch_size` must be a multiple"),
+        ("loader.lanes=0", "`lanes` must be at least 1, got 0"),
+        ("loader.weights.blood=2", "`weights` must name data sets of the atlas, got ['blood']; it has ['tiny']"),
         ("atlas=nowhere", "`atlas` must be a directory that `scfusion prepare` wrote, got 'nowhere'"),
         ("output_dir=configs", "`output_dir` must be new, empty or a run to resume"),
     ],

@@ -9,19 +9,18 @@ Letters: B cells, G genes, P proteins, E data sets.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import anndata as ad
 import numpy as np
-import scipy.sparse as sp
 import zarr
 from numpy.typing import NDArray
 
 from .engines import Progress
 from .locations import Location, checksum, file_system, zarr_store
-from .store import BLOCK_ROWS
+from .packed import BufferPool, PackedCells
+from .shards import ArrayReader, open_files
 from .vocabulary import Vocabulary
 
 FORMAT = "scfusion-atlas"
@@ -45,7 +44,7 @@ class AtlasRows:
     """
 
     row: NDArray[np.int64]
-    rna: sp.csr_matrix
+    rna: NDArray[np.float32]
     rna_observed: NDArray[np.bool_]
     rna_total_counts: NDArray[np.float64]
     adt: NDArray[np.float32]
@@ -54,7 +53,7 @@ class AtlasRows:
     def as_counts(self) -> dict[str, NDArray]:
         """Give the arguments of the feature extractor."""
         return {
-            "rna_counts": self.rna.toarray(),
+            "rna_counts": self.rna,
             "rna_observed": self.rna_observed,
             "rna_total_counts": self.rna_total_counts,
             "adt_counts": self.adt,
@@ -64,34 +63,40 @@ class AtlasRows:
 
 class Atlas:
     """
-    Read an atlas by row numbers.
+    Read an atlas by row numbers; any number of threads may.
 
     Parameters
     ----------
     path
-        Directory that `scfusion prepare` wrote.
-    cached_blocks
-        Decoded blocks of rows kept in memory.
+        Directory that `scfusion prepare` wrote, or the URL of a copy of it in an object store.
 
     Raises
     ------
     ValueError
-        If the directory is not a complete atlas of this version.
+        If there is no complete atlas of this version.
     """
 
-    def __init__(self, path: Location, cached_blocks: int = 512):
-        self.path = str(path)
+    def __init__(self, path: Location):
+        self.path = path
+        files = open_files(path)
         self.manifest = read_manifest(path)
-        self._group = zarr.open_group(zarr_store(path), mode="r")
-        number = self.manifest["num_cells"]  # the arrays are longer while cells are being added
-        self._indptr = self._group["X/indptr"][: number + 1]
-        columns = {key: self._group[f"obs/{key}"] for key in ("rna_present", "adt_present", "rna_total_counts")}
-        self._obs = {key: value[:number] for key, value in columns.items()}
-        self._dataset = ad.io.read_elem(self._group["obs/dataset"]).codes[:number]
-        self.split = np.asarray(ad.io.read_elem(self._group["obs/split"]))[:number]
-        self._rna_panel = self._group["varm/rna_panel"][:]  # (G, E)
-        self._adt_panel = self._group["uns/adt/panel"][:]  # (P, E)
-        self._block = lru_cache(maxsize=cached_blocks)(self._read_block)
+        self._counts = ArrayReader(files, "X/data", complete=True)
+        self._genes = ArrayReader(files, "X/indices", complete=True)
+        self._proteins = ArrayReader(files, "obsm/adt")
+        # An append that was interrupted leaves rows behind that the manifest does not count.
+        number = self.manifest["num_cells"]
+        self._indptr = ArrayReader(files, "X/indptr").read_all(number + 1)
+        self._check_indptr(number)
+        group = zarr.open_group(zarr_store(path), mode="r")
+        self._total_counts = group["obs/rna_total_counts"][:number]
+        self.dataset = ad.io.read_elem(group["obs/dataset"])[:number].remove_unused_categories()
+        self.split = ad.io.read_elem(group["obs/split"])[:number]
+        self._buffers = BufferPool()
+        self._rna_panels = _panels(group["varm/rna_panel"][:])
+        self._adt_panels = _panels(group["uns/adt/panel"][:])
+        self._rna_panel, self._adt_panel = (
+            np.where(group[f"obs/{key}"][:number], self.dataset.codes, -1) for key in ("rna_present", "adt_present")
+        )
 
     def __len__(self) -> int:
         return len(self._indptr) - 1
@@ -106,38 +111,111 @@ class Atlas:
         """Genes and proteins of the columns."""
         return Vocabulary(**self.manifest["vocabulary"])
 
+    @property
+    def dense_bytes_per_cell(self) -> int:
+        """Memory of one cell of `AtlasRows`."""
+        return 5 * (self._rna_panels.shape[1] + self._adt_panels.shape[1])  # float32 and bool
+
+    @property
+    def table_bytes(self) -> int:
+        """Memory of what is known of every cell and chunk."""
+        per_cell = (self._indptr, self._total_counts, self._rna_panel, self._adt_panel)
+        arrays = (self._counts, self._genes, self._proteins)
+        return sum(a.nbytes for a in per_cell) + sum(16 * -(-a.shape[0] // a.chunk_rows) for a in arrays)
+
+    def sparse_bytes_per_cell(self, block_rows: int) -> float:
+        """Give the mean memory of one cell of `PackedCells`, read in blocks: the chunks that a block touches."""
+        entries = block_rows * self._indptr[-1] / len(self)
+        total = 0.0
+        for array, rows in ((self._counts, entries), (self._genes, entries), (self._proteins, block_rows)):
+            width = int(np.prod(array.shape[1:])) * array.dtype.itemsize
+            total += (rows + array.chunk_rows) * width / block_rows
+        return total
+
     def rows_of(self, split: str) -> NDArray[np.int64]:
         """List the rows of one split: train, val or test."""
         return np.flatnonzero(self.split == split)
+
+    def rows_by_dataset(self, split: str) -> dict[str, NDArray[np.int64]]:
+        """List the rows of one split for each data set."""
+        rows = self.rows_of(split)
+        code = self.dataset.codes[rows]
+        ends = np.cumsum(np.bincount(code, minlength=len(self.dataset.categories)))
+        parts = np.split(rows[np.argsort(code, kind="stable")], ends[:-1])
+        return dict(zip(self.dataset.categories, parts, strict=True))
 
     def read(self, rows: NDArray[np.int64]) -> AtlasRows:
         """Read cells in the order of `rows`."""
         rows = np.asarray(rows, dtype=np.int64)
         if len(rows) and (rows.min() < 0 or rows.max() >= len(self)):
             raise ValueError(f"`rows` must lie in [0, {len(self)}), got {rows.min()} to {rows.max()}.")
-        blocks, inverse = np.unique(rows // BLOCK_ROWS, return_inverse=True)
-        rna, adt = zip(*(self._block(int(b)) for b in blocks), strict=True)
-        starts = np.cumsum([0, *(len(a) for a in adt[:-1])])
-        at = starts[inverse] + rows % BLOCK_ROWS
-        dataset = self._dataset[rows]
+        return self.unpack(rows, [(self.read_packed(rows), np.arange(len(rows)))])
+
+    def read_packed(self, rows: NDArray[np.int64]) -> PackedCells:
+        """
+        Read cells without unpacking them.
+
+        Raises
+        ------
+        ValueError
+            If a part of the store is missing or damaged.
+        """
+        start, stop = self._indptr[rows], self._indptr[rows + 1]
+        counts, counts_at = self._counts.read(start, stop)
+        genes, genes_at = self._genes.read(start, stop)
+        if genes.size and genes.max() >= self._rna_panels.shape[1]:
+            raise ValueError(
+                f"`X/indices` must be below the number of genes, {self._rna_panels.shape[1]}, got {genes.max()}; "
+                "copy or prepare the atlas again."
+            )
+        proteins, proteins_at = self._proteins.read(rows, rows + 1)
+        return PackedCells(counts, genes, counts_at, genes_at, stop - start, proteins, proteins_at)
+
+    def unpack(self, rows: NDArray[np.int64], pieces: Sequence[tuple[PackedCells, NDArray[np.int64]]]) -> AtlasRows:
+        """
+        Make cells dense.
+
+        Parameters
+        ----------
+        rows
+            (B,) row numbers of the cells.
+        pieces
+            Where the cells are, one after the other: packed cells, and which of them.
+        """
+        rna, adt = (
+            self._buffers.lend((len(rows), p.shape[1]), np.float32) for p in (self._rna_panels, self._adt_panels)
+        )
+        start = 0
+        for cells, inside in pieces:
+            stop = start + len(inside)
+            cells.unpack(inside, rna[start:stop], adt[start:stop])
+            start = stop
         return AtlasRows(
             row=rows,
-            rna=sp.vstack(rna, format="csr")[at],
-            rna_observed=self._rna_panel.T[dataset] & self._obs["rna_present"][rows, None],
-            rna_total_counts=self._obs["rna_total_counts"][rows],
-            adt=np.concatenate(adt)[at],
-            adt_observed=self._adt_panel.T[dataset] & self._obs["adt_present"][rows, None],
+            rna=rna,
+            rna_observed=self._observed(self._rna_panels, self._rna_panel[rows]),
+            rna_total_counts=self._total_counts[rows],
+            adt=adt,
+            adt_observed=self._observed(self._adt_panels, self._adt_panel[rows]),
         )
 
-    def _read_block(self, block: int) -> tuple[sp.csr_matrix, NDArray[np.float32]]:
-        start, stop = block * BLOCK_ROWS, min((block + 1) * BLOCK_ROWS, len(self))
-        indptr = self._indptr[start : stop + 1]
-        span = slice(int(indptr[0]), int(indptr[-1]))
-        data = self._group["X/data"][span].astype(np.float32)
-        indices = self._group["X/indices"][span].astype(np.int32)
-        shape = (stop - start, self._rna_panel.shape[0])
-        rna = sp.csr_matrix((data, indices, indptr - indptr[0]), shape=shape)
-        return rna, self._group["obsm/adt"][start:stop].astype(np.float32)
+    def _observed(self, panels: NDArray[np.bool_], panel: NDArray[np.int64]) -> NDArray[np.bool_]:
+        out = self._buffers.lend((len(panel), panels.shape[1]), np.bool_)
+        return np.take(panels, panel, axis=0, out=out, mode="wrap")  # unlike "raise", writes straight into `out`
+
+    def _check_indptr(self, number: int) -> None:
+        steps, end = np.diff(self._indptr), self._counts.shape[0]
+        if len(steps) != number or self._indptr[0] != 0 or (steps < 0).any() or self._indptr[-1] > end:
+            raise ValueError(
+                f"`X/indptr` must rise from 0 to at most {end} in {number} steps; copy or prepare the atlas again."
+            )
+
+
+def _panels(measured: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Give for each data set what it measured, and at the end, at -1, nothing: (E + 1, features)."""
+    panels = np.zeros((measured.shape[1] + 1, measured.shape[0]), bool)  # rows together, for fast copies
+    panels[:-1] = measured.T
+    return panels
 
 
 def read_manifest(location: Location) -> dict:

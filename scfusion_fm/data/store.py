@@ -173,8 +173,11 @@ def grow_store(path: Path, datasets: Sequence[NewDataset]) -> None:
     for name in root["obs"].attrs["column-order"]:
         if name in PLAIN_COLUMNS:
             _append(root[f"obs/{name}"], obs[name].to_numpy())
+        elif name == "dataset":  # its categories stand in the order of the panels
+            _append_categories(root["obs/dataset"], obs["dataset"], [d.name for d in datasets])
         else:
-            _append_categories(root[f"obs/{name}"], obs[name].astype(str))
+            values = obs[name].astype(str)
+            _append_categories(root[f"obs/{name}"], values, sorted(values.unique()))
     _append(root["uns/datasets"], np.array([d.name for d in datasets], dtype=object))
     for name, columns in (("varm/rna_panel", "rna_observed"), ("uns/adt/panel", "adt_observed")):
         array, new = root[name], np.stack([getattr(d, columns) for d in datasets], axis=1)
@@ -189,9 +192,9 @@ def _append(array: zarr.Array, values: NDArray) -> None:
     array[first:] = values
 
 
-def _append_categories(group: zarr.Group, values: pd.Series) -> None:
+def _append_categories(group: zarr.Group, values: pd.Series, found: Sequence[str]) -> None:
     known = list(group["categories"][:])
-    new = sorted(set(values.unique()) - set(known))
+    new = [value for value in found if value not in set(known)]
     _append(group["categories"], np.array(new, dtype=object))
     _append(group["codes"], pd.Categorical(values, categories=known + new).codes.astype(np.int32))
 

@@ -347,7 +347,7 @@ def build_vocabulary(
             f"`cells` must hold human genes or antibodies, got {len(sources)} files where no name resolves. "
             "Use Ensembl ids or symbols of human genes."
         )
-    return _order_vocabulary(gene_ids, names)
+    return order_vocabulary(gene_ids, names)
 
 
 def _coding_genes() -> set[str]:
@@ -374,7 +374,8 @@ def _protein_genes() -> dict[str, str]:
     return dict(zip(table.protein, table.gene_ids.str.split(";").str[0], strict=True))
 
 
-def _order_vocabulary(gene_ids: set[str], proteins: set[str]) -> Vocabulary:
+def order_vocabulary(gene_ids: set[str], proteins: set[str]) -> Vocabulary:
+    """Make a vocabulary of these genes and proteins, all in genome order."""
     table = load_gene_table()
     position = {gene_id: i for i, gene_id in enumerate(table.index)}
     selected = table[table.index.isin(gene_ids)]

@@ -3,7 +3,7 @@
 import math
 import signal
 import time
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Iterator, Sized
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -20,24 +20,25 @@ from .log import RunLog, format_seconds
 VALIDATION_EPOCH = -1  # held-out cells get the same masks every time
 _LOSSES = ("loss", "rna_loss", "adt_loss")
 
-BatchMaker = Callable[[NDArray[np.int64], NDArray[np.int64] | int], dict[str, Tensor]]
+Collator = Callable[[Any, NDArray[np.int64] | int], dict[str, Tensor]]
 
 
 class Loader(Protocol):
-    """Deals global batches; see `scfusion_fm.data.loader.ElasticLoader`."""
+    """Deals global batches; see `scfusion_fm.data.loader.AtlasLoader`."""
 
     order: Sized
     cells_seen: int
+    stall_seconds: float
     global_batch_size: int
     micro_batch_size: int
 
-    def next_batch(self):
-        """Advance by one global batch."""
+    def next_batch(self) -> Iterator[tuple[Any, NDArray[np.int64]]]:
+        """Advance by one global batch; give cells and the pass of each."""
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """Give the position."""
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to a position."""
 
 
@@ -79,9 +80,11 @@ class PretrainingLoop:
     engine
         The DeepSpeed engine.
     loader
-        Deals rows and epochs to this rank.
-    make_batch
-        Turns rows and epochs into the arguments of the model.
+        Deals cells and the pass of each to this rank.
+    collate
+        Turns cells and passes into the arguments of the model.
+    read
+        Reads cells by their rows in the atlas.
     validation_rows
         Held-out rows of the atlas, the same on all ranks.
     schedule
@@ -96,7 +99,8 @@ class PretrainingLoop:
 
     engine: deepspeed.DeepSpeedEngine
     loader: Loader
-    make_batch: BatchMaker
+    collate: Collator
+    read: Callable[[NDArray[np.int64]], Any]
     validation_rows: NDArray[np.int64]
     schedule: Schedule
     directory: RunDirectory
@@ -115,7 +119,7 @@ class PretrainingLoop:
     def run(self) -> bool:
         """Train; give whether the run is complete. A stop by SIGTERM or SIGINT saves first."""
         handlers = {s: signal.signal(s, self._ask_to_stop) for s in (signal.SIGTERM, signal.SIGINT)}
-        window, cells, stopped = time.monotonic(), 0, False
+        window, cells, stalled, stopped = time.monotonic(), 0, self.loader.stall_seconds, False
         saved = self.step
         while self.step < self.schedule.total_steps and not stopped:
             losses, stopped = self._train_step()
@@ -124,8 +128,8 @@ class PretrainingLoop:
             if self.step % self.cadence.log_every == 0 or last or stopped:
                 elapsed = time.monotonic() - window
                 self.seconds += elapsed
-                self._report(losses, cells / elapsed)
-                window, cells = time.monotonic(), 0
+                self._report(losses, cells / elapsed, (self.loader.stall_seconds - stalled) / elapsed)
+                window, cells, stalled = time.monotonic(), 0, self.loader.stall_seconds
             if self.step % self.cadence.eval_every == 0 or last:
                 self._evaluate()
             if self.step % self.cadence.save_every == 0 or last or stopped:
@@ -145,12 +149,12 @@ class PretrainingLoop:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = self.schedule.at(self.step)
         sums = torch.zeros(6, dtype=torch.float64, device=self.engine.device)
-        for rows, epoch in self.loader.next_batch():
-            batch = self._to_device(self.make_batch(rows, epoch))
+        for cells, passes in self.loader.next_batch():
+            batch = self._to_device(self.collate(cells, passes))
             output = self.engine(**batch)
             self.engine.backward(output.loss)
             self.engine.step()
-            sums[:5] += _loss_sums(output, batch, torch.ones(len(rows), device=self.engine.device))
+            sums[:5] += _loss_sums(output, batch, torch.ones(len(passes), device=self.engine.device))
         self.step += 1
         sums[5] = float(self._stop_asked)
         comm.all_reduce(sums)
@@ -167,7 +171,7 @@ class PretrainingLoop:
         size = self.loader.micro_batch_size
         for start in range(0, number, size * comm.get_world_size()):
             index = start + comm.get_rank() * size + np.arange(size)
-            batch = self._to_device(self.make_batch(self.validation_rows[index % number], VALIDATION_EPOCH))
+            batch = self._to_device(self.collate(self.read(self.validation_rows[index % number]), VALIDATION_EPOCH))
             weight = torch.from_numpy(index < number).to(self.engine.device, torch.float32)
             sums[:5] += _loss_sums(self.engine(**batch), batch, weight)
         self.engine.train()
@@ -176,7 +180,8 @@ class PretrainingLoop:
         self.log.write(self._record("val") | means)
         self.log.say(f"step {self.step} held-out cells: {_loss_line(means)}")
 
-    def _report(self, losses: dict[str, float | None], rate: float) -> None:
+    def _report(self, losses: dict[str, float | None], rate: float, stalled: float) -> None:
+        """Write a record of cells per second and of the share of time that rank 0 waited for data."""
         norm = self.engine.get_global_grad_norm()
         record = (
             self._record("train")
@@ -185,6 +190,7 @@ class PretrainingLoop:
                 "lr": self.schedule.at(self.step - 1),
                 "grad_norm": None if norm is None else float(norm),
                 "cells_per_s": rate,
+                "data_stall": stalled,
             }
         )
         self.log.write(record)

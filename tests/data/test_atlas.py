@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+import zarr
 
 from scfusion_fm.data.atlas import MANIFEST, Atlas
 from scfusion_fm.data.prepare import prepare_atlas
@@ -73,7 +74,7 @@ def test_reader_gives_counts_and_what_was_measured(atlas_path):
     adata, atlas = ad.read_zarr(atlas_path), Atlas(atlas_path)
     rows = np.array([159, 3, 3, 64, 90, 0])
     got = atlas.read(rows)
-    assert np.array_equal(got.rna.toarray(), adata[rows].X.toarray())
+    assert np.array_equal(got.rna, adata[rows].X.toarray())
     assert np.array_equal(got.adt, adata.obsm["adt"][rows])
     totals = adata.obs["rna_total_counts"].to_numpy()
     assert np.array_equal(got.rna_total_counts, totals[rows])
@@ -81,7 +82,19 @@ def test_reader_gives_counts_and_what_was_measured(atlas_path):
     dataset = adata.obs["dataset"].cat.codes.to_numpy()[rows]
     assert np.array_equal(got.rna_observed, adata.varm["rna_panel"].T[dataset])
     assert np.array_equal(got.adt_observed, adata.uns["adt"]["panel"].T[dataset])
-    assert (got.rna.toarray()[~got.rna_observed] == 0).all()
+    assert (got.rna[~got.rna_observed] == 0).all()
+
+
+def test_panels_follow_the_order_of_the_data_sets(recipe, tmp_path):
+    recipe.sources = [Source(s.path, name) for s, name in zip(recipe.sources, ("z", "a"), strict=True)]
+    prepare_atlas(recipe, tmp_path / "atlas.zarr", report=lambda line: None)
+    adata, atlas = ad.read_zarr(tmp_path / "atlas.zarr"), Atlas(tmp_path / "atlas.zarr")
+    assert list(adata.uns["datasets"]) == list(adata.obs["dataset"].cat.categories) == ["z", "a"]
+    got = atlas.read(np.arange(160))
+    for name, genes in (("z", GENES[:6]), ("a", GENES[2:])):
+        observed = got.rna_observed[(adata.obs["dataset"] == name).to_numpy()]
+        assert set(adata.var["symbol"][observed.all(0)]) == set(genes)
+        assert (observed.any(0) == observed.all(0)).all()
 
 
 def test_split_is_the_one_of_the_rule_and_reaches_the_reader(atlas_path):
@@ -136,6 +149,16 @@ def test_donors_stay_together(recipe, tmp_path):
         prepare_atlas(recipe, tmp_path / "other.zarr", report=lambda line: None)
 
 
+def test_whole_data_sets_can_be_held_out(recipe, tmp_path):
+    recipe.split = SplitRule(0.0, 0.5, 1, group_key="dataset")
+    prepare_atlas(recipe, tmp_path / "atlas.zarr", report=lambda line: None)
+    atlas = Atlas(tmp_path / "atlas.zarr")
+    expected = assign_split(["", ""], 0.0, 0.5, 1, ["first", "second"])
+    assert sorted(expected) == ["test", "train"]
+    for name, split in zip(["first", "second"], expected, strict=True):
+        assert len(atlas.rows_by_dataset(split)[name]) == (atlas.dataset == name).sum()
+
+
 def test_missing_obs_column_is_told(recipe, tmp_path):
     recipe.obs_columns = ["tissue"]
     with pytest.warns(UserWarning, match=r"no column \['tissue'\]"):
@@ -169,6 +192,21 @@ def test_what_is_no_atlas_is_refused(atlas_path, tmp_path):
         Atlas(other)
     with pytest.raises(ValueError, match=r"`rows` must lie in \[0, 160\)"):
         Atlas(atlas_path).read(np.array([160]))
+
+
+@pytest.mark.parametrize(
+    ("array", "at", "value", "message"),
+    [
+        ("X/indices", 5, 900, r"`X/indices` must be below the number of genes, 8, got 900"),
+        ("X/indptr", 0, 1, r"`X/indptr` must rise from 0"),
+        ("X/indptr", 9, 0, r"`X/indptr` must rise from 0"),
+        ("X/indptr", 160, 10**6, r"`X/indptr` must rise from 0 to at most \d+ in 160 steps"),
+    ],
+)
+def test_damaged_rows_are_refused(atlas_path, array, at, value, message):
+    zarr.open_group(atlas_path, mode="a", use_consolidated=False)[array][at] = value
+    with pytest.raises(ValueError, match=message):
+        Atlas(atlas_path).read(np.arange(10))
 
 
 def test_large_counts_survive(tmp_path):

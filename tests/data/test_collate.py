@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import scipy.sparse as sp
 
 from scfusion_fm import ScFusionTTTFeatureExtractor
 from scfusion_fm.data.atlas import AtlasRows
@@ -30,7 +29,7 @@ def make_rows(row, rng_seed=0):
     rna = np.stack([d.poisson(1.0, GENES) + 1 for d in draws]).astype(np.float32)
     adt = np.stack([d.poisson(9.0, PROTEINS) + 1 for d in draws]).astype(np.float32)
     observed = np.broadcast_to(np.arange(PROTEINS) < 10, adt.shape)
-    return AtlasRows(row, sp.csr_matrix(rna), np.ones(rna.shape, bool), rna.sum(1).astype(float), adt, observed)
+    return AtlasRows(row, rna, np.ones(rna.shape, bool), rna.sum(1).astype(float), adt, observed)
 
 
 def test_share_of_masked_tokens(extractor):
