@@ -461,6 +461,7 @@ def test_a_dask_cluster_makes_the_same_atlas(recipe, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_sources_and_atlas_can_be_in_s3(recipe, sources, tmp_path, monkeypatch):
     monkeypatch.undo()  # large pieces: few requests
+    recipe.genes = "sources"
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
