@@ -79,8 +79,8 @@ def read_peak_kib() -> int:
     return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
 
 
-def measure(batches, seconds: float, warm_up: int = 8) -> dict[str, float]:
-    """Read for some seconds; give cells, wall seconds, CPU seconds and peak MiB."""
+def measure(batches, seconds: float, warm_up: int = 100) -> dict[str, float]:
+    """Read for some seconds after a warm-up that fills all buffers; give speed, CPU time and peak memory."""
     for _ in range(warm_up):
         next(batches)
     cells, start, cpu = 0, time.monotonic(), time.process_time()

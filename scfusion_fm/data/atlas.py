@@ -29,6 +29,27 @@ MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
+class Measured:
+    """
+    Say what some cells measured; cells of a data set share its panel.
+
+    Attributes
+    ----------
+    panels
+        (panels, features), what each panel measures.
+    panel
+        (B,) the panel of each cell.
+    """
+
+    panels: NDArray[np.bool_]
+    panel: NDArray[np.int64]
+
+    def per_cell(self) -> NDArray[np.bool_]:
+        """Give the features of each cell, (B, features)."""
+        return self.panels[self.panel]
+
+
+@dataclass(frozen=True)
 class AtlasRows:
     """
     Some cells of an atlas.
@@ -37,18 +58,28 @@ class AtlasRows:
     ----------
     row
         (B,) row numbers in the atlas.
-    rna, rna_observed, rna_total_counts
-        (B, G) counts, (B, G) whether measured, (B,) library size over all genes of the source.
-    adt, adt_observed
-        (B, P) counts, (B, P) whether measured.
+    rna, rna_measured, rna_total_counts
+        (B, G) counts, which of them were measured, (B,) library size over all genes of the source.
+    adt, adt_measured
+        (B, P) counts, and which of them were measured.
     """
 
     row: NDArray[np.int64]
     rna: NDArray[np.float32]
-    rna_observed: NDArray[np.bool_]
+    rna_measured: Measured
     rna_total_counts: NDArray[np.float64]
     adt: NDArray[np.float32]
-    adt_observed: NDArray[np.bool_]
+    adt_measured: Measured
+
+    @property
+    def rna_observed(self) -> NDArray[np.bool_]:
+        """(B, G) whether a gene was measured; made anew at each call."""
+        return self.rna_measured.per_cell()
+
+    @property
+    def adt_observed(self) -> NDArray[np.bool_]:
+        """(B, P) whether a protein was measured; made anew at each call."""
+        return self.adt_measured.per_cell()
 
     def as_counts(self) -> dict[str, NDArray]:
         """Give the arguments of the feature extractor."""
@@ -114,7 +145,7 @@ class Atlas:
     @property
     def dense_bytes_per_cell(self) -> int:
         """Memory of one cell of `AtlasRows`."""
-        return 5 * (self._rna_panels.shape[1] + self._adt_panels.shape[1])  # float32 and bool
+        return 4 * (self._rna_panels.shape[1] + self._adt_panels.shape[1])  # float32
 
     @property
     def table_bytes(self) -> int:
@@ -193,15 +224,11 @@ class Atlas:
         return AtlasRows(
             row=rows,
             rna=rna,
-            rna_observed=self._observed(self._rna_panels, self._rna_panel[rows]),
+            rna_measured=Measured(self._rna_panels, self._rna_panel[rows]),
             rna_total_counts=self._total_counts[rows],
             adt=adt,
-            adt_observed=self._observed(self._adt_panels, self._adt_panel[rows]),
+            adt_measured=Measured(self._adt_panels, self._adt_panel[rows]),
         )
-
-    def _observed(self, panels: NDArray[np.bool_], panel: NDArray[np.int64]) -> NDArray[np.bool_]:
-        out = self._buffers.lend((len(panel), panels.shape[1]), np.bool_)
-        return np.take(panels, panel, axis=0, out=out, mode="wrap")  # unlike "raise", writes straight into `out`
 
     def _check_indptr(self, number: int) -> None:
         steps, end = np.diff(self._indptr), self._counts.shape[0]

@@ -1,10 +1,12 @@
 """Masks: the right number, of observed tokens only, and a function of (seed, epoch, cell)."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from scfusion_fm import ScFusionTTTFeatureExtractor
-from scfusion_fm.data.atlas import AtlasRows
+from scfusion_fm.data.atlas import AtlasRows, Measured
 from scfusion_fm.data.collate import MaskingCollator, smallest_share
 
 GENES, PROTEINS = 40, 12
@@ -29,7 +31,8 @@ def make_rows(row, rng_seed=0):
     rna = np.stack([d.poisson(1.0, GENES) + 1 for d in draws]).astype(np.float32)
     adt = np.stack([d.poisson(9.0, PROTEINS) + 1 for d in draws]).astype(np.float32)
     observed = np.broadcast_to(np.arange(PROTEINS) < 10, adt.shape)
-    return AtlasRows(row, rna, np.ones(rna.shape, bool), rna.sum(1).astype(float), adt, observed)
+    everything = Measured(np.ones((1, rna.shape[1]), bool), np.zeros(len(rna), dtype=int))
+    return AtlasRows(row, rna, everything, rna.sum(1).astype(float), adt, Measured(observed, np.arange(len(adt))))
 
 
 def test_share_of_masked_tokens(extractor):
@@ -66,7 +69,7 @@ def test_whole_modalities_are_hidden_as_often_as_asked(extractor):
 
 def test_cells_with_one_modality_keep_it(extractor):
     rows = make_rows(range(50))
-    rows = AtlasRows(rows.row, rows.rna, rows.rna_observed, rows.rna_total_counts, rows.adt, rows.adt_observed & False)
+    rows = replace(rows, adt_measured=Measured(rows.adt_observed & False, np.arange(len(rows.row))))
     batch = MaskingCollator(extractor, 0.15, 0.15, 0.5, 0.5)(rows, 0)
     assert (batch["rna_observed"].any(-1) & ~batch["rna_bool_masked_pos"]).any(1).all()
     assert not batch["adt_bool_masked_pos"].any()

@@ -57,7 +57,7 @@ def make_loader(atlas):
 
 def digest_cells(rows, passes):
     """Hash everything that is delivered of each cell."""
-    parts = [*vars(rows).values(), passes]
+    parts = [rows.row, *rows.as_counts().values(), passes]
     return [blake2b(b"".join(part[i].tobytes() for part in parts), digest_size=8).digest() for i in range(len(passes))]
 
 
