@@ -121,7 +121,7 @@ class SyntheticSource:
         counts = np.empty(molecules.sum(), np.uint16)
         states = hash_keys(self.seed, _DRAWS, row)
         measured = np.ascontiguousarray(self.rna_panel.T)
-        _draw_cells(states, kind, molecules, *self._alias, measured, dataset, indptr, genes, counts)
+        _draw_cells((states, kind, molecules, dataset), self._alias, measured, (indptr, genes, counts))
         end = indptr[-1]
         shape = (len(row), self.vocabulary.num_genes)
         return sp.csr_matrix((counts[:end].copy(), genes[:end].copy(), indptr), shape=shape), self._proteins(
@@ -213,8 +213,11 @@ def _build_alias(share):
 
 
 @numba.njit(nogil=True, cache=True)
-def _draw_cells(states, kinds, molecules, accept, other, measured, dataset, indptr, genes, counts):
+def _draw_cells(cells, alias, measured, out):
     """Draw the molecules of each cell with splitmix64 and count them by gene."""
+    states, kinds, molecules, dataset = cells
+    accept, other = alias
+    indptr, genes, counts = out
     number = accept.shape[1]
     tally = np.zeros(number, np.uint16)
     end = 0
