@@ -114,9 +114,9 @@ class LoaderConfig:
 
     block_rows: int = 64
     """Neighbouring cells that are read together; fewer mix better and read slower."""
-    window_blocks: int = 8
+    window_blocks: int = 32
     """Blocks of a lane that are mixed with each other; more mix better and take more memory."""
-    lanes: int = 64
+    lanes: int = 16
     """Places of the atlas that each batch is drawn from; a multiple of the number of ranks, best a divisor of
     `optim.global_batch_size`."""
     threads: int = 2

@@ -78,7 +78,7 @@ def test_run_reports_progress_and_keeps_two_checkpoints(two_ranks):
     record = read_metrics(output)[-1]
     assert {"step", "epoch", "cells", "split", "seconds", "loss"} <= record.keys()
     assert all(0 <= r["data_stall"] < 1 for r in read_metrics(output) if r["split"] == "train")
-    assert "loader: 64 lanes, 512 window rows" in done.stdout
+    assert "loader: 8 lanes, 2048 window rows" in done.stdout
 
 
 def test_finished_run_says_so_and_stays_as_it_is(two_ranks):

@@ -65,8 +65,8 @@ class CellOrder:
         rows: Mapping[str, NDArray[np.int64]],
         seed: int,
         block_rows: int = 64,
-        window_blocks: int = 8,
-        lanes: int = 64,
+        window_blocks: int = 32,
+        lanes: int = 16,
         weights: Mapping[str, float] | None = None,
     ):
         sizes = {"block_rows": block_rows, "window_blocks": window_blocks, "lanes": lanes}

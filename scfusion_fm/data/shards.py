@@ -5,10 +5,12 @@ and blosc, zstd or no compression. Neighbouring chunks come with one request, an
 threads can read at once. A "row" is an element of a vector or a row of a matrix whose chunks are as wide as it is.
 """
 
+import itertools
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+import struct
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -21,6 +23,7 @@ from numpy.typing import NDArray
 from .locations import Location, file_system, is_remote
 
 _ABSENT = np.uint64(2**64 - 1)
+_BLOSC_HEADER = struct.Struct("<4xI4xI")  # bytes of the content and of the frame
 
 Request = tuple[str, int, int | None]  # key, first byte, end (None: to the end of the object)
 
@@ -99,13 +102,13 @@ def open_files(path: Location) -> Files:
 
 
 @dataclass(frozen=True)
-class _Chunks:
-    """Where chunks lie: key, first byte and end (None: that of the object) of each; `present` where they exist."""
+class _Run:
+    """Chunks that follow each other in one object: place of the first, what to read, and where each begins and ends."""
 
-    key: list[str]
-    start: list[int]
-    stop: list[int | None]
-    present: NDArray[np.bool_]
+    first: int
+    request: Request
+    starts: list[int]
+    stops: list[int | None]
 
 
 class ArrayReader:
@@ -193,41 +196,60 @@ class ArrayReader:
         return values[:rows]
 
     def _read_chunks(self, chunks: NDArray[np.int64]) -> NDArray:
+        try:
+            return self._decode_chunks(chunks)
+        except ValueError:
+            if not self._indexes:
+                raise
+            self._indexes.clear()  # an atlas that has grown since has a new last shard
+            return self._decode_chunks(chunks)
+
+    def _decode_chunks(self, chunks: NDArray[np.int64]) -> NDArray:
         out = np.empty((len(chunks), self.chunk_rows, *self.shape[1:]), self.dtype)
         target = out.reshape(len(chunks), self.chunk_rows * math.prod(self.shape[1:])).view(np.uint8)
-        found = self._find(chunks)
-        out[~found.present] = self._fill
-        runs = _split_runs(found)
-        requests = [(found.key[run[0]], found.start[run[0]], found.stop[run[-1]]) for run in runs]
-        for run, data in zip(runs, self._files.read_ranges(requests), strict=True):
-            if data is None and self._complete:
-                raise ValueError(self._damage(chunks[run[0]], "is missing"))
+        runs = self._find(chunks)
+        for gap in _gaps(runs, len(chunks)):
+            self._fill_absent(out, gap, chunks)
+        for run, data in zip(runs, self._files.read_ranges([run.request for run in runs]), strict=True):
             if data is None:
-                out[run] = self._fill
+                self._fill_absent(out, slice(run.first, run.first + len(run.starts)), chunks)
                 continue
-            whole, origin = memoryview(data), found.start[run[0]]
-            for i in run:
-                stop = None if found.stop[i] is None else found.stop[i] - origin
-                self._decode_chunk(whole[found.start[i] - origin : stop], target[i], chunks[i])
+            whole, i = memoryview(data), run.first
+            try:
+                for i, start, stop in zip(itertools.count(run.first), run.starts, run.stops):
+                    self._decode(whole[start:stop], target[i])
+            except (ValueError, RuntimeError) as error:
+                raise ValueError(self._damage(chunks[i], f"cannot be decoded ({error})")) from error
         return out.reshape(len(chunks) * self.chunk_rows, *self.shape[1:])
 
-    def _find(self, chunks: NDArray[np.int64]) -> _Chunks:
+    def _fill_absent(self, out: NDArray, where: slice, chunks: NDArray[np.int64]) -> None:
+        if self._complete:
+            raise ValueError(self._damage(chunks[where][0], "is missing"))
+        out[where] = self._fill
+
+    def _find(self, chunks: NDArray[np.int64]) -> list[_Run]:
         """Find where chunks lie; an array without shards has one object per chunk."""
-        number = len(chunks)
-        shard, inside = np.divmod(chunks, self._chunks_per_shard)
-        keys = [self._key.format(s) for s in shard]
         if self._index_at_end is None:
-            return _Chunks(keys, [0] * number, [None] * number, np.ones(number, bool))
-        place = np.full((number, 2), _ABSENT)
+            return [_Run(i, (self._key.format(chunk), 0, None), [0], [None]) for i, chunk in enumerate(chunks)]
+        shard, inside = np.divmod(chunks, self._chunks_per_shard)
+        place = np.full((len(chunks), 2), _ABSENT)
         for s in np.unique(shard):
             index = self._index(int(s))
             if index is not None:
                 place[shard == s] = index[inside[shard == s]]
         present = place[:, 0] != _ABSENT
-        if self._complete and not present.all():
-            raise ValueError(self._damage(chunks[~present][0], "is missing"))
-        place = place.astype(np.int64)
-        return _Chunks(keys, place[:, 0].tolist(), place.sum(1).tolist(), present)
+        start = place[:, 0].astype(np.int64)
+        stop = start + place[:, 1].astype(np.int64)
+        joined = present[1:] & present[:-1] & (shard[1:] == shard[:-1]) & (start[1:] == stop[:-1])
+        borders = [0, *(np.flatnonzero(~joined) + 1).tolist(), len(chunks)]
+        runs = []
+        for low, high in itertools.pairwise(borders):
+            if low < high and present[low]:
+                origin = int(start[low])
+                request = (self._key.format(shard[low]), origin, int(stop[high - 1]))
+                ends = (stop[low:high] - origin).tolist()
+                runs.append(_Run(low, request, (start[low:high] - origin).tolist(), ends))
+        return runs
 
     def _index(self, shard: int) -> NDArray[np.uint64] | None:
         """Give (offset, bytes) of the chunks of a shard; None where there is no such shard."""
@@ -239,12 +261,6 @@ class ArrayReader:
                 raise ValueError(self._damage(shard * self._chunks_per_shard, "lies in a shard with a damaged index"))
             self._indexes[shard] = None if data is None else np.frombuffer(data[:-4], "<u8").reshape(-1, 2)
         return self._indexes[shard]
-
-    def _decode_chunk(self, source: memoryview, target: NDArray[np.uint8], chunk: int) -> None:
-        try:
-            self._decode(source, target)
-        except (ValueError, RuntimeError) as error:
-            raise ValueError(self._damage(chunk, f"cannot be decoded ({error})")) from error
 
     def _find_decoder(self, codecs: list[dict]) -> Callable[[memoryview, NDArray[np.uint8]], None]:
         names = [c["name"] for c in codecs]
@@ -263,22 +279,23 @@ class ArrayReader:
         return f"Chunk {chunk} of `{self.name}` {what}; copy or prepare the atlas again."
 
 
-def _split_runs(found: _Chunks) -> list[list[int]]:
-    """Group chunks that follow each other in one object."""
-    runs: list[list[int]] = []
-    for i in np.flatnonzero(found.present).tolist():
-        last = runs[-1][-1] if runs else None
-        if last is not None and found.key[last] == found.key[i] and found.stop[last] == found.start[i]:
-            runs[-1].append(i)
-        else:
-            runs.append([i])
-    return runs
+def _gaps(runs: list[_Run], number: int) -> Iterator[slice]:
+    """Give the places, of so many, that no run covers."""
+    end = 0
+    for run in runs:
+        if end < run.first:
+            yield slice(end, run.first)
+        end = run.first + len(run.starts)
+    if end < number:
+        yield slice(end, number)
 
 
 def _decode_blosc(source: memoryview, target: NDArray[np.uint8]) -> None:
     """Decode a blosc frame; its header is compared first, because blosc itself trusts it."""
-    size, stored = (int.from_bytes(source[i : i + 4], "little") for i in (4, 12))
-    if (size, stored) != (target.nbytes, source.nbytes):
+    if source.nbytes < _BLOSC_HEADER.size:
+        raise ValueError(f"{source.nbytes} bytes, too few for a header")
+    size, stored = _BLOSC_HEADER.unpack_from(source)
+    if size != target.nbytes or stored != source.nbytes:
         raise ValueError(f"{size} bytes in {stored}, expected {target.nbytes} in {source.nbytes}")
     blosc.decompress(source, target)
 

@@ -300,6 +300,18 @@ def test_a_growing_atlas_holds_the_old_cells_at_every_moment(recipe, sources, tm
     assert same(content(output), content(tmp_path / "whole.zarr"))
 
 
+def test_an_open_atlas_goes_on_reading_while_it_grows(recipe, sources, tmp_path):
+    recipe.sources = sources[:2]
+    prepare_atlas(recipe, tmp_path / "atlas.zarr", report=silent)
+    atlas, rows = Atlas(tmp_path / "atlas.zarr"), np.arange(250)
+    expected = atlas.read(rows)
+    recipe.sources = sources
+    prepare_atlas(recipe, tmp_path / "atlas.zarr", append=True, report=silent)
+    found = atlas.read(rows)
+    assert np.array_equal(found.rna, expected.rna)
+    assert np.array_equal(found.adt, expected.adt)
+
+
 def test_growth_by_other_rules_is_refused(recipe, sources, tmp_path):
     recipe.sources = sources[:1]
     with pytest.raises(ValueError, match="`atlas` must be a directory that `scfusion prepare` wrote"):
