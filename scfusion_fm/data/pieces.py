@@ -233,7 +233,7 @@ def write_piece(task: PieceTask) -> None:
     rows = np.concatenate(rows)
     order = source.row_order(rows)
     rna = sp.vstack([block.rna for block in blocks], format="csr")[order]
-    adt = np.concatenate([block.adt for block in blocks])[order]
+    adt = np.concatenate([block.adt for block in blocks])[order]  # a copy, in C order
     totals = np.concatenate([block.rna_total_counts for block in blocks])[order]
     del blocks
     obs = _describe_cells(source, source.obs.iloc[rows[order]], rna, adt, totals)
@@ -270,10 +270,9 @@ def _write(path: Path, obs: pd.DataFrame, rna: sp.csr_matrix, adt: NDArray) -> N
     path.parent.mkdir(exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=".", dir=path.parent))
     try:
-        np.save(scratch / "data.npy", rna.data)
-        np.save(scratch / "indices.npy", rna.indices)
-        np.save(scratch / "lengths.npy", np.diff(rna.indptr).astype(np.int64))
-        np.save(scratch / "adt.npy", adt)
+        lengths = np.diff(rna.indptr).astype(np.int64)
+        for name, array in {"data": rna.data, "indices": rna.indices, "lengths": lengths, "adt": adt}.items():
+            save_array(scratch / f"{name}.npy", array)
         obs.to_pickle(scratch / "obs.pickle")
         (scratch / "piece.json").write_text(json.dumps(asdict(_record(obs, rna, adt))))
         os.rename(scratch, path)
@@ -281,6 +280,13 @@ def _write(path: Path, obs: pd.DataFrame, rna: sp.csr_matrix, adt: NDArray) -> N
         shutil.rmtree(scratch)
         if not path.exists():  # another process may have been as far
             raise
+
+
+def save_array(path: Path, array: NDArray) -> None:
+    """Write what `np.load` reads; `np.save` does not tell that the disk is full as the system does."""
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(array.reshape(-1))
 
 
 def _record(obs: pd.DataFrame, rna: sp.csr_matrix, adt: NDArray) -> PieceRecord:

@@ -102,6 +102,20 @@ def test_pieces_are_small_and_random_and_cover_the_source(recipe: AtlasRecipe, t
     assert any((np.diff(c) > 1).any() for c in chunks)
 
 
+@pytest.mark.parametrize("shape", [(3, 4), (0,), (5, 0)])
+def test_saved_arrays_are_those_of_numpy(tmp_path: Path, shape):
+    array = np.arange(np.prod(shape), dtype=np.uint16).reshape(shape)
+    pieces.save_array(tmp_path / "a.npy", array)
+    found = np.load(tmp_path / "a.npy")
+    assert found.dtype == array.dtype
+    assert np.array_equal(found, array)
+
+
+def test_a_full_disk_is_told_as_such():
+    with pytest.raises(OSError, match="No space left on device"):
+        pieces.save_array(Path("/dev/full"), np.zeros(10))
+
+
 def test_scanpy_uses_an_atlas(recipe: AtlasRecipe, tmp_path: Path):
     prepare_atlas(recipe, tmp_path / "atlas.zarr", report=silent)
     adata = ad.read_zarr(tmp_path / "atlas.zarr")
