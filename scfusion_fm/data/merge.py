@@ -59,7 +59,7 @@ def build_manifest(store: Path, base: dict | None, vocabulary: Vocabulary, rule:
     manifest = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "scfusion_fm": version("scfusion-fm"),
+        "versions": {name: version(name) for name in ("scfusion-fm", "anndata", "zarr", "numcodecs", "numpy")},
         "num_cells": len(codes),
         "num_values": int(root["X/indptr"][len(codes)]),
         "num_genes": vocabulary.num_genes,
@@ -69,6 +69,7 @@ def build_manifest(store: Path, base: dict | None, vocabulary: Vocabulary, rule:
         "recipe": rule,
         "sources": sources,
         "files": (base["files"] if base else {}) | files,
+        "vocabulary_sha256": vocabulary.fingerprint(),
         "vocabulary": vocabulary.to_dict(),
     }
     (store / MANIFEST).write_text(json.dumps(manifest, indent=1))

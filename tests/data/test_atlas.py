@@ -3,6 +3,7 @@
 import json
 import shutil
 import warnings
+from importlib.metadata import version
 
 import anndata as ad
 import mudata as md
@@ -137,6 +138,9 @@ def test_manifest_names_sources_licences_and_checksums(atlas_path):
     assert [s["cells_with_adt"] for s in manifest["sources"]] == [90, 70]
     assert [s["proteins"] for s in manifest["sources"]] == [3, 2]
     assert all(len(s["sha256"]) == 64 for s in manifest["sources"])
+    assert manifest["vocabulary_sha256"] == Atlas(atlas_path).vocabulary.fingerprint()
+    assert manifest["versions"]["anndata"] == version("anndata")
+    assert {"X/data/c/0", "obsm/adt/c/0/0", "zarr.json"} <= manifest["files"].keys()
 
 
 def test_donors_stay_together(recipe, tmp_path):
