@@ -51,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     doctor.set_defaults(run=_doctor)
 
     inspect = commands.add_parser("inspect", help="say what an atlas holds and what its data sets share")
-    inspect.add_argument("atlas", type=Path, help="directory that `scfusion prepare` wrote")
+    inspect.add_argument("atlas", help="directory or URL of the atlas")
     inspect.add_argument("--json", action="store_true", help="print JSON")
     inspect.add_argument("--plot", type=Path, metavar="OUT.png", help="new picture of the panels that data sets share")
     inspect.set_defaults(run=_inspect)
@@ -117,7 +117,8 @@ def _prepare(args: argparse.Namespace) -> None:
         codec=config.codec,
     )
     job = AtlasJob(recipe, config.output, Engine(config.workers, config.dask), config.work_dir, args.append)
-    job.plan()
+    if not job.plan():
+        return
     if not args.merge:
         job.write_pieces(share)
     if not args.task:

@@ -18,7 +18,7 @@ import zarr
 from numpy.typing import NDArray
 
 from .engines import Progress
-from .locations import Location, checksum, file_system, zarr_store
+from .locations import Location, absolute, checksum, file_system, zarr_store
 from .packed import BufferPool, PackedCells
 from .shards import ArrayReader, open_files
 from .vocabulary import Vocabulary
@@ -108,7 +108,7 @@ class Atlas:
     """
 
     def __init__(self, path: Location):
-        self.path = path
+        self.path = path = absolute(path)
         files = open_files(path)
         self.manifest = read_manifest(path)
         self._counts = ArrayReader(files, "X/data", complete=True)
@@ -164,8 +164,8 @@ class Atlas:
         return total
 
     def rows_of(self, split: str) -> NDArray[np.int64]:
-        """List the rows of one split: train, val or test."""
-        return np.flatnonzero(self.split == split)
+        """List the rows of one split, train, val or test, without cells of which nothing was measured."""
+        return np.flatnonzero((self.split == split) & ((self._rna_panel >= 0) | (self._adt_panel >= 0)))
 
     def rows_by_dataset(self, split: str) -> dict[str, NDArray[np.int64]]:
         """List the rows of one split for each data set."""

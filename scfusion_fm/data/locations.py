@@ -15,6 +15,11 @@ def is_remote(location: Location) -> bool:
     return "://" in str(location)
 
 
+def absolute(location: Location) -> str:
+    """Give the full path of a place on this machine; a URL stays as it is."""
+    return str(location) if is_remote(location) else str(Path(location).expanduser().absolute())
+
+
 def file_system(location: Location) -> tuple[fsspec.AbstractFileSystem, str]:
     """Give the file system of a location and its path there."""
     return fsspec.core.url_to_fs(str(location))

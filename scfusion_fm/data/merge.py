@@ -1,5 +1,6 @@
 """Stage the store of an atlas in a working directory, describe it in the manifest, and publish it."""
 
+import errno
 import hashlib
 import json
 import shutil
@@ -13,7 +14,7 @@ import zarr
 from .atlas import FORMAT, FORMAT_VERSION, MANIFEST, read_manifest
 from .locations import Location, checksum, file_system, is_remote
 from .recipe import AtlasRecipe
-from .store import CHUNK_ROWS, NewDataset, StoreShape, create_store, grow_store
+from .store import CHUNK_ROWS, NewDataset, StoreShape, create_store, cut_store, grow_store
 from .vocabulary import Vocabulary
 
 METADATA = "zarr.json"
@@ -40,7 +41,7 @@ def stage_store(
         types = [_narrowest(largest[key]) for key in ("rna", "adt")]
         create_store(store, StoreShape(vocabulary, tuple(recipe.obs_columns), chunk, *types, recipe.codec))
     else:
-        _copy_edges(base, store)
+        _copy_edges(base, store, read_manifest(base))
         _check_types(store, largest)
     grow_store(store, datasets)
 
@@ -48,8 +49,12 @@ def stage_store(
 def build_manifest(store: Path, base: dict | None, vocabulary: Vocabulary, rule: dict, records: list[dict]) -> None:
     """Describe a finished store in its manifest: sources, cells, fingerprint, and a checksum per file."""
     root = zarr.open_group(store, mode="r")
-    categories, codes = (root[f"obs/split/{key}"][:] for key in ("categories", "codes"))
-    counts = np.bincount(codes, minlength=len(categories))
+    first, number = base["num_cells"] if base else 0, root["obs/split/codes"].shape[0]
+    categories = root["obs/split/categories"][:]
+    added = np.bincount(root["obs/split/codes"][first:], minlength=len(categories))  # old chunks are not staged
+    counts = dict(base["cells_per_split"]) if base else {}
+    for name, cells in zip(categories, added, strict=True):
+        counts[str(name)] = counts.get(str(name), 0) + int(cells)
     sources = [*(base["sources"] if base else []), *records]
     files = {
         str(path.relative_to(store)): {"bytes": path.stat().st_size, "sha256": checksum(path)}
@@ -60,11 +65,12 @@ def build_manifest(store: Path, base: dict | None, vocabulary: Vocabulary, rule:
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "versions": {name: version(name) for name in ("scfusion-fm", "anndata", "zarr", "numcodecs", "numpy")},
-        "num_cells": len(codes),
-        "num_values": int(root["X/indptr"][len(codes)]),
+        "num_cells": number,
+        "num_values": int(root["X/indptr"][number]),
         "num_genes": vocabulary.num_genes,
         "num_proteins": vocabulary.num_proteins,
-        "cells_per_split": {str(k): int(n) for k, n in zip(categories, counts, strict=True)},
+        "types": {"rna": root["X/data"].dtype.name, "adt": root["obsm/adt"].dtype.name},
+        "cells_per_split": counts,
         "fingerprint": fingerprint(vocabulary, sources),
         "recipe": rule,
         "sources": sources,
@@ -79,7 +85,7 @@ def fingerprint(vocabulary: Vocabulary, sources: Sequence[dict]) -> str:
     """Identify the content of an atlas, whatever codec, chunks and workers wrote it: cells, order, counts, split."""
     digest = hashlib.sha256(vocabulary.fingerprint().encode())
     for source in sources:
-        digest.update("\n".join([source["name"], *source["pieces"]]).encode())
+        digest.update("\n".join([source["name"], source["panels_sha256"], *source["pieces"]]).encode())
     return digest.hexdigest()
 
 
@@ -93,7 +99,7 @@ def publish(store: Path, output: Location, append: bool) -> dict:
     """
     if not append and not is_remote(output):
         manifest = json.loads((store / MANIFEST).read_text())
-        store.rename(output)
+        _move(store, Path(output))
         return manifest
     fs, path = file_system(output)
     for file in _in_order(store):
@@ -103,6 +109,21 @@ def publish(store: Path, output: Location, append: bool) -> dict:
         else:
             _replace(file, Path(target))
     return read_manifest(output)
+
+
+def _move(store: Path, output: Path) -> None:
+    """Let a directory appear in another place at once, on another file system too."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        store.rename(output)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        scratch = output.with_name(f".{output.name}.new")
+        shutil.rmtree(scratch, ignore_errors=True)
+        shutil.copytree(store, scratch)
+        scratch.rename(output)
+        shutil.rmtree(store)
 
 
 def _in_order(store: Path) -> Iterator[Path]:
@@ -122,26 +143,30 @@ def _replace(file: Path, target: Path) -> None:
     scratch.replace(target)
 
 
-def _copy_edges(base: Location, store: Path) -> None:
-    """Copy the metadata of an atlas, and of each array the last file if it is not full."""
+def _copy_edges(base: Location, store: Path, manifest: dict) -> None:
+    """
+    Copy the metadata of an atlas, and of each array the last file if it is not full.
+
+    The manifest says how long the arrays are: an append that was given up may have left longer ones behind.
+    """
     fs, path = file_system(base)
     names = [name for name in fs.find(path) if name.endswith("/" + METADATA)]
     for name in names:
         target = store / name[len(path) :].lstrip("/")
         target.parent.mkdir(parents=True, exist_ok=True)
         fs.get_file(name, str(target))
-    root = zarr.open_group(store, mode="r", use_consolidated=False)
+    root = zarr.open_group(store, mode="r+", use_consolidated=False)
+    cut_store(root, manifest["num_cells"], manifest["num_values"], len(manifest["sources"]))
     for name, array in root.members(max_depth=None):
         if not isinstance(array, zarr.Array) or 0 in array.shape:
             continue
-        steps = array.shards or array.chunks
-        if array.shape[0] % steps[0]:
-            edge = [array.shape[0] // steps[0]] + [0] * (array.ndim - 1)
-            file = "/".join([name, "c", *map(str, edge)])
-            if not fs.exists(f"{path}/{file}"):  # zarr writes no file for zeros alone
-                continue
-            (store / file).parent.mkdir(parents=True, exist_ok=True)
-            fs.get_file(f"{path}/{file}", str(store / file))
+        steps, last = array.shards or array.chunks, -(-array.shape[0] // (array.shards or array.chunks)[0])
+        first = 0 if name.endswith("/categories") else last - bool(array.shape[0] % steps[0])
+        for number in range(first, last):
+            file = "/".join([name, "c", str(number), *["0"] * (array.ndim - 1)])
+            if fs.exists(f"{path}/{file}"):  # zarr writes no file for zeros alone
+                (store / file).parent.mkdir(parents=True, exist_ok=True)
+                fs.get_file(f"{path}/{file}", str(store / file))
 
 
 def _check_types(store: Path, largest: dict[str, int]) -> None:

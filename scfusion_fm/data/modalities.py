@@ -47,6 +47,8 @@ class StoredModality:
         What to call the matrix in errors.
     slot
         `layers["counts"]`, `.raw`, `X` or `obsm["protein_expression"]`.
+    largest
+        Largest value.
     columns
         Columns of the matrix that are features of this modality; all when None.
     place
@@ -58,6 +60,7 @@ class StoredModality:
     names: pd.Index
     name: str
     slot: str
+    largest: float
     columns: NDArray[np.int64] | None = None
     place: NDArray[np.int64] | None = None
 
@@ -252,8 +255,8 @@ def _find_protein_obsm(adata: StoredAnnData, path: str) -> StoredModality:
         raise ValueError(f"`{name}` must have columns, got none. Remove it or fill it.")
     var = pd.DataFrame(index=proteins.columns.astype(str))
     matrix = store_matrix(proteins.to_numpy())
-    _check_values(matrix, name)
-    return StoredModality(matrix, var, adata.obs_names.astype(str), name, slot)
+    largest = _check_values(matrix, name)
+    return StoredModality(matrix, var, adata.obs_names.astype(str), name, slot, largest)
 
 
 def _guess_modality(var: pd.DataFrame, path: str) -> str:
@@ -300,34 +303,35 @@ def _find_counts(adata: StoredAnnData, name: str) -> StoredModality:
         raise ValueError(f"`{name}` must have cells and features, got shape {adata.shape}.")
     names = adata.obs_names.astype(str)
     if "counts" in adata.layers:
-        found = StoredModality(
-            adata.layers["counts"], adata.var, names, f'{name}, layers["counts"]', 'layers["counts"]'
-        )
-        _check_values(found.matrix, found.name)
-        return found
+        matrix, slot = adata.layers["counts"], 'layers["counts"]'
+        largest = _check_values(matrix, f"{name}, {slot}")
+        return StoredModality(matrix, adata.var, names, f"{name}, {slot}", slot, largest)
     tried = []
     for slot, holder in ((".raw", adata.raw), ("X", adata)):
         if holder is None or holder.X is None:
             continue
         try:
-            _check_values(holder.X, f"{name}, {slot}")
+            largest = _check_values(holder.X, f"{name}, {slot}")
         except ValueError as error:
             tried.append(str(error))
             continue
         var = holder.var if slot == "X" else _complete_raw_var(adata)
-        return StoredModality(holder.X, var, names, f"{name}, {slot}", slot)
+        return StoredModality(holder.X, var, names, f"{name}, {slot}", slot, largest)
     reasons = " ".join(tried) or "all are empty."
     raise ValueError(
         f'`{name}` must hold raw counts in layers["counts"], .raw or X, got none: layers["counts"] missing, {reasons}'
     )
 
 
-def _check_values(matrix: StoredMatrix, name: str) -> None:
-    """Check all stored values of a matrix, block by block."""
+def _check_values(matrix: StoredMatrix, name: str) -> float:
+    """Check all stored values of a matrix, block by block; give the largest."""
+    largest = 0.0
     if isinstance(matrix, StoredCsr) and isinstance(matrix.indices, np.ndarray):
         check_sparse(matrix.rows(0, matrix.shape[0]), name)
     for block in matrix.values():
         check_counts(block, name)
+        largest = max(largest, float(np.max(block, initial=0)))
+    return largest
 
 
 def _complete_raw_var(adata: StoredAnnData) -> pd.DataFrame:

@@ -89,6 +89,12 @@ class CellOrder:
         }
         self._plan = lru_cache(maxsize=2)(self._plan_epoch)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key != "_plan"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _plan=lru_cache(maxsize=2)(self._plan_epoch))
+
     def __len__(self) -> int:
         """Count the rows of an epoch."""
         return sum(self._shown)

@@ -75,6 +75,9 @@ class BufferPool:
         self._arrays.append(np.empty(0))
         self._references_when_free = self._count_references(0)
 
+    def __reduce__(self):
+        return BufferPool, (self._arrays.maxlen,)  # another process has arrays of its own
+
     def lend(self, shape: tuple[int, ...], dtype: type) -> NDArray:
         """Give an array with arbitrary content that nobody else uses."""
         with self._lock:

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from .align import Alignment
 from .fingerprints import feature_keys, fingerprint_rows
 from .hashing import hash_keys
+from .locations import state_of
 from .modalities import CellsFile
 from .vocabulary import Vocabulary
 
@@ -123,6 +124,8 @@ class PieceSource:
         Genes and proteins, by which cells are fingerprinted.
     seed
         Seed of the order of cells.
+    path, state
+        Where the cells are from, and what was known of it when it was surveyed; None for cells from nowhere.
     """
 
     name: str
@@ -132,6 +135,23 @@ class PieceSource:
     adt_observed: NDArray[np.bool_]
     vocabulary: Vocabulary
     seed: int
+    path: str | None = None
+    state: list | None = None
+
+    def check_unchanged(self) -> None:
+        """
+        Refuse to read a file that is not the one that was surveyed.
+
+        Raises
+        ------
+        ValueError
+            If it has changed.
+        """
+        if self.path is not None and state_of(self.path) != self.state:
+            raise ValueError(
+                f"`{self.path}` must stay as it is while it is read, got another file than was surveyed. Remove the "
+                "working directory and start again."
+            )
 
     @property
     def chunks_per_piece(self) -> int:
@@ -225,6 +245,7 @@ def _load_source(path: Path, changed_ns: int) -> PieceSource:
 def write_piece(task: PieceTask) -> None:
     """Read, align, order and write the cells of a piece; it appears complete or not at all."""
     source = load_source(task.work, task.source)
+    source.check_unchanged()
     rows, blocks = [], []
     for chunk in source.chunks_of(task.piece):
         start, stop = chunk * CHUNK_ROWS, min((chunk + 1) * CHUNK_ROWS, len(source.obs))
@@ -292,6 +313,7 @@ def save_array(path: Path, array: NDArray) -> None:
 def _record(obs: pd.DataFrame, rna: sp.csr_matrix, adt: NDArray) -> PieceRecord:
     digest = hashlib.sha256("\n".join(obs.index).encode())
     digest.update("\n".join(obs["split"]).encode())
+    digest.update(obs["rna_total_counts"].to_numpy("<f8"))
     for array, kind in ((rna.data, "<u4"), (rna.indices, "<u4"), (np.diff(rna.indptr), "<u4"), (adt, "<u4")):
         digest.update(np.ascontiguousarray(array, dtype=kind))
     present = obs["rna_present"] | obs["adt_present"]

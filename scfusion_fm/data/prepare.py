@@ -6,7 +6,9 @@ were surveyed, pieces and shards that were written are not touched again. The at
 
 import dataclasses
 import fcntl
+import hashlib
 import json
+import os
 import shutil
 import tempfile
 import warnings
@@ -16,11 +18,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .align import match_features, warn_empty_cells
 from .atlas import MANIFEST, read_manifest
 from .engines import Engine
-from .locations import Location, exists, is_remote, state_of
+from .locations import Location, absolute, exists, is_remote, state_of
 from .merge import build_manifest, publish, stage_store
+from .modalities import CellsFile
 from .pieces import FileReader, Piece, PieceSource, PieceTask, load_source, save_source, write_piece
 from .recipe import AtlasRecipe, Source, atlas_obs, describe, survey_source
 from .store import NewDataset, consolidate, plan_shards, write_shard
@@ -68,9 +73,13 @@ def prepare_atlas(
         file is refused by its reader.
     """
     job = AtlasJob(recipe, output, engine or Engine(), work, append, report)
-    job.plan()
-    job.write_pieces()
-    return job.merge()
+    try:
+        if not job.plan():
+            return read_manifest(output)
+        job.write_pieces()
+        return job.merge()
+    finally:
+        close_files()
 
 
 def check_new_path(path: Location, name: str) -> None:
@@ -104,17 +113,25 @@ class AtlasJob:
             place = Path(str(self.output).rstrip("/"))
             parent = Path() if is_remote(self.output) else place.parent
             self.work = parent / f".{place.name}.work"
-        self.work = Path(self.work).absolute()
+        self.output, self.work = absolute(self.output), Path(absolute(self.work))
 
-    def plan(self) -> None:
-        """Survey the sources and fix what is to be done; or take up the plan of unfinished work."""
-        self._drop_finished()
+    def plan(self) -> bool:
+        """
+        Survey the sources and fix what is to be done, or take up the plan of unfinished work.
+
+        Returns
+        -------
+        Whether there is anything to do: not where a process was killed just after it had published the atlas.
+        """
+        if self._drop_finished():
+            return False
         base = self._base()
         known = {s["name"] for s in base["sources"]} if base else set()
         sources = [s for s in self.recipe.sources if s.name not in known]
         if not sources:
             raise ValueError(f"`sources` must name data sets that the atlas lacks, got only {sorted(known)}.")
         self.take_up(_identity(self.recipe, sources, base), lambda: self._survey(sources, base))
+        return True
 
     def take_up(self, identity: dict, make: Callable[[], tuple[list[PieceSource], list[dict]]]) -> None:
         """
@@ -130,10 +147,15 @@ class AtlasJob:
         Raises
         ------
         ValueError
-            If there is unfinished work that depends on something else.
+            If there is unfinished work that depends on something else, or the directory is in use.
         """
         file = self.work / "plan.json"
         if not file.exists():
+            if self.work.exists() and any(self.work.iterdir()):
+                raise ValueError(
+                    f"`work_dir` must be new, empty or that of unfinished work, got {str(self.work)!r} with "
+                    "other files."
+                )
             self._save_plan(identity, *make())
         self._plan = json.loads(file.read_text())
         if self._plan["identity"] != identity:
@@ -166,26 +188,39 @@ class AtlasJob:
                 f"`--merge` needs all pieces, got {len(missing)} missing, such as {missing[0]}; "
                 "run the tasks that write them first."
             )
-        with self._lock(shared=False):
+        with self._lock(shared=False), _lock_atlas(self.output, self.append):
             store = self.work / "store"
+            self._check_base(store)
             if not (self.work / "ready").exists():
                 self._fill(store)
             manifest = publish(store, self.output, self.append)
         shutil.rmtree(self.work)
-        close_files()
         self.report(f"wrote {self.output}: {manifest['num_cells']} cells, {manifest['cells_per_split']}")
         return manifest
 
-    def _drop_finished(self) -> None:
+    def _check_base(self, store: Path) -> None:
+        """Refuse to add to an atlas that is another one than when the work was planned."""
+        if not self.append:
+            return
+        found, planned = read_manifest(self.output)["fingerprint"], self._plan["identity"]["base"]
+        if found != planned:
+            raise ValueError(
+                f"`output` {self.output!r} has changed since this work was planned: another process has added to it. "
+                f"Remove {str(self.work)!r} and start again."
+            )
+
+    def _drop_finished(self) -> bool:
         """Remove the working directory of an atlas that was published just before its process was killed."""
         if not (self.work / "ready").exists():
-            return
+            return False
         staged = self.work / "store" / MANIFEST
         if not staged.exists() or (
             exists(self.output) and read_manifest(self.output) == json.loads(staged.read_text())
         ):
             shutil.rmtree(self.work)
             self.report(f"{self.output} was finished before")
+            return True
+        return False
 
     def _base(self) -> dict | None:
         """Read the manifest of the atlas to which sources are added."""
@@ -208,6 +243,8 @@ class AtlasJob:
             for message in survey.warnings:
                 warnings.warn(message, UserWarning, stacklevel=3)
             self.report(f"{source.name}: {describe(survey.file)}")
+            if base is not None:
+                _check_fits(survey.file, base["types"])
         if base is None:
             files = [survey.file for survey in surveys]
             vocabulary = build_vocabulary(files, genes=self.recipe.genes, proteins=self.recipe.proteins)
@@ -226,6 +263,8 @@ class AtlasJob:
                     adt_observed=alignment.adt_observed,
                     vocabulary=vocabulary,
                     seed=self.recipe.seed,
+                    path=source.path,
+                    state=state_of(source.path),
                 )
             )
             records.append(
@@ -303,6 +342,33 @@ class AtlasJob:
             yield
 
 
+def _check_fits(file: CellsFile, types: dict[str, str]) -> None:
+    """Refuse counts that an atlas cannot hold before anything is written."""
+    for name, modality in (("rna", file.rna), ("adt", file.adt)):
+        limit = np.iinfo(types[name]).max
+        if modality is not None and modality.largest > limit:
+            raise ValueError(
+                f"`--append` must add {name} counts up to {limit:,}, which this atlas holds, got "
+                f"{modality.largest:,.0f} in {modality.name}. Prepare the atlas anew with all sources."
+            )
+
+
+@contextmanager
+def _lock_atlas(output: Location, append: bool):
+    """Keep other processes from adding to the same atlas; an object store knows no locks."""
+    if not append or is_remote(output):
+        yield
+        return
+    directory = os.open(output, os.O_RDONLY)
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise ValueError(f"`output` {output!r} is being written by another process; wait for it or stop it.") from error
+    finally:
+        os.close(directory)
+
+
 def _is_published(staged: Path, output: Location) -> bool:
     return read_manifest(output)["fingerprint"] == json.loads(staged.read_text())["fingerprint"]
 
@@ -329,5 +395,6 @@ def _describe(record: dict, dataset: NewDataset) -> dict:
     facts = {key: value for key, value in record.items() if key != "num_pieces"}
     facts |= {key: sum(getattr(p, attribute) for p in pieces) for key, attribute in _SUMS.items()}
     facts |= {f"cells_{key}": sum(p.cells[key] for p in pieces) for key in ("with_rna", "with_adt")}
+    facts["panels_sha256"] = hashlib.sha256(dataset.rna_observed.tobytes() + dataset.adt_observed.tobytes()).hexdigest()
     facts |= {"genes": int(dataset.rna_observed.sum()), "proteins": int(dataset.adt_observed.sum())}
     return facts | {"pieces": [p.digest for p in pieces]}

@@ -6,11 +6,13 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from .locations import Location, checksum
+from .locations import Location, absolute, checksum
 from .modalities import CellsFile
 from .readers import open_cells
 from .split import assign_split
+from .store import PLAIN_COLUMNS
 
+RESERVED = ("_index", "dataset", "split", *PLAIN_COLUMNS)
 DATASET = "dataset"  # the column that every atlas has, and a group by which whole data sets are held out
 
 
@@ -23,6 +25,9 @@ class Source:
     modality: str = "auto"
     licence: str = "unknown"
     reference: str = ""
+
+    def __post_init__(self):
+        self.path = absolute(self.path)  # workers may stand elsewhere
 
 
 @dataclass
@@ -54,13 +59,19 @@ class AtlasRecipe:
         Raises
         ------
         ValueError
-            If there are no sources, names repeat, or the codec is unknown.
+            If there are no sources, names repeat, a column is not to be had, or the codec is unknown.
         """
         names = [s.name for s in self.sources]
         if not names:
             raise ValueError("`sources` must name at least one file, got none.")
         if len(set(names)) < len(names):
             raise ValueError(f"`sources` must have different names, got {names}.")
+        for column in self.obs_columns:
+            if column in RESERVED or not column or list(self.obs_columns).count(column) > 1:
+                raise ValueError(
+                    f"`obs_columns` must name each column once, and none that every atlas has, got {column!r}. Leave "
+                    f"it out, or rename the column of the source; every atlas has {', '.join(RESERVED)}."
+                )
         if self.codec not in ("lz4", "zstd"):
             raise ValueError(f"`codec` must be lz4 or zstd, got {self.codec!r}.")
 
@@ -115,7 +126,7 @@ def atlas_obs(recipe: AtlasRecipe, name: str, obs: pd.DataFrame) -> pd.DataFrame
     """
     rule, names = recipe.split, obs.index.astype(str)
     groups = None
-    if rule.group_key == DATASET and DATASET not in obs:
+    if rule.group_key == DATASET:
         groups = [name] * len(obs)
     elif rule.group_key is not None:
         if rule.group_key not in obs:
@@ -124,6 +135,10 @@ def atlas_obs(recipe: AtlasRecipe, name: str, obs: pd.DataFrame) -> pd.DataFrame
                 f"{name} lacks; it has {list(obs.columns)}."
             )
         groups = obs[rule.group_key].astype(str).to_numpy()
+        missing = int(obs[rule.group_key].isna().sum())
+        if missing:
+            message = f"{name}: {missing:,} cells have no {rule.group_key!r} and are held out, or not, together."
+            warnings.warn(message, UserWarning, stacklevel=2)
     split = assign_split(names, rule.val_fraction, rule.test_fraction, rule.seed, groups)
     columns = {"split": split}
     absent = [c for c in recipe.obs_columns if c not in obs]

@@ -21,6 +21,7 @@ from scipy.stats import poisson
 from .atlas import Atlas
 from .fingerprints import CellFingerprints
 from .hashing import hash_keys
+from .locations import zarr_store
 
 SEEN_CELLS = "seen_cells.npz"
 FORMAT = "scfusion-seen-cells 1"
@@ -273,7 +274,7 @@ def remember_atlas(atlas: Atlas) -> SeenCells:
     ValueError
         If the atlas was prepared without fingerprints.
     """
-    obs = zarr.open_group(atlas.path, mode="r")["obs"]
+    obs = zarr.open_group(zarr_store(atlas.path), mode="r")["obs"]
     columns = ("rna_fingerprint", "adt_fingerprint")
     if any(column not in obs for column in columns):
         raise ValueError(

@@ -186,6 +186,19 @@ def grow_store(path: Path, datasets: Sequence[NewDataset]) -> None:
         array[:, first:] = new
 
 
+def cut_store(root: zarr.Group, rows: int, values: int, datasets: int) -> None:
+    """Let the arrays be as long as those of so many cells, stored counts and data sets; columns of text keep all."""
+    lengths = {"X/data": values, "X/indices": values, "X/indptr": rows + 1, "obs/_index": rows}
+    lengths |= {"uns/datasets": datasets, "obs/dataset/categories": datasets}
+    for name in root["obs"].attrs["column-order"]:
+        lengths[f"obs/{name}" if name in PLAIN_COLUMNS else f"obs/{name}/codes"] = rows
+    for name, length in lengths.items():
+        root[name].resize((length,))
+    root["obsm/adt"].resize((rows, root["obsm/adt"].shape[1]))
+    for name in ("varm/rna_panel", "uns/adt/panel"):
+        root[name].resize((root[name].shape[0], datasets))
+
+
 def _append(array: zarr.Array, values: NDArray) -> None:
     first = array.shape[0]
     array.resize((first + len(values),))
@@ -251,13 +264,14 @@ def plan_shards(store: Path, pieces: Sequence[Piece], done: Path) -> list[ShardT
 
 def write_shard(task: ShardTask) -> None:
     """Fill a shard from the pieces."""
-    array = zarr.open_group(task.store, mode="r+", use_consolidated=False)[task.array]
     parts, position = [], task.first
     for path in task.pieces:
         values = Piece.open(path).array(BULK[task.array])
         parts.append(values[max(task.start - position, 0) : max(task.stop - position, 0)])
         position += len(values)
-    array[task.start : task.stop] = np.concatenate(parts).astype(array.dtype)
+    with zarr.config.set({"array.write_empty_chunks": True}):  # a missing chunk of `X` means damage
+        array = zarr.open_group(task.store, mode="r+", use_consolidated=False)[task.array]
+        array[task.start : task.stop] = np.concatenate(parts).astype(array.dtype)
     task.done.touch()
 
 

@@ -4,7 +4,6 @@ Letters: E data sets.
 """
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import anndata as ad
 import numpy as np
@@ -12,6 +11,7 @@ import zarr
 from numpy.typing import NDArray
 
 from .atlas import read_manifest
+from .locations import Location, zarr_store
 
 BLOCK_ROWS = 65_536
 SPLITS = ("train", "val", "test")
@@ -89,23 +89,24 @@ class AtlasSummary:
         return asdict(self)
 
 
-def summarise_atlas(path: Path) -> AtlasSummary:
+def summarise_atlas(path: Location) -> AtlasSummary:
     """
     Sum up an atlas.
 
     Raises
     ------
     ValueError
-        If the directory is no atlas of this version.
+        If there is no atlas of this version.
     """
     manifest = read_manifest(path)
-    group = zarr.open_group(path, mode="r")
+    group = zarr.open_group(zarr_store(path), mode="r")
+    number, sources = manifest["num_cells"], len(manifest["sources"])  # arrays are longer while the atlas grows
     obs = group["obs"]
-    dataset = ad.io.read_elem(obs["dataset"])
-    split = np.asarray(ad.io.read_elem(obs["split"]))
-    panels = {"genes": group["varm/rna_panel"][:], "proteins": group["uns/adt/panel"][:]}  # (features, E)
-    present = {"rna": obs["rna_present"][:], "adt": obs["adt_present"][:]}
-    totals = {"rna": obs["rna_total_counts"][:], "adt": _sum_rows(group["obsm/adt"])}
+    dataset = ad.io.read_elem(obs["dataset"])[:number].remove_unused_categories()
+    split = np.asarray(ad.io.read_elem(obs["split"])[:number])
+    panels = {"genes": group["varm/rna_panel"][:, :sources], "proteins": group["uns/adt/panel"][:, :sources]}
+    present = {"rna": obs["rna_present"][:number], "adt": obs["adt_present"][:number]}
+    totals = {"rna": obs["rna_total_counts"][:number], "adt": _sum_rows(group["obsm/adt"], number)}
     licences = {source["name"]: source["licence"] for source in manifest["sources"]}
     datasets = []
     for code, name in enumerate(map(str, dataset.categories)):
@@ -126,20 +127,21 @@ def summarise_atlas(path: Path) -> AtlasSummary:
     return AtlasSummary(
         str(path),
         manifest["fingerprint"],
-        sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
+        sum(file["bytes"] for file in manifest["files"].values()),
         len(split),
         *(len(panel) for panel in panels.values()),
         _count_splits(split),
-        float(int(group["X/indptr"][-1]) / max(present["rna"].sum(), 1)),
+        float(manifest["num_values"] / max(present["rna"].sum(), 1)),
         _count_leaks(obs, split),
         datasets,
         *(matrix.tolist() for matrix in shared),
     )
 
 
-def _sum_rows(array: zarr.Array) -> NDArray[np.int64]:
-    """Sum the rows, some at a time."""
-    parts = [array[i : i + BLOCK_ROWS].sum(axis=1, dtype=np.int64) for i in range(0, array.shape[0], BLOCK_ROWS)]
+def _sum_rows(array: zarr.Array, number: int) -> NDArray[np.int64]:
+    """Sum the first rows, some at a time."""
+    blocks = (array[i : min(i + BLOCK_ROWS, number)] for i in range(0, number, BLOCK_ROWS))
+    parts = [block.sum(axis=1, dtype=np.int64) for block in blocks]
     return np.concatenate(parts)
 
 
@@ -157,6 +159,6 @@ def _count_leaks(obs: zarr.Group, split: NDArray[np.str_]) -> int | None:
     is_test = split == "test"
     leaked = np.zeros(int(is_test.sum()), dtype=bool)
     for column in ("rna_fingerprint", "adt_fingerprint"):
-        values = obs[column][:]
+        values = obs[column][: len(split)]
         leaked |= (values[is_test] != 0) & np.isin(values[is_test], values[~is_test])
     return int(leaked.sum())

@@ -108,3 +108,8 @@ def test_state_of_another_node_or_order_is_refused(dataset, atlas):
     other.load_state_dict(dataset.state_dict())
     with pytest.raises(ValueError, match="`loader` and `seed` must be those that the run started with"):
         next(iter(other))
+
+
+def test_the_view_can_be_sent_to_spawned_workers(dataset, atlas):
+    loader = DataLoader(dataset, batch_size=16, num_workers=1, multiprocessing_context="spawn")
+    assert sorted(row for batch in loader for row in batch["row"].tolist()) == atlas.rows_of("train").tolist()

@@ -1,5 +1,6 @@
 """Preparing an atlas: the same for any workers, interruptions and ways; growing; what must not be mixed."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -215,11 +216,10 @@ def test_a_kill_after_publication_leaves_a_finished_atlas(recipe, tmp_path, monk
         kill_after(patch, prepare.shutil, "rmtree", 1)  # the first one clears the way for the store
         with pytest.raises(Killed):
             prepare_atlas(recipe, tmp_path / "atlas.zarr", report=silent)
-    before = files(tmp_path / "atlas.zarr")
-    lines = []
-    with pytest.raises(ValueError, match="`output` must not exist yet"):
-        prepare_atlas(recipe, tmp_path / "atlas.zarr", report=lines.append)
-    assert "was finished before" in lines[0]
+    before, lines = files(tmp_path / "atlas.zarr"), []
+    manifest = prepare_atlas(recipe, tmp_path / "atlas.zarr", report=lines.append)
+    assert manifest["num_cells"] == 420
+    assert lines == [f"{tmp_path}/atlas.zarr was finished before"]
     assert files(tmp_path / "atlas.zarr") == before
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
@@ -278,7 +278,13 @@ def test_a_grown_atlas_is_the_one_written_at_once(recipe, sources, tmp_path):
         verify_atlas(output, report=silent)
     assert Atlas(output).fingerprint == Atlas(tmp_path / "whole.zarr").fingerprint
     assert same(content(output), content(tmp_path / "whole.zarr"))
-    assert [s["name"] for s in read_manifest(output)["sources"]] == ["a", "b", "c"]
+    manifest, whole = read_manifest(output), read_manifest(tmp_path / "whole.zarr")
+    assert [s["name"] for s in manifest["sources"]] == ["a", "b", "c"]
+    assert (
+        manifest["cells_per_split"]
+        == whole["cells_per_split"]
+        == ad.read_zarr(output).obs["split"].value_counts().to_dict()
+    )
     last = files(output)
     shards = [name for name in first if name.startswith(("X/data/c", "X/indices/c", "obsm/adt/c"))]
     unchanged = [name for name in shards if first[name] == last[name]]
@@ -324,6 +330,119 @@ def test_an_open_atlas_goes_on_reading_while_it_grows(recipe, sources, tmp_path)
     found = atlas.read(rows)
     assert np.array_equal(found.rna, expected.rna)
     assert np.array_equal(found.adt, expected.adt)
+
+
+def give_up_growing(recipe, output, monkeypatch, number: int) -> bool:
+    """Kill an append after some files were published, and remove its work; tell whether there were as many."""
+    with monkeypatch.context() as patch:
+        kill_after(patch, merge, "_replace", number)
+        try:
+            prepare_atlas(recipe, output, append=True, report=silent)
+            return False
+        except Killed:
+            shutil.rmtree(output.parent / f".{output.name}.work")
+            return True
+
+
+def test_growth_that_was_given_up_leaves_nothing_in_the_next_one(recipe, sources, tmp_path, monkeypatch):
+    recipe.sources = [sources[0], sources[1]]
+    prepare_atlas(recipe, tmp_path / "whole.zarr", report=silent)
+    recipe.sources = sources[:1]
+    prepare_atlas(recipe, tmp_path / "first.zarr", report=silent)
+    number, reached = 3, True
+    while reached:
+        output = tmp_path / f"{number}.zarr"
+        shutil.copytree(tmp_path / "first.zarr", output)
+        recipe.sources = [sources[0], sources[2]]
+        reached = give_up_growing(recipe, output, monkeypatch, number)
+        if reached:
+            recipe.sources = [sources[0], sources[1]]
+            prepare_atlas(recipe, output, append=True, report=silent)
+            verify_atlas(output, report=silent)
+            assert same(content(output), content(tmp_path / "whole.zarr")), number
+            assert read_manifest(output)["fingerprint"] == read_manifest(tmp_path / "whole.zarr")["fingerprint"]
+        number += 12
+    assert number > 40
+
+
+def test_two_growths_from_other_working_directories_are_not_mixed(recipe, sources, tmp_path):
+    recipe.sources = sources[:1]
+    prepare_atlas(recipe, tmp_path / "atlas.zarr", report=silent)
+    recipe.sources = sources[:2]
+    slow = AtlasJob(recipe, tmp_path / "atlas.zarr", work=tmp_path / "slow", append=True, report=silent)
+    slow.plan()
+    slow.write_pieces()
+    prepare_atlas(recipe, tmp_path / "atlas.zarr", work=tmp_path / "fast", append=True, report=silent)
+    with pytest.raises(ValueError, match="has changed since this work was planned"):
+        slow.merge()
+    assert [s["name"] for s in read_manifest(tmp_path / "atlas.zarr")["sources"]] == ["a", "b"]
+    with prepare._lock_atlas(str(tmp_path / "atlas.zarr"), True):
+        recipe.sources = sources
+        with pytest.raises(ValueError, match="is being written by another process"):
+            prepare_atlas(recipe, tmp_path / "atlas.zarr", append=True, report=silent)
+
+
+def test_a_working_directory_on_another_file_system(recipe, tmp_path, monkeypatch):
+    prepare_atlas(recipe, tmp_path / "here.zarr", report=silent)
+    rename = Path.rename
+
+    def refuse_store(self, target):
+        if self.name == "store":
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse_store)
+    prepare_atlas(recipe, tmp_path / "new" / "there.zarr", work=tmp_path / "work", report=silent)
+    assert files(tmp_path / "new" / "there.zarr") == files(tmp_path / "here.zarr")
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["there.zarr"]
+
+
+def test_a_working_directory_with_other_files_is_refused(recipe, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"`work_dir` must be new, empty or that of unfinished work, got .* other files"
+    ):
+        prepare_atlas(recipe, tmp_path / "atlas.zarr", work=tmp_path, report=silent)
+
+
+def test_the_home_directory_is_found(recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    prepare_atlas(recipe, "~/atlas.zarr", report=silent)
+    assert len(Atlas(tmp_path / "home" / "atlas.zarr")) == len(Atlas("~/atlas.zarr")) == 420
+
+
+@pytest.mark.parametrize("columns", [["dataset"], ["split"], ["rna_present"], [""], ["donor", "donor"]])
+def test_columns_that_every_atlas_has_are_refused(recipe, tmp_path, columns):
+    recipe.obs_columns = columns
+    with pytest.raises(ValueError, match="`obs_columns` must name each column once, and none that every atlas has"):
+        prepare_atlas(recipe, tmp_path / "atlas.zarr", report=silent)
+
+
+def test_a_source_that_is_replaced_meanwhile_is_refused(recipe, sources, tmp_path):
+    job = AtlasJob(recipe, tmp_path / "atlas.zarr", report=silent)
+    job.plan()
+    write_h5mu(tmp_path / "new.h5mu", 110, seed=5).replace(sources[0].path)
+    with pytest.raises(ValueError, match="must stay as it is while it is read, got another file than was surveyed"):
+        job.write_pieces()
+
+
+def test_cells_without_a_group_are_told(recipe, tmp_path):
+    rna = make_modalities(40, seed=7)[0]
+    rna.obs.loc[rna.obs_names[:7], "donor"] = None
+    rna.write_h5ad(tmp_path / "some.h5ad")
+    recipe.sources = [Source(tmp_path / "some.h5ad", "some", modality="rna")]
+    recipe.split = SplitRule(0.3, 0.3, 3, group_key="donor")
+    with pytest.warns(UserWarning, match=r"some: 7 cells have no 'donor'"):
+        prepare_atlas(recipe, tmp_path / "atlas.zarr", report=silent)
+
+
+def test_counts_of_the_first_gene_alone_can_be_read(tmp_path):
+    rna = make_modalities(40, seed=7)[0]
+    rna.X = sp.csr_matrix((np.full(40, 3.0, np.float32), np.zeros(40, int), np.arange(41)), shape=rna.shape)
+    rna.var_names = [name if i else "CD3E" for i, name in enumerate(rna.var_names)]
+    rna.write_h5ad(tmp_path / "one.h5ad")
+    recipe = AtlasRecipe([Source(tmp_path / "one.h5ad", "one", modality="rna")], genes="sources")
+    prepare_atlas(recipe, tmp_path / "atlas.zarr", report=silent)
+    assert Atlas(tmp_path / "atlas.zarr").read(np.arange(40)).rna.sum() == 120
 
 
 def test_growth_by_other_rules_is_refused(recipe, sources, tmp_path):
