@@ -108,9 +108,9 @@ class Atlas:
     """
 
     def __init__(self, path: Location):
+        self.manifest = read_manifest(path)
         self.path = path = absolute(path)
         files = open_files(path)
-        self.manifest = read_manifest(path)
         self._counts = ArrayReader(files, "X/data", complete=True)
         self._genes = ArrayReader(files, "X/indices", complete=True)
         self._proteins = ArrayReader(files, "obsm/adt")
