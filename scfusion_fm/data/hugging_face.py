@@ -1,8 +1,9 @@
 """An atlas as a `datasets.IterableDataset`, for trainers that want one.
 
 Nodes and workers of torch's `DataLoader` become ranks of the order: together they see every cell of an epoch once.
-`set_epoch` selects the epoch of the order, and a saved state goes on with the very next cell. Shuffling is done by the
-order already; a buffer of `datasets.IterableDataset.shuffle` on top of it would lose cells at a resumption.
+`set_epoch` selects the epoch of the order, and a saved state goes on with the very next cell when the same epoch was
+set before it is loaded. The order shuffles already; `datasets.IterableDataset.shuffle`, whose buffer would lose cells
+at a resumption, is not supported.
 """
 
 import json
