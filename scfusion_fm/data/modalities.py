@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -111,13 +112,8 @@ class StoredModality:
         return counts
 
     def _read_rows(self, start: int, stop: int) -> sp.csr_matrix:
-        try:
+        with _refuse_damage(self.name):
             rows = self.matrix.rows(start, stop)
-        except (OSError, RuntimeError) as error:  # what HDF5 and the codecs of zarr raise on broken chunks
-            raise ValueError(
-                f"`{self.name}` must be readable, got {type(error).__name__}: {error} in the rows {start:,} to "
-                f"{stop:,}. The file may be damaged: copy it again."
-            ) from error
         return to_counts(rows, self.name)
 
 
@@ -328,10 +324,22 @@ def _check_values(matrix: StoredMatrix, name: str) -> float:
     largest = 0.0
     if isinstance(matrix, StoredCsr) and isinstance(matrix.indices, np.ndarray):
         check_sparse(matrix.rows(0, matrix.shape[0]), name)
-    for block in matrix.values():
-        check_counts(block, name)
-        largest = max(largest, float(np.max(block, initial=0)))
+    with _refuse_damage(name):
+        for block in matrix.values():
+            check_counts(block, name)
+            largest = max(largest, float(np.max(block, initial=0)))
     return largest
+
+
+@contextmanager
+def _refuse_damage(name: str) -> Iterator[None]:
+    """Turn what HDF5 and the codecs of zarr raise on broken chunks into an error for users."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        raise ValueError(
+            f"`{name}` must be readable, got {type(error).__name__}: {error}. The file may be damaged: copy it again."
+        ) from error
 
 
 def _complete_raw_var(adata: StoredAnnData) -> pd.DataFrame:

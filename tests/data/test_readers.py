@@ -3,6 +3,7 @@ import warnings
 from pathlib import Path
 
 import anndata
+import fsspec
 import h5py
 import numpy as np
 import pandas as pd
@@ -107,6 +108,25 @@ def test_damage_that_shows_only_when_rows_are_read_is_refused(tmp_path: Path):
         file["X/indptr"][3] = 1
     with pytest.raises(ValueError, match=r"cannot be read .*`indptr` must lead from 0 to"):
         open_cells(tmp_path / "b.h5ad")
+
+
+def test_broken_chunks_are_refused(tmp_path: Path):
+    make_rna(num_cells=200).write_h5ad(tmp_path / "a.h5ad", compression="gzip")
+    with h5py.File(tmp_path / "a.h5ad") as file:
+        where = file["X/data"].id.get_chunk_info(0)
+    content = bytearray((tmp_path / "a.h5ad").read_bytes())
+    content[where.byte_offset : where.byte_offset + where.size] = bytes(where.size)
+    (tmp_path / "a.h5ad").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a.h5ad, X.* must be readable, got OSError"):
+        open_cells(tmp_path / "a.h5ad")
+
+
+def test_old_formats_are_not_read_at_a_url(tmp_path: Path):
+    with h5py.File(tmp_path / "old.h5ad", "w") as file:
+        file["X"] = np.ones((2, 2))
+    fsspec.filesystem("memory").put_file(str(tmp_path / "old.h5ad"), "/old/old.h5ad")
+    with pytest.raises(ValueError, match=r"`path` must be of a present format to be read at a URL, got 'memory://"):
+        open_cells("memory://old/old.h5ad")
 
 
 @pytest.mark.parametrize("modality", ["rna", "adt"])
