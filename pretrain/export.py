@@ -1,4 +1,4 @@
-"""Turn the newest checkpoint of a run into a Hugging Face directory.
+"""Turn a checkpoint of a run into a Hugging Face directory.
 
 python pretrain/export.py runs/demo/pretrain runs/demo/model
 """
@@ -12,7 +12,7 @@ from scfusion_fm.console import run_command
 from scfusion_fm.data.prepare import check_new_path
 from scfusion_fm.data.seen import load_seen
 from scfusion_fm.export import export_model
-from scfusion_fm.training.checkpoint import ATLAS_MANIFEST, CHECKPOINTS, latest_checkpoint, load_weights
+from scfusion_fm.training.checkpoint import ATLAS_MANIFEST, CHECKPOINTS, Checkpoint, newest_checkpoint
 
 
 def main() -> None:
@@ -20,21 +20,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="directory of a pretraining run")
     parser.add_argument("output", type=Path, help="new directory for the model")
+    parser.add_argument("--step", type=int, help="step of the checkpoint; the newest one by default")
     args = parser.parse_args()
 
     check_new_path(args.output, "output")
-    weights = load_weights(args.run / CHECKPOINTS)
+    checkpoint = newest_checkpoint(args.run / CHECKPOINTS, args.step)
     model = ScFusionTTTForPreTraining(ScFusionTTTConfig.from_pretrained(args.run / "model"))
-    model.load_state_dict(weights)
+    model.load_state_dict(checkpoint.weights({name: p.shape for name, p in model.named_parameters()}))
     extractor = ScFusionTTTFeatureExtractor.from_pretrained(args.run / "model")
-    export_model(model, extractor, args.output, describe_run(args.run), load_seen(args.run))
+    export_model(model, extractor, args.output, describe_run(args.run, checkpoint), load_seen(args.run))
     print(f"wrote {args.output}")
 
 
-def describe_run(run: Path) -> dict[str, str]:
+def describe_run(run: Path, checkpoint: Checkpoint) -> dict[str, str]:
     """Collect what the model card says about the training."""
     manifest = json.loads((run / ATLAS_MANIFEST).read_text())
-    facts = {"checkpoint": latest_checkpoint(run / CHECKPOINTS).name}
+    facts = {"checkpoint": checkpoint.directory.name}
     for source in manifest["sources"]:
         facts[f"data set {source['name']}"] = (
             f"{source['cells']} cells, licence {source['licence']}, {source['reference']}"

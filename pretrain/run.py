@@ -8,23 +8,27 @@ The same command goes on from the newest checkpoint of `output_dir`.
 import dataclasses
 import json
 import math
+import sys
 from pathlib import Path
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
 from scfusion_fm import ScFusionTTTConfig, ScFusionTTTFeatureExtractor, ScFusionTTTForPreTraining
-from scfusion_fm.config import PretrainConfig, config_differences, save_config
+from scfusion_fm.config import OptimConfig, PretrainConfig, config_differences, save_config
 from scfusion_fm.console import parse_config, run_command
 from scfusion_fm.data.atlas import Atlas
 from scfusion_fm.data.collate import MaskingCollator
 from scfusion_fm.data.loader import AtlasLoader
 from scfusion_fm.data.order import CellOrder
 from scfusion_fm.data.seen import SEEN_CELLS, remember_atlas
-from scfusion_fm.training.checkpoint import ATLAS_MANIFEST, RunDirectory
-from scfusion_fm.training.engine import build_engine, read_deepspeed_settings, start_ranks
+from scfusion_fm.training.checkpoint import ATLAS_MANIFEST
+from scfusion_fm.training.engine import build_engine, precision, read_deepspeed_settings, start_ranks
+from scfusion_fm.training.guard import StepGuard
 from scfusion_fm.training.log import RunLog
-from scfusion_fm.training.loop import PretrainingLoop, Schedule
+from scfusion_fm.training.loop import STOPPED, PretrainingLoop
+from scfusion_fm.training.optimizer import Schedule
+from scfusion_fm.training.run_directory import RunDirectory, restore
 
 
 def main() -> None:
@@ -43,22 +47,25 @@ def main() -> None:
     loader = AtlasLoader(atlas, order, optim.global_batch_size, optim.micro_batch_size, rank, world_size, threads)
     extractor = ScFusionTTTFeatureExtractor(**atlas.vocabulary.to_dict(), patch_size=config.patch_size)
     collate = MaskingCollator(extractor, **dataclasses.asdict(config.masking), seed=config.seed)
+    steps = math.ceil(optim.epochs * len(order) / optim.global_batch_size)
 
-    # The model, the same on all ranks, and its engine.
+    # The run: new, or going on from its newest checkpoint, whatever ranks and ZeRO stage wrote that.
     model = build_model(config, extractor)
-    engine = build_engine(model, settings, optim.micro_batch_size, loader.accumulation_steps, optim)
-
-    # The run: new, or going on.
-    identity = identify(config, settings, atlas, world_size)
-    directory = RunDirectory(Path(config.output_dir), identity, config_differences)
+    directory = RunDirectory(Path(config.output_dir), identify(config, settings, atlas), config_differences)
     if rank == 0:
         save_config(config, directory.path / "config.yaml")
         model.config.save_pretrained(directory.path / "model")
         extractor.save_pretrained(directory.path / "model")
         (directory.path / ATLAS_MANIFEST).write_text(json.dumps(atlas.manifest, indent=1))
         remember_atlas(atlas).save(directory.path / SEEN_CELLS)
-    state = directory.resume(engine)
-    steps = math.ceil(optim.epochs * len(order) / optim.global_batch_size)
+    checkpoint = directory.newest()
+    state = checkpoint and checkpoint.manifest["state"]
+    if checkpoint:
+        model.load_state_dict(checkpoint.weights({name: p.shape for name, p in model.named_parameters()}))
+
+    # The engine, and the loop with its log.
+    size = model.num_parameters()  # before stage 3 takes the parameters apart
+    engine = build_engine(model, settings, optim.micro_batch_size, loader.accumulation_steps, optim)
     log = RunLog(
         directory.path,
         rank == 0,
@@ -72,13 +79,17 @@ def main() -> None:
         collate=collate,
         read=atlas.read,
         validation_rows=atlas.rows_of("val"),
-        schedule=Schedule(steps, math.ceil(steps * optim.warmup_ratio), optim.lr, optim.min_lr_ratio),
+        schedule=build_schedule(optim, steps),
+        guard=StepGuard(**dataclasses.asdict(config.guard)),
         directory=directory,
         log=log,
         cadence=config.run,
+        flops=lambda tokens: 0.0,
+        peak_tflops=config.run.peak_tflops,
     )
-    loop.resume(state)
-    size = sum(p.numel() for p in model.parameters())
+    if checkpoint:
+        restore(engine, checkpoint, state["updates"])
+        loop.load_state_dict(state)
     log.say(
         f"{'resumed' if state else 'new'} run in {directory.path}: step {loop.step} of {steps}, {size:,} parameters, "
         f"{len(order)} training and {len(loop.validation_rows)} validation cells, {world_size} ranks"
@@ -88,6 +99,8 @@ def main() -> None:
     loader.close()
     log.say(f"checkpoints are in {directory.checkpoints}" if finished else "interrupted")
     log.close()
+    if not finished:
+        sys.exit(STOPPED)
 
 
 def build_model(config: PretrainConfig, extractor: ScFusionTTTFeatureExtractor) -> ScFusionTTTForPreTraining:
@@ -108,18 +121,34 @@ def build_model(config: PretrainConfig, extractor: ScFusionTTTFeatureExtractor) 
             f"known: {sorted(ScFusionTTTConfig.__annotations__)}."
         )
     try:
-        return ScFusionTTTForPreTraining(ScFusionTTTConfig(**tokens, **config.model))
+        model = ScFusionTTTForPreTraining(ScFusionTTTConfig(**tokens, **config.model))
     except StrictDataclassError as error:
         raise ValueError(f"`model` does not describe a model: {error}") from error
+    if config.run.activation_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model
 
 
-def identify(config: PretrainConfig, settings: dict, atlas: Atlas, world_size: int) -> dict:
-    """Collect what may not change when a run is resumed; the cadence of reports and checkpoints may."""
+def build_schedule(optim: OptimConfig, steps: int) -> Schedule:
+    """Turn shares of the run into steps."""
+    decay = math.ceil(steps * optim.decay_ratio) if optim.schedule == "wsd" else 0
+    warmup = min(math.ceil(steps * optim.warmup_ratio), steps)
+    return Schedule(steps, warmup, optim.lr, optim.min_lr_ratio, optim.schedule, decay)
+
+
+def identify(config: PretrainConfig, settings: dict, atlas: Atlas) -> dict:
+    """
+    Collect what may not change when a run is resumed, since it decides what is learned.
+
+    Ranks, ZeRO stage, micro-batches and the cadence of reports may change. So may the guard, which is set anew when it
+    has ended a run.
+    """
     fixed = dataclasses.asdict(config)
-    for key in ("output_dir", "atlas", "run", "deepspeed"):
+    for key in ("output_dir", "atlas", "run", "guard", "deepspeed"):
         del fixed[key]
     del fixed["loader"]["threads"]
-    return fixed | {"deepspeed": settings, "atlas": atlas.fingerprint, "world_size": world_size}
+    del fixed["optim"]["micro_batch_size"]
+    return fixed | {"precision": precision(settings), "atlas": atlas.fingerprint}
 
 
 if __name__ == "__main__":

@@ -102,6 +102,10 @@ class OptimConfig:
     """Last learning rate as a share of the highest."""
     warmup_ratio: float = 0.1
     """Share of steps with rising learning rate."""
+    schedule: str = "cosine"
+    """Way down of the learning rate: cosine, or wsd (constant, then linear)."""
+    decay_ratio: float = 0.2
+    """Share of steps with falling learning rate; of wsd only."""
     weight_decay: float = 0.05
     """AdamW weight decay, on matrices of linear layers only."""
     max_grad_norm: float = 1.0
@@ -137,12 +141,32 @@ class RunConfig:
     """Steps between checkpoints."""
     keep_checkpoints: int = 2
     """How many of the newest checkpoints stay."""
+    keep_every: int = 0
+    """Checkpoints of every so many steps stay too; 0: none."""
     tensorboard: bool = True
     """Whether to write TensorBoard events."""
     wandb_project: str | None = None
     """Weights & Biases project; null logs nothing there."""
     threads_per_rank: int = 1
     """CPU threads of one rank."""
+    activation_checkpointing: bool = False
+    """Whether to recompute activations in the backward pass instead of keeping them."""
+    peak_tflops: float | None = None
+    """What the device of a rank can do at most, in TFLOP/s, in the precision of the run; gives the share used (MFU)."""
+
+
+@dataclass
+class GuardConfig:
+    """What happens when a loss or gradient is not finite, or a loss jumps."""
+
+    action: str = "skip"
+    """skip: leave out the update, count it, go on; stop: end the run."""
+    loss_factor: float = 0.0
+    """A loss of more than so many times the median of the last `window` is a jump; 0 turns this off."""
+    window: int = 50
+    """Steps that the median is taken over."""
+    max_skips: int = 10
+    """Steps without update in a row after which the run ends all the same."""
 
 
 @dataclass
@@ -167,6 +191,8 @@ class PretrainConfig:
     """How cells are read."""
     run: RunConfig = field(default_factory=RunConfig)
     """When it reports and saves."""
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    """Which steps are left out."""
     deepspeed: str = "configs/deepspeed/zero2.json"
     """DeepSpeed settings; batch sizes and clipping come from `optim`."""
 

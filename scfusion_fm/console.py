@@ -11,6 +11,7 @@ from typing import TypeVar
 from scfusion_fm.config import load_config
 
 T = TypeVar("T")
+_USERS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
 
 
 def parse_config(schema: type[T], description: str) -> T:
@@ -43,7 +44,7 @@ def run_command(main: Callable[[], None]) -> None:
 
 def _is_users(error: ValueError | OSError) -> bool:
     """Tell whether a user can mend what went wrong: input, a full disk, a path that may not be written."""
-    return isinstance(error, ValueError) or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
+    return isinstance(error, ValueError) or error.errno in _USERS
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:

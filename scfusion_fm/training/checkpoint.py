@@ -1,114 +1,292 @@
-"""The directory of a run: its settings, its checkpoints, and going on from them."""
+"""Checkpoints: complete or absent, and the same whatever the number of ranks and the ZeRO stage.
+
+A checkpoint is a directory `step_XXXXXXXX` with one safetensors file per rank and a manifest. It is written under
+another name, and gets its own by a rename when every file is on the disk, so that a directory of this name is complete
+whenever the run is killed.
+
+The files hold fragments as tensors `key:start:name`. A fragment is a run of elements of one parameter, with the float32
+weights and the two moments of AdamW that belong to them: any other cut can be read from these.
+"""
 
 import json
+import os
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import deepspeed
+import google_crc32c
 import torch
-from deepspeed import comm
+from safetensors import safe_open
+from torch import Tensor
 
 CHECKPOINTS = "checkpoints"
 ATLAS_MANIFEST = "atlas_manifest.json"
-_STATE = "scfusion"  # DeepSpeed merges the client state at top level, so ours stays under one key
+MANIFEST = "manifest.json"
+FORMAT_VERSION = 1
+_NAME = re.compile(r"step_(\d{8,})")
+_UNFINISHED, _REMOVED = ".partial", ".removed"
+_BLOCK = 2**22
+WEIGHT = "fp32"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+KEYS = (WEIGHT, *MOMENTS)
 
 
-class RunDirectory:
+@dataclass(frozen=True)
+class Fragment:
     """
-    Keep what belongs to one run together, and refuse to mix it with another.
+    Hold elements `start` to `start + len(values[key])` of a flattened parameter.
 
     Parameters
     ----------
-    path
-        Directory of the run; made when missing.
-    identity
-        What must not change between a run and its continuation: settings, atlas, ranks.
-    differences
-        Lists how two identities differ, as lines for people.
+    name
+        Parameter in the model.
+    start
+        First element.
+    values
+        By `KEYS`, tensors (n,).
+    """
+
+    name: str
+    start: int
+    values: dict[str, Tensor]
+
+
+def write_rank(directory: Path, rank: int, fragments: Iterable[Fragment]) -> dict[str, Any]:
+    """
+    Write the fragments of one rank, without a second copy of them in memory.
+
+    Returns
+    -------
+    Name, size in bytes and CRC-32C of the file.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written, such as on a full disk.
+    """
+    tensors = {f"{key}:{f.start}:{f.name}": value for f in fragments for key, value in f.values.items()}
+    header, end = {"__metadata__": {"format": "pt"}}, 0
+    for name, tensor in tensors.items():
+        start, end = end, end + 4 * tensor.numel()
+        header[name] = {"dtype": "F32", "shape": [tensor.numel()], "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    path = directory / f"rank_{rank:05d}.safetensors"
+    checksum = google_crc32c.Checksum()
+    with path.open("wb") as file:
+        for part in (len(text).to_bytes(8, "little"), text, *_bytes(tensors.values())):
+            checksum.update(bytes(part))
+            file.write(part)
+        file.flush()
+        os.fsync(file.fileno())
+    return {"file": path.name, "bytes": path.stat().st_size, "crc32c": checksum.hexdigest().decode()}
+
+
+def _bytes(tensors: Iterable[Tensor]) -> Iterator[memoryview]:
+    """Give the content of float32 tensors in blocks."""
+    for tensor in tensors:
+        for block in tensor.detach().float().split(_BLOCK):
+            yield memoryview(block.cpu().contiguous().numpy()).cast("B")
+
+
+def publish(directory: Path, manifest: dict[str, Any]) -> Path:
+    """Make a directory with the files of all ranks a checkpoint."""
+    write_atomically(directory / MANIFEST, json.dumps(manifest, indent=1))
+    final = directory.with_suffix("")
+    _sync(directory)
+    if final.exists():  # damaged, so that the run went on from an older one
+        shutil.rmtree(final.rename(final.with_suffix(_REMOVED)))
+    directory.rename(final)
+    _sync(final.parent)
+    return final
+
+
+def start_checkpoint(checkpoints: Path, step: int) -> Path:
+    """Make the directory that the ranks write to."""
+    directory = checkpoints / f"step_{step:08d}{_UNFINISHED}"
+    clean(checkpoints)
+    directory.mkdir(parents=True)
+    return directory
+
+
+def prune(checkpoints: Path, keep: int, keep_every: int) -> None:
+    """Remove all checkpoints but the newest `keep` and those of every `keep_every`-th step (0: none)."""
+    for old in complete_checkpoints(checkpoints)[:-keep]:
+        if not keep_every or checkpoint_step(old) % keep_every:
+            # By rename first: what is half removed must not look like a checkpoint.
+            shutil.rmtree(old.rename(old.with_suffix(_REMOVED)))
+
+
+def clean(checkpoints: Path) -> None:
+    """Remove what a killed run left of unfinished and removed checkpoints."""
+    for suffix in (_UNFINISHED, _REMOVED):
+        for left in checkpoints.glob(f"step_*{suffix}"):
+            shutil.rmtree(left)
+
+
+def checkpoint_step(directory: Path) -> int:
+    """Give the step of a checkpoint from its name."""
+    return int(_NAME.fullmatch(directory.name)[1])
+
+
+def complete_checkpoints(checkpoints: Path) -> list[Path]:
+    """List the checkpoints of a run, oldest first."""
+    found = [d for d in checkpoints.glob("step_*") if _NAME.fullmatch(d.name) and (d / MANIFEST).is_file()]
+    return sorted(found, key=checkpoint_step)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """
+    Read a checkpoint: its manifest, and any run of elements of any parameter.
+
+    Parameters
+    ----------
+    directory
+        Directory of the checkpoint.
+    """
+
+    directory: Path
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """Settings of the run that wrote it, its position, and its files."""
+        return json.loads((self.directory / MANIFEST).read_text())
+
+    def damage(self, part: slice = slice(None)) -> str | None:
+        """Say what is wrong with the files, compared with the sizes and checksums of the manifest; None if nothing."""
+        try:
+            files = self.manifest["files"][part]
+        except (OSError, ValueError, KeyError) as error:
+            return f"{MANIFEST} cannot be read: {error}"
+        for record in files:
+            path = self.directory / record["file"]
+            if not path.is_file():
+                return f"{record['file']} is missing"
+            if path.stat().st_size != record["bytes"]:
+                return f"{record['file']} has {path.stat().st_size} instead of {record['bytes']} bytes"
+            if _crc32c(path) != record["crc32c"]:
+                return f"{record['file']} does not have the checksum of the manifest"
+        return None
+
+    @cached_property
+    def _pieces(self) -> dict[tuple[str, str], list[tuple[int, Any]]]:
+        """By key and name, where pieces of the parameter start, and slices of files that are read when asked for."""
+        pieces = {}
+        for record in self.manifest["files"]:
+            file = safe_open(self.directory / record["file"], framework="pt")
+            for tensor in file.keys():  # noqa: SIM118 - not a dict
+                key, start, name = tensor.split(":", 2)
+                pieces.setdefault((key, name), []).append((int(start), file.get_slice(tensor)))
+        return {what: sorted(found, key=lambda piece: piece[0]) for what, found in pieces.items()}
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the parameters."""
+        return [name for key, name in self._pieces if key == WEIGHT]
+
+    def read(self, key: str, name: str, start: int, length: int) -> Tensor:
+        """
+        Read elements of a flattened parameter or moment.
+
+        Raises
+        ------
+        ValueError
+            If the checkpoint lacks some of them.
+        """
+        out, done = torch.empty(length), 0
+        for first, piece in self._pieces.get((key, name), []):
+            low, high = max(start, first), min(start + length, first + piece.get_shape()[0])
+            if low < high:
+                out[low - start : high - start] = piece[low - first : high - first]
+                done += high - low
+        if done != length:
+            raise ValueError(
+                f"The checkpoint {str(self.directory)!r} must hold elements {start} to {start + length} of {key} of "
+                f"{name!r}, got {done} of them: it is of another model. Start a new run."
+            )
+        return out
+
+    def weights(self, shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
+        """
+        Gather the float32 weights.
+
+        Parameters
+        ----------
+        shapes
+            Shape of every parameter by name.
+
+        Raises
+        ------
+        ValueError
+            If the checkpoint has other parameters.
+        """
+        other = sorted(set(self.names) ^ shapes.keys())
+        if other:
+            raise ValueError(
+                f"The checkpoint {str(self.directory)!r} must be of this model, got one that differs in {other[:3]}."
+            )
+        return {name: self.read(WEIGHT, name, 0, shape.numel()).view(shape) for name, shape in shapes.items()}
+
+    def restore(self, fragments: Iterable[Fragment]) -> None:
+        """Set weights and moments of live fragments."""
+        for fragment in fragments:
+            for key in KEYS:
+                value = fragment.values[key]
+                value.copy_(self.read(key, fragment.name, fragment.start, value.numel()))
+
+
+def newest_checkpoint(checkpoints: Path, step: int | None = None) -> Checkpoint:
+    """
+    Open the newest checkpoint of a run, or that of a step, and check all its files.
 
     Raises
     ------
     ValueError
-        If the directory holds something else, or a run with another identity.
+        If there is none, or its files are not what was written.
     """
-
-    def __init__(self, path: Path, identity: dict[str, Any], differences: Callable[[Any, Any], list[str]]):
-        self.path = path
-        # Rank 0 alone looks and writes; all ranks hear its verdict, so that they stop together.
-        verdict = [self._claim(identity, differences) if comm.get_rank() == 0 else None]
-        torch.distributed.broadcast_object_list(verdict, src=0)
-        if verdict[0] is not None:
-            raise ValueError(verdict[0])
-
-    @property
-    def _identity_file(self) -> Path:
-        return self.path / "run.json"
-
-    @property
-    def checkpoints(self) -> Path:
-        """Directory of the DeepSpeed checkpoints."""
-        return self.path / CHECKPOINTS
-
-    def _claim(self, identity: dict[str, Any], differences: Callable[[Any, Any], list[str]]) -> str | None:
-        """Write the identity of a new run, or compare it; give what is wrong, or None."""
-        occupied = self.path.exists() and any(self.path.iterdir())
-        if occupied and not self._identity_file.exists():
-            return f"`output_dir` must be new, empty or a run to resume, got {str(self.path)!r} with other files."
-        if latest_checkpoint(self.checkpoints) is not None:
-            changed = differences(json.loads(self._identity_file.read_text()), identity)
-            if changed:
-                return (
-                    f"`output_dir` {str(self.path)!r} holds a run with other settings: {'; '.join(changed)}. "
-                    "Choose another directory, or go on with the old settings."
-                )
-        self.path.mkdir(parents=True, exist_ok=True)
-        _write_atomically(self._identity_file, json.dumps(identity, indent=1))
-        return None
-
-    def save(self, engine: deepspeed.DeepSpeedEngine, step: int, state: dict[str, Any], keep: int) -> None:
-        """Write a checkpoint from all ranks, then remove all but the newest `keep`."""
-        engine.save_checkpoint(str(self.checkpoints), tag=f"step_{step:08d}", client_state={_STATE: state})
-        comm.barrier()
-        if comm.get_rank() == 0:
-            for old in sorted(self.checkpoints.glob("step_*"))[:-keep]:
-                shutil.rmtree(old)
-
-    def resume(self, engine: deepspeed.DeepSpeedEngine) -> dict[str, Any] | None:
-        """Load the newest checkpoint into the engine; give its state, or None when there is none."""
-        if latest_checkpoint(self.checkpoints) is None:
-            return None
-        _, client_state = engine.load_checkpoint(str(self.checkpoints))
-        return client_state[_STATE]
+    found = complete_checkpoints(checkpoints)
+    if step is not None:
+        found = [d for d in found if checkpoint_step(d) == step]
+    if not found:
+        what = "a checkpoint" if step is None else f"a checkpoint of step {step}"
+        raise ValueError(f"`run` must hold {what}, got {str(checkpoints.parent)!r} without one.")
+    checkpoint = Checkpoint(found[-1])
+    damage = checkpoint.damage()
+    if damage:
+        raise ValueError(
+            f"The checkpoint must be as it was written, got {str(found[-1])!r}, in which {damage}. "
+            "Give an older one with --step, or copy it again."
+        )
+    return checkpoint
 
 
-def latest_checkpoint(directory: Path) -> Path | None:
-    """Give the directory of the newest complete checkpoint, or None."""
-    pointer = directory / "latest"
-    if not pointer.is_file():
-        return None
-    found = directory / pointer.read_text().strip()
-    return found if found.is_dir() else None
-
-
-def load_weights(directory: Path) -> dict[str, Any]:
-    """
-    Gather the float32 weights of the newest checkpoint from the parts of all ranks.
-
-    Raises
-    ------
-    ValueError
-        If there is no checkpoint.
-    """
-    if latest_checkpoint(directory) is None:
-        raise ValueError(f"`run` must hold a checkpoint, got {str(directory.parent)!r} without one.")
-    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-
-    return get_fp32_state_dict_from_zero_checkpoint(str(directory))
-
-
-def _write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str) -> None:
+    """Write a small file so that it is never seen half written, and is on the disk afterwards."""
     scratch = path.with_suffix(".tmp")
-    scratch.write_text(text)
+    with scratch.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     scratch.replace(path)
+
+
+def _crc32c(path: Path) -> str:
+    checksum = google_crc32c.Checksum()
+    with path.open("rb") as file:
+        while block := file.read(4 * _BLOCK):
+            checksum.update(block)
+    return checksum.hexdigest().decode()
+
+
+def _sync(directory: Path) -> None:
+    """Put the names in a directory on the disk."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

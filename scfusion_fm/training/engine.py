@@ -12,6 +12,8 @@ import torch
 from deepspeed import comm
 from torch import nn
 
+from .optimizer import build_optimizer
+
 
 def start_ranks(threads_per_rank: int) -> tuple[int, int]:
     """
@@ -39,14 +41,16 @@ def start_ranks(threads_per_rank: int) -> tuple[int, int]:
     return comm.get_rank(), comm.get_world_size()
 
 
-def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Split parameters: matrices of linear layers decay, embeddings, norms, biases and fast weights do not."""
-    decayed = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
-    trained = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in trained if id(p) in decayed], "weight_decay": weight_decay},
-        {"params": [p for p in trained if id(p) not in decayed], "weight_decay": 0.0},
-    ]
+OURS = {
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "gradient_clipping",
+    "optimizer",
+    "scheduler",
+    "checkpoint",
+}
+PRECISION = ("bf16", "torch_autocast")
 
 
 def read_deepspeed_settings(path: str | Path) -> dict[str, Any]:
@@ -56,26 +60,41 @@ def read_deepspeed_settings(path: str | Path) -> dict[str, Any]:
     Raises
     ------
     ValueError
-        If it is missing, is no JSON, or sets what the training configuration decides.
+        If it is missing, is no JSON, sets what the training configuration decides, or what cannot be resumed exactly.
     """
     path = Path(path)
     try:
         settings = json.loads(path.read_text())
     except (OSError, json.JSONDecodeError) as error:
         raise ValueError(f"`deepspeed` must be a readable JSON file, got {str(path)!r}: {error}.") from error
-    ours = {
-        "train_batch_size",
-        "train_micro_batch_size_per_gpu",
-        "gradient_accumulation_steps",
-        "gradient_clipping",
-        "optimizer",
-        "scheduler",
-    } & settings.keys()
+    ours = OURS & settings.keys()
     if ours:
         raise ValueError(
             f"`deepspeed` must leave {sorted(ours)} to the `optim` settings of the run, got them in {str(path)!r}."
         )
+    _check_supported(settings, str(path))
     return settings
+
+
+def _check_supported(settings: dict[str, Any], path: str) -> None:
+    """Refuse what DeepSpeed would run, but wrongly or without a way back."""
+    zero = settings.get("zero_optimization", {})
+    if settings.get("fp16", {}).get("enabled"):
+        raise ValueError(f"`deepspeed` must use float32 or bf16, got fp16 in {path!r}. Use bf16, or torch_autocast.")
+    if settings.get("bf16", {}).get("enabled") and zero.get("stage", 0) == 0:
+        raise ValueError(
+            f"`deepspeed` must not combine bf16 with ZeRO stage 0, got it in {path!r}: there, DeepSpeed keeps no "
+            "float32 weights in its partitions and clips by a wrong norm. Use stage 1, or torch_autocast."
+        )
+    for part in ("offload_optimizer", "offload_param"):
+        device = (zero.get(part) or {}).get("device", "none")
+        if device not in ("none", "cpu"):
+            raise ValueError(f"`deepspeed` must offload to the CPU, if at all, got {part} {device!r} in {path!r}.")
+
+
+def precision(settings: dict[str, Any]) -> dict[str, Any]:
+    """Give the settings that decide in which precision a model is trained; it may not change within a run."""
+    return {key: settings[key] for key in PRECISION if settings.get(key, {}).get("enabled")}
 
 
 def build_engine(
@@ -101,11 +120,14 @@ def build_engine(
     optim
         Has `lr`, `weight_decay` and `max_grad_norm`.
     """
+    zero = settings.get("zero_optimization", {})
+    stage = zero.get("stage", 0)
+    on_cpu = (zero.get("offload_optimizer") or {}).get("device", "none") == "cpu"
     settings = copy.deepcopy(settings) | {
         "train_micro_batch_size_per_gpu": micro_batch_size,
         "gradient_accumulation_steps": accumulation_steps,
-        "gradient_clipping": optim.max_grad_norm,
-        "steps_per_print": 10**9,
+        "gradient_clipping": optim.max_grad_norm if stage else 0.0,  # stage 0: the optimizer clips
+        "steps_per_print": None,
     }
-    optimizer = torch.optim.AdamW(decay_groups(model, optim.weight_decay), lr=optim.lr, betas=(0.9, 0.95))
+    optimizer = build_optimizer(model, optim, stage, on_cpu)
     return deepspeed.initialize(model=model, optimizer=optimizer, config=settings)[0]

@@ -1,9 +1,7 @@
 """The only pretraining loop: steps, evaluation on held-out cells, progress, checkpoints, interruption."""
 
-import math
 import signal
-import time
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -14,11 +12,16 @@ from deepspeed import comm
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .checkpoint import RunDirectory
+from .guard import StepGuard
 from .log import RunLog, format_seconds
+from .meter import Speed, Tally, memory_gib
+from .optimizer import Schedule
+from .run_directory import RunDirectory, gather
 
 VALIDATION_EPOCH = -1  # held-out cells get the same masks every time
-_LOSSES = ("loss", "rna_loss", "adt_loss")
+STOPPED = 75  # EX_TEMPFAIL of sysexits.h: not done, run it again
+BAD_STEPS = "bad_steps"
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 Collator = Callable[[Any, NDArray[np.int64] | int], dict[str, Tensor]]
 
@@ -42,34 +45,6 @@ class Loader(Protocol):
         """Go to a position."""
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """
-    Learning rate by step: linear warm-up, then cosine.
-
-    Parameters
-    ----------
-    total_steps, warmup_steps
-        Length of the run and of its warm-up, in optimizer steps.
-    lr
-        Highest learning rate.
-    min_ratio
-        Last learning rate as a share of the highest.
-    """
-
-    total_steps: int
-    warmup_steps: int
-    lr: float
-    min_ratio: float
-
-    def at(self, step: int) -> float:
-        """Give the learning rate of a step, counted from 0."""
-        if step < self.warmup_steps:
-            return self.lr * (step + 1) / self.warmup_steps
-        done = (step - self.warmup_steps) / max(self.total_steps - self.warmup_steps, 1)
-        return self.lr * (self.min_ratio + (1 - self.min_ratio) * 0.5 * (1 + math.cos(math.pi * done)))
-
-
 @dataclass
 class PretrainingLoop:
     """
@@ -89,12 +64,19 @@ class PretrainingLoop:
         Held-out rows of the atlas, the same on all ranks.
     schedule
         Learning rate by step.
+    guard
+        Judges every step before its update.
     directory
         Where checkpoints go.
     log
         Where records go.
     cadence
-        Has `log_every`, `eval_every`, `save_every`, `keep_checkpoints`, in steps.
+        Has `log_every`, `eval_every`, `save_every`, `keep_checkpoints`, `keep_every`, in steps.
+    flops
+        Gives the FLOPs of training on a cell, forward and backward, by its numbers of visible and masked RNA tokens and
+        visible and masked protein tokens.
+    peak_tflops
+        What the device of a rank can do at most, in TFLOP/s; None if nobody knows.
     """
 
     engine: deepspeed.DeepSpeedEngine
@@ -103,33 +85,54 @@ class PretrainingLoop:
     read: Callable[[NDArray[np.int64]], Any]
     validation_rows: NDArray[np.int64]
     schedule: Schedule
+    guard: StepGuard
     directory: RunDirectory
     log: RunLog
     cadence: Any
+    flops: Callable[[Sequence[float]], float]
+    peak_tflops: float | None = None
     step: int = 0
+    updates: int = 0
     seconds: float = 0.0
     _stop_asked: bool = field(default=False, repr=False)
 
-    def resume(self, state: dict[str, Any] | None) -> None:
-        """Go on from the state of a checkpoint, if there is one."""
-        if state is not None:
-            self.step, self.seconds = state["step"], state["seconds"]
-            self.loader.load_state_dict(state["loader"])
+    def state_dict(self) -> dict[str, Any]:
+        """Give what a checkpoint needs beside weights and moments. Chance has no state: see `scfusion_fm.data`."""
+        return {
+            "step": self.step,
+            "updates": self.updates,
+            "seconds": self.seconds,
+            "loader": self.loader.state_dict(),
+            "guard": self.guard.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to the position of a checkpoint."""
+        self.step, self.updates, self.seconds = state["step"], state["updates"], state["seconds"]
+        self.loader.load_state_dict(state["loader"])
+        self.guard.load_state_dict(state["guard"])
 
     def run(self) -> bool:
-        """Train; give whether the run is complete. A stop by SIGTERM or SIGINT saves first."""
-        handlers = {s: signal.signal(s, self._ask_to_stop) for s in (signal.SIGTERM, signal.SIGINT)}
-        window, cells, stalled, stopped = time.monotonic(), 0, self.loader.stall_seconds, False
-        saved = self.step
+        """
+        Train; give whether the run is complete. A stop by SIGTERM, SIGINT or SIGUSR1 saves first.
+
+        Raises
+        ------
+        ValueError
+            If the guard gives up.
+        """
+        handlers = {s: signal.signal(s, self._ask_to_stop) for s in _STOP_SIGNALS}
+        speed, saved, stopped = Speed(self.step, self.loader.stall_seconds), self.step, False
         while self.step < self.schedule.total_steps and not stopped:
-            losses, stopped = self._train_step()
-            cells += self.loader.global_batch_size
+            with speed.training():
+                tally = self._train_step()
+            speed.add(tally, self.loader.stall_seconds)
+            stopped = tally.stop_asked
             last = self.step == self.schedule.total_steps
             if self.step % self.cadence.log_every == 0 or last or stopped:
-                elapsed = time.monotonic() - window
-                self.seconds += elapsed
-                self._report(losses, cells / elapsed, (self.loader.stall_seconds - stalled) / elapsed)
-                window, cells, stalled = time.monotonic(), 0, self.loader.stall_seconds
+                self.seconds += speed.elapsed
+                self._report(tally, speed)
+                speed.restart()
             if self.step % self.cadence.eval_every == 0 or last:
                 self._evaluate()
             if self.step % self.cadence.save_every == 0 or last or stopped:
@@ -144,21 +147,47 @@ class PretrainingLoop:
     def _ask_to_stop(self, signum: int, frame: object) -> None:
         self._stop_asked = True
 
-    def _train_step(self) -> tuple[dict[str, float | None], bool]:
-        """Take one optimizer step; give the losses of the global batch and whether any rank was asked to stop."""
-        for group in self.engine.optimizer.param_groups:
+    def _train_step(self) -> Tally:
+        """Take one optimizer step, unless the guard forbids the update; give what the global batch added up to."""
+        for group in self.engine.basic_optimizer.param_groups:
             group["lr"] = self.schedule.at(self.step)
-        sums = torch.zeros(6, dtype=torch.float64, device=self.engine.device)
+        tally = Tally(self.engine.device, self.engine.module.config)
+        seen = []
         for cells, passes in self.loader.next_batch():
             batch = self._to_device(self.collate(cells, passes))
             output = self.engine(**batch)
             self.engine.backward(output.loss)
+            tally.add(output, batch)
+            seen.append((cells.row, passes, output.rna_loss.detach(), output.adt_loss.detach()))
+            if self.engine.is_gradient_accumulation_boundary():
+                tally.reduce(self._stop_asked)
+                self.engine.basic_optimizer.skip = not self.guard.accepts(tally.loss)
             self.engine.step()
-            sums[:5] += _loss_sums(output, batch, torch.ones(len(passes), device=self.engine.device))
         self.step += 1
-        sums[5] = float(self._stop_asked)
-        comm.all_reduce(sums)
-        return _means(sums, self.engine.module.config), bool(sums[5] > 0)
+        applied = not self.engine.basic_optimizer.skip and self.engine.was_step_applied()
+        self.updates += applied
+        self.guard.note(tally.loss, applied)
+        if not applied:
+            self._tell_of_bad_step(tally, seen)
+        return tally
+
+    def _tell_of_bad_step(self, tally: Tally, seen: list[tuple]) -> None:
+        """Save which cells a step without an update was made of, and the losses of each; end the run if need be."""
+        mine = [
+            np.concatenate([torch.as_tensor(x).cpu().numpy() for x in column]) for column in zip(*seen, strict=True)
+        ]
+        rows, passes, rna_loss, adt_loss = (np.concatenate(column) for column in zip(*gather(mine), strict=True))
+        path = self.directory.path / BAD_STEPS / f"step_{self.step:08d}.npz"
+        what = f"step {self.step}: loss {tally.loss:.4g}, gradient norm {self._gradient_norm()}"
+        if comm.get_rank() == 0:
+            path.parent.mkdir(exist_ok=True)
+            np.savez(path, rows=rows, passes=passes, rna_loss=rna_loss, adt_loss=adt_loss)
+        if self.guard.gives_up:
+            raise ValueError(
+                f"the guard ended the run at {what}. Its cells are in {str(path)!r}. Look at them; then go on from the "
+                "newest checkpoint with guard.action=skip, or with another guard.loss_factor."
+            )
+        self.log.say(f"{what}: no update, {self.guard.skipped} skipped so far; cells in {path}")
 
     @torch.no_grad()
     def _evaluate(self) -> None:
@@ -167,38 +196,50 @@ class PretrainingLoop:
         if number == 0:
             return
         self.engine.eval()
-        sums = torch.zeros(6, dtype=torch.float64, device=self.engine.device)
+        tally = Tally(self.engine.device, self.engine.module.config)
         size = self.loader.micro_batch_size
         for start in range(0, number, size * comm.get_world_size()):
             index = start + comm.get_rank() * size + np.arange(size)
             batch = self._to_device(self.collate(self.read(self.validation_rows[index % number]), VALIDATION_EPOCH))
-            weight = torch.from_numpy(index < number).to(self.engine.device, torch.float32)
-            sums[:5] += _loss_sums(self.engine(**batch), batch, weight)
+            weight = torch.from_numpy(index < number).to(self.engine.device, torch.float64)
+            tally.add(self.engine(**batch), batch, weight)
         self.engine.train()
-        comm.all_reduce(sums)
-        means = _means(sums, self.engine.module.config)
-        self.log.write(self._record("val") | means)
-        self.log.say(f"step {self.step} held-out cells: {_loss_line(means)}")
+        tally.reduce()
+        self.log.write(self._record("val") | tally.losses)
+        self.log.say(f"step {self.step} held-out cells: {tally}")
 
-    def _report(self, losses: dict[str, float | None], rate: float, stalled: float) -> None:
-        """Write a record of cells per second and of the share of time that rank 0 waited for data."""
-        norm = self.engine.get_global_grad_norm()
+    def _report(self, tally: Tally, speed: Speed) -> None:
+        """Write a record; speeds are those of training alone, without evaluation and checkpoints."""
+        tflops = speed.cells_per_s * self.flops(speed.tokens_per_cell) / comm.get_world_size() / 1e12
         record = (
             self._record("train")
-            | losses
+            | tally.losses
             | {
                 "lr": self.schedule.at(self.step - 1),
-                "grad_norm": None if norm is None else float(norm),
-                "cells_per_s": rate,
-                "data_stall": stalled,
+                "grad_norm": self._gradient_norm(),
+                "cells_per_s": speed.cells_per_s,
+                "tokens_per_s": speed.tokens_per_s,
+                "tflops": tflops,
+                "mfu": tflops / self.peak_tflops if self.peak_tflops else None,
+                "data_stall": speed.stall,
+                "memory_gib": memory_gib(self.engine.device),
+                "skipped_steps": self.guard.skipped,
             }
         )
         self.log.write(record)
-        left = (self.schedule.total_steps - self.step) * self.loader.global_batch_size / rate
+        left = format_seconds((self.schedule.total_steps - self.step) * speed.seconds_per_step(self.step))
+        used = "" if record["mfu"] is None else f" | MFU {record['mfu']:.1%}"
         self.log.say(
-            f"step {self.step}/{self.schedule.total_steps} | epoch {record['epoch']:.1f} | {_loss_line(losses)} | "
-            f"lr {record['lr']:.1e} | {rate:.0f} cells/s | {format_seconds(left)} left"
+            f"step {self.step}/{self.schedule.total_steps} | epoch {record['epoch']:.1f} | {tally} | "
+            f"norm {record['grad_norm'] or float('nan'):.2f} | lr {record['lr']:.1e} | "
+            f"{speed.cells_per_s:.0f} cells/s | {speed.tokens_per_s:.0f} tokens/s{used} | stall {speed.stall:.0%} | "
+            f"{record['memory_gib']:.1f} GiB | "
+            f"{left} left"
         )
+
+    def _gradient_norm(self) -> float | None:
+        norm = self.engine.get_global_grad_norm()
+        return None if norm is None else float(norm)
 
     def _record(self, split: str) -> dict[str, Any]:
         cells = self.loader.cells_seen
@@ -211,31 +252,8 @@ class PretrainingLoop:
         }
 
     def _save(self) -> None:
-        state = {"step": self.step, "seconds": self.seconds, "loader": self.loader.state_dict()}
-        self.directory.save(self.engine, self.step, state, self.cadence.keep_checkpoints)
+        cadence = self.cadence
+        self.directory.save(self.engine, self.step, self.state_dict(), cadence.keep_checkpoints, cadence.keep_every)
 
     def _to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         return {k: v.to(self.engine.device, non_blocking=True) for k, v in batch.items()}
-
-
-def _loss_sums(output: Any, batch: dict[str, Tensor], weight: Tensor) -> Tensor:
-    """Sum losses over cells: RNA, cells with RNA targets, the same for ADT, and cells."""
-    rna = (batch["rna_observed"] & batch["rna_bool_masked_pos"].unsqueeze(-1)).flatten(1).any(1)
-    adt = (batch["adt_observed"] & batch["adt_bool_masked_pos"]).any(1)
-    columns = (output.rna_loss, rna, output.adt_loss, adt, torch.ones_like(weight))
-    return torch.stack([(c.detach().double() * weight).sum() for c in columns])
-
-
-def _means(sums: Tensor, config: Any) -> dict[str, float | None]:
-    """Turn sums over the global batch into the loss and the error of each modality where it has targets."""
-    rna, rna_cells, adt, adt_cells, cells = sums[:5].tolist()
-    return {
-        "loss": (config.rna_loss_weight * rna + config.adt_loss_weight * adt) / cells,
-        "rna_loss": rna / rna_cells if rna_cells else None,
-        "adt_loss": adt / adt_cells if adt_cells else None,
-    }
-
-
-def _loss_line(losses: dict[str, float | None]) -> str:
-    shown = {k: losses[k] for k in _LOSSES if losses[k] is not None}
-    return " ".join(f"{k.removesuffix('_loss')} {v:.4f}" for k, v in shown.items())

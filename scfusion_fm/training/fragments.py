@@ -1,0 +1,84 @@
+"""Which parts of which parameters a rank trains: the one place that knows how DeepSpeed lays out its partitions.
+
+To write to the values of a live fragment is to set the weights and moments that the optimizer works on.
+"""
+
+from collections.abc import Iterator
+
+import deepspeed
+import torch
+from deepspeed import comm
+from torch import Tensor
+
+from .checkpoint import MOMENTS, WEIGHT, Fragment
+
+
+def live_fragments(engine: deepspeed.DeepSpeedEngine) -> Iterator[Fragment]:
+    """Give the fragments that this rank updates; under stage 0, those are all, on every rank."""
+    stage = engine.zero_optimization_stage()
+    return (_whole, _flat, _flat, _partitioned)[stage](engine)
+
+
+def own_fragments(engine: deepspeed.DeepSpeedEngine) -> Iterator[Fragment]:
+    """Give the fragments that this rank saves: together, the ranks give every element once."""
+    shared = engine.zero_optimization_stage() == 0
+    for number, fragment in enumerate(live_fragments(engine)):
+        if not shared or number % comm.get_world_size() == comm.get_rank():
+            yield fragment
+
+
+def set_updates(engine: deepspeed.DeepSpeedEngine, updates: int) -> None:
+    """Set the number of updates that AdamW has made, which its bias correction depends on."""
+    for state in engine.basic_optimizer.state.values():
+        if torch.is_tensor(state["step"]):
+            state["step"].fill_(updates)
+        else:
+            state["step"] = updates
+
+
+def _moments(engine: deepspeed.DeepSpeedEngine, weights: Tensor) -> dict[str, Tensor]:
+    """Give the moments of a tensor of the optimizer, made as AdamW makes them at its first update."""
+    state = engine.basic_optimizer.state[weights]
+    if not state:
+        state["step"] = engine.basic_optimizer.first_step()
+        for key in MOMENTS:
+            state[key] = torch.zeros_like(weights, memory_format=torch.preserve_format)
+    return {key: state[key] for key in MOMENTS}
+
+
+def _whole(engine: deepspeed.DeepSpeedEngine) -> Iterator[Fragment]:
+    """Stage 0: every rank holds everything."""
+    for name, weight in engine.module.named_parameters():
+        values = {WEIGHT: weight.detach()} | _moments(engine, weight)
+        yield Fragment(name, 0, {key: value.view(-1) for key, value in values.items()})
+
+
+def _flat(engine: deepspeed.DeepSpeedEngine) -> Iterator[Fragment]:
+    """Stages 1 and 2: the parameters of a group stand in a row, of which a rank updates one piece."""
+    groups = engine.basic_optimizer.param_groups
+    for name, parameter in engine.module.named_parameters():
+        mapping = parameter._hp_mapping  # None: another rank updates it
+        if mapping is None:
+            continue
+        (weights,) = groups[mapping.param_group_index]["params"]
+        where = mapping.hp_fragment_address
+        values = {WEIGHT: weights.detach()} | _moments(engine, weights)
+        yield Fragment(
+            name,
+            mapping.lp_fragment_address.start,
+            {key: value.narrow(0, where.start, where.numel) for key, value in values.items()},
+        )
+
+
+def _partitioned(engine: deepspeed.DeepSpeedEngine) -> Iterator[Fragment]:
+    """Stage 3: every parameter is cut into equal parts, one per rank; the last ones may be short or empty."""
+    optimizer = engine.optimizer
+    for name, parameter in engine.module.named_parameters():
+        group, offset, size = optimizer.grad_position[optimizer.get_param_id(parameter)]
+        weights = optimizer.fp32_partitioned_groups_flat[group]
+        start = size * comm.get_rank()
+        length = min(size, parameter.ds_numel - start)
+        if length <= 0:
+            continue
+        values = {WEIGHT: weights.detach()} | _moments(engine, weights)
+        yield Fragment(name, start, {key: value.narrow(0, offset, length) for key, value in values.items()})

@@ -1,0 +1,171 @@
+"""AdamW that can be told to leave out an update, its groups of parameters, and its learning rate by step."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+BETAS = (0.9, 0.95)
+SCHEDULES = ("cosine", "wsd")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """
+    Learning rate by step: linear warm-up, then a way down.
+
+    Parameters
+    ----------
+    total_steps, warmup_steps
+        Length of the run and of its warm-up, in optimizer steps.
+    lr
+        Highest learning rate.
+    min_ratio
+        Last learning rate as a share of the highest.
+    kind
+        `cosine`, or `wsd` (warm-up, stable, decay): constant until the last `decay_steps`, then linear.
+    decay_steps
+        Length of the way down of `wsd`.
+
+    Raises
+    ------
+    ValueError
+        If the kind is unknown, or the parts are longer than the run.
+    """
+
+    total_steps: int
+    warmup_steps: int
+    lr: float
+    min_ratio: float
+    kind: str = "cosine"
+    decay_steps: int = 0
+
+    def __post_init__(self):
+        if self.kind not in SCHEDULES:
+            raise ValueError(f"`schedule` must be one of {SCHEDULES}, got {self.kind!r}.")
+        if self.warmup_steps + self.decay_steps > self.total_steps:
+            raise ValueError(
+                "`warmup_ratio` and `decay_ratio` must be at most 1 together, got "
+                f"{self.warmup_steps} and {self.decay_steps} of {self.total_steps} steps."
+            )
+
+    def at(self, step: int) -> float:
+        """Give the learning rate of a step, counted from 0."""
+        if step < self.warmup_steps:
+            return self.lr * (step + 1) / self.warmup_steps
+        if self.kind == "cosine":
+            done = (step - self.warmup_steps) / max(self.total_steps - self.warmup_steps, 1)
+            left = 0.5 * (1 + math.cos(math.pi * done))
+        else:
+            left = min((self.total_steps - step) / max(self.decay_steps, 1), 1.0)
+        return self.lr * (self.min_ratio + (1 - self.min_ratio) * left)
+
+
+def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Split parameters: matrices of linear layers decay, embeddings, norms, biases and fast weights do not."""
+    decayed = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in trained if id(p) in decayed], "weight_decay": weight_decay},
+        {"params": [p for p in trained if id(p) not in decayed], "weight_decay": 0.0},
+    ]
+
+
+class Skipping:
+    """Let an optimizer leave out an update: `skip` is set before the step and holds for that step."""
+
+    skip: bool = False
+
+    def first_step(self) -> torch.Tensor | int:
+        """Give the count of updates of a fresh state, of the type that this optimizer counts with."""
+        return torch.tensor(0.0)
+
+    def step(self, closure: Any = None) -> Any:
+        """Update, unless told not to."""
+        return None if self.skip else super().step(closure)
+
+
+class SkippingAdamW(Skipping, torch.optim.AdamW):
+    """AdamW for the partitions of ZeRO, whose norm and clipping are DeepSpeed's."""
+
+
+class ClippingAdamW(Skipping, torch.optim.AdamW):
+    """
+    AdamW for stage 0, where DeepSpeed neither reports the norm of the gradients nor looks whether it is finite.
+
+    Parameters
+    ----------
+    parameters
+        Groups of parameters.
+    max_grad_norm
+        Largest norm of all gradients together; 0 does not clip.
+    settings
+        Other arguments of AdamW.
+
+    Attributes
+    ----------
+    overflow
+        Whether the last update was left out because the gradients were not finite, as DeepSpeed's optimizers tell it.
+    """
+
+    def __init__(self, parameters: Any, max_grad_norm: float, **settings: Any):
+        super().__init__(parameters, **settings)
+        self.max_grad_norm = max_grad_norm
+        self.overflow = False
+        self._global_grad_norm: float | None = None  # where DeepSpeed's engine looks for it
+
+    def step(self, closure: Any = None) -> Any:
+        """Clip and update; leave everything as it is where a gradient is not finite."""
+        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        self._global_grad_norm = float(norm)
+        self.overflow = not math.isfinite(self._global_grad_norm)
+        if self.overflow:
+            return None
+        if self.max_grad_norm > 0:
+            for gradient in gradients:  # as DeepSpeed's ZeRO does it
+                gradient.mul_(min(1.0, self.max_grad_norm / (self._global_grad_norm + 1e-6)))
+        return super().step(closure)
+
+
+def build_optimizer(model: nn.Module, optim: Any, stage: int, on_cpu: bool) -> torch.optim.Optimizer:
+    """
+    Make the optimizer that a ZeRO stage needs.
+
+    Parameters
+    ----------
+    model
+        Model whose parameters are trained.
+    optim
+        Has `lr`, `weight_decay` and `max_grad_norm`.
+    stage
+        ZeRO stage.
+    on_cpu
+        Whether the optimizer state is offloaded, so that the update runs on the CPU.
+    """
+    groups = decay_groups(model, optim.weight_decay)
+    settings = {"lr": optim.lr, "betas": BETAS}
+    if stage == 0:
+        return ClippingAdamW(groups, optim.max_grad_norm, **settings)
+    if not on_cpu:
+        return _known_to_deepspeed(SkippingAdamW(groups, **settings))
+    from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+    class SkippingCPUAdam(Skipping, DeepSpeedCPUAdam):
+        """DeepSpeed's vectorised AdamW for offloaded states."""
+
+        def first_step(self) -> int:
+            return 0
+
+    return _known_to_deepspeed(SkippingCPUAdam(groups, adamw_mode=True, **settings))
+
+
+def _known_to_deepspeed(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Tell DeepSpeed, which compares types, that an optimizer is as good for ZeRO as the one it is derived from."""
+    from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
+
+    if type(optimizer) not in ZERO_SUPPORTED_OPTIMIZERS:
+        ZERO_SUPPORTED_OPTIMIZERS.append(type(optimizer))
+    return optimizer
