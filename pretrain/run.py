@@ -125,7 +125,7 @@ def build_model(config: PretrainConfig, extractor: ScFusionTTTFeatureExtractor) 
     except StrictDataclassError as error:
         raise ValueError(f"`model` does not describe a model: {error}") from error
     if config.run.activation_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     return model
 
 
