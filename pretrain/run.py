@@ -65,6 +65,8 @@ def main() -> None:
         first_step=state["step"] if state else 0,
         tensorboard=config.run.tensorboard,
         wandb_project=config.run.wandb_project,
+        mlflow_experiment=config.run.mlflow_experiment,
+        config=identity,
     )
     loop = PretrainingLoop(
         engine=engine,
