@@ -325,12 +325,13 @@ def _import_extra(extra: str, packages: list[str], setting: str, value: str) -> 
         If one is not installed.
     """
     try:
-        return [importlib.import_module(package) for package in packages][0]
+        first, *_ = [importlib.import_module(package) for package in packages]
     except ImportError as error:
         raise ValueError(
             f"`run.{setting}` must be null without the packages {packages}, got {value!r}; "
             f"pip install 'scfusion-fm[{extra}]'."
         ) from error
+    return first
 
 
 def _is_number(value: Any) -> bool:
