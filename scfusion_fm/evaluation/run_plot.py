@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 from numpy.typing import NDArray
 
 from scfusion_fm.evaluation.plots import COLOURS, LOSSES, Curve, draw_curve, shorten, tidy
@@ -194,7 +194,8 @@ def _finish(axes: Axes, panel: Panel, place: str) -> None:
         axes.set_yscale("log")
         low, high = axes.get_ylim()
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axes.yaxis.set_minor_formatter(StrMethodFormatter("{x:g}") if high < 10 * low else NullFormatter())
+        axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+        axes.yaxis.set_minor_formatter(StrMethodFormatter("{x:g}") if high < 100 * low else NullFormatter())
         return
     axes.ticklabel_format(axis="y", scilimits=(-2, 5))
     if panel not in LOSS_PANELS:
@@ -205,12 +206,10 @@ def _add_legend(figure: Figure, tables: Mapping[str, pd.DataFrame]) -> None:
     """Say above the panels what the lines are, and how far each run came."""
     names = [f"{shorten(name, 40)}: {describe_run(table)}" for name, table in tables.items()]
     train, val, skipped = (TRAIN_COLOUR, VAL_COLOUR, SKIPPED_COLOUR) if len(names) == 1 else ("#555555",) * 3
-    kinds = {
-        "training": Line2D([], [], color=train),
-        "held-out cells": Line2D(
-            [], [], color=val, marker="o", markersize=4, linestyle="-" if len(names) == 1 else "--"
-        ),
-    }
+    kinds = {"training": Line2D([], [], color=train)}
+    if any((table["split"] == "val").any() for table in tables.values()):
+        style = "-" if len(names) == 1 else "--"
+        kinds["held-out cells"] = Line2D([], [], color=val, linestyle=style, marker="o", markersize=4)
     if any(find_skipped(table).any() for table in tables.values()):
         kinds["skipped steps"] = Line2D([], [], color=skipped, linestyle="", marker="|", markersize=9)
     figure.legend(kinds.values(), kinds.keys(), loc="outside upper right", frameon=False, ncols=len(kinds))

@@ -182,7 +182,12 @@ class WandbSink:
     config
         Settings of the run.
     sent
-        Last step that the run has there already; 0 starts a new one.
+        Last step that was recorded before; 0 starts a new run.
+
+    Notes
+    -----
+    No step is written twice. Offline, the last ones before a crash of the machine may be lost, since wandb writes in
+    blocks; after SIGTERM, or SIGKILL of this process alone, they are there.
     """
 
     def __init__(self, wandb: ModuleType, project: str, directory: Path, config: Mapping[str, Any], sent: int):
@@ -190,7 +195,6 @@ class WandbSink:
         if not (sent and file.exists()):
             file.write_text(uuid.uuid4().hex[:12])
             sent = 0
-        self._sent = sent
         self._run = wandb.init(
             project=project,
             id=file.read_text(),
@@ -200,6 +204,8 @@ class WandbSink:
             config=dict(config),
             settings=wandb.Settings(finish_timeout=WANDB_PATIENCE_S),  # without it, it waits for its service for ever
         )
+        # The service knows what it has. Files that wait for `wandb sync` do not: there, what was recorded is counted.
+        self._sent = self._run.step - 1 if self._run.step else sent
 
     def write(self, numbers: Mapping[str, float], step: int) -> None:
         """Add the numbers of a step."""
@@ -226,7 +232,7 @@ class MlflowSink:
     config
         Settings of the run: parameters with names like `optim.lr`.
     sent
-        Last step that the run has there already; 0 starts a new one.
+        Last step that was recorded before, and so sent; 0 starts a new run.
 
     Notes
     -----

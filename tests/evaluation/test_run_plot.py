@@ -105,6 +105,7 @@ def test_values_that_overflowed_leave_a_gap(tmp_path):
     figure = plot_runs({"a": table})
     assert find_panel(figure, "Total loss").lines[0].get_xdata().tolist() == [1, 3]
     assert find_panel(figure, "Gradient norm").lines[0].get_xdata().tolist() == [1, 3]
+    assert read_legends(plot_runs({"a": table[table["split"] == "train"]}))[:-1] == ["training"]
     with pytest.raises(ValueError, match=r"`runs` must have records with numbers, got none for \['a'\]"):
         plot_runs({"a": table.iloc[:0]})
 
