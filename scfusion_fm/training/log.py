@@ -186,8 +186,8 @@ class WandbSink:
 
     Notes
     -----
-    No step is written twice. Offline, the last ones before a crash of the machine may be lost, since wandb writes in
-    blocks; after SIGTERM, or SIGKILL of this process alone, they are there.
+    No step is written twice. Offline, the last ones before SIGKILL are missing, since wandb writes in blocks; the file
+    of records has them.
     """
 
     def __init__(self, wandb: ModuleType, project: str, directory: Path, config: Mapping[str, Any], sent: int):
