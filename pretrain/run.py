@@ -51,7 +51,8 @@ def main() -> None:
 
     # The run: new, or going on from its newest checkpoint, whatever ranks and ZeRO stage wrote that.
     model = build_model(config, extractor)
-    directory = RunDirectory(Path(config.output_dir), identify(config, settings, atlas), config_differences)
+    identity = identify(config, settings, atlas)
+    directory = RunDirectory(Path(config.output_dir), identity, config_differences)
     if rank == 0:
         save_config(config, directory.path / "config.yaml")
         model.config.save_pretrained(directory.path / "model")
@@ -72,6 +73,8 @@ def main() -> None:
         first_step=state["step"] if state else 0,
         tensorboard=config.run.tensorboard,
         wandb_project=config.run.wandb_project,
+        mlflow_experiment=config.run.mlflow_experiment,
+        config=identity,
     )
     loop = PretrainingLoop(
         engine=engine,

@@ -70,6 +70,11 @@ def build_parser() -> argparse.ArgumentParser:
     seen.add_argument("--json", action="store_true", help="print JSON")
     seen.set_defaults(run=_seen)
 
+    plot = commands.add_parser("plot", help="draw losses, learning rate, speed and memory of pretraining runs")
+    plot.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="directory of a pretraining run")
+    plot.add_argument("--output", type=Path, metavar="OUT.png", help="picture to write; RUN/plot.png of the first run")
+    plot.set_defaults(run=_plot)
+
     report = commands.add_parser("report", help="write report.html from finished runs")
     report.add_argument("--pretraining", type=Path, help="directory of a pretraining run")
     report.add_argument("--annotation", type=Path, help="output_dir of finetune/cell_type_annotation.py")
@@ -207,6 +212,14 @@ def _seen(args: argparse.Namespace) -> None:
     print(json.dumps(answer.to_dict(), indent=1) if args.json else answer.to_text())
     if answer.beyond_chance:
         sys.exit(1)
+
+
+def _plot(args: argparse.Namespace) -> None:
+    from scfusion_fm.evaluation.run_plot import write_run_plot
+
+    output = args.output or args.runs[0] / "plot.png"
+    write_run_plot(args.runs, output)
+    print(f"wrote {output}")
 
 
 def _report(args: argparse.Namespace) -> None:

@@ -147,6 +147,8 @@ class RunConfig:
     """Whether to write TensorBoard events."""
     wandb_project: str | None = None
     """Weights & Biases project; null logs nothing there."""
+    mlflow_experiment: str | None = None
+    """MLflow experiment, at `MLFLOW_TRACKING_URI` or in the directory of the run; null logs nothing there."""
     threads_per_rank: int = 1
     """CPU threads of one rank."""
     activation_checkpointing: bool = False

@@ -1,11 +1,15 @@
 """The benchmarks run, and what they print can be read by a program."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from scfusion_fm import ScFusionTTTConfig
 
 ROOT = Path(__file__).parents[1]
 
@@ -31,6 +35,44 @@ def test_benchmark_of_the_ttt_layer(tmp_path):
     assert all(row["seconds"] > 0 and row["peak_mib"] > 0 for row in rows)
     assert all(name in done.stdout for name in names)
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_benchmark_of_a_pretraining_step(tmp_path):
+    command = [sys.executable, "benchmarks/pretrain_step.py", "--quick", "--json", tmp_path / "step.json"]
+    environment = os.environ | {"DS_ACCELERATOR": "cpu"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "step.json").read_text())
+    names = ["bare", "engine", "loader", "collate", "whole", "attention"]
+    assert [row["step"] for row in found["rows"]] == names
+    assert all(row["ms"] > 0 and row["cpu_ms"] > 0 for row in found["rows"])
+    chain = {row["step"]: row for row in found["rows"] if row["step"] != "attention"}
+    assert sum(row["share"] for row in chain.values()) == pytest.approx(1)
+    assert found["whole_to_bare"] == chain["whole"]["ratio"]
+    assert [row["layer"] for row in found["growth"]] == ["TTT", "attention"] * 2
+    assert all(row["added_mib"] > 0 for row in found["growth"])
+    assert all(f"| {name} |" in done.stdout for name in names)
+
+
+def test_attention_of_the_benchmark_has_the_same_projections_and_reads_nothing_hidden(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from pretrain_model import build_model, make_batch
+
+    config = ScFusionTTTConfig(num_rna_tokens=19, rna_patch_size=2, num_proteins=5, hidden_size=16)
+    ttt, attention = ({n: p.shape for n, p in build_model(config, x).named_parameters()} for x in ("TTT", "attention"))
+    assert {n for n in ttt if "_proj." in n and "lr_proj" not in n} <= set(attention) <= set(ttt)
+    assert all(ttt[name] == shape for name, shape in attention.items())
+
+    model, batch = build_model(config, "attention"), make_batch(config, 3)
+    batch["adt_bool_masked_pos"][0] = True  # a cell whose proteins are all hidden
+    before = model(**batch)
+    assert torch.isfinite(before.loss)
+    batch["rna_values"] = batch["rna_values"] + batch["rna_bool_masked_pos"].unsqueeze(-1)
+    batch["adt_values"] = batch["adt_values"] + batch["adt_bool_masked_pos"]
+    after = model(**batch)
+    torch.testing.assert_close(after.rna_reconstruction, before.rna_reconstruction)
+    torch.testing.assert_close(after.adt_reconstruction, before.adt_reconstruction)
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ Shapes: n cells, P proteins, D embedding width.
 """
 
 import warnings
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -23,6 +24,7 @@ LOSSES = (("loss", "Total loss"), ("rna_loss", "RNA loss"), ("adt_loss", "Protei
 MAX_UMAP_CELLS = 20_000
 MAX_NAME_LENGTH = 28
 MAX_NAMED_BARS = 70
+MANY_POINTS = 60
 
 
 def plot_losses(metrics: pd.DataFrame) -> Figure:
@@ -49,10 +51,10 @@ def plot_losses(metrics: pd.DataFrame) -> Figure:
     for axes, (name, title) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for split, colour, label in (("train", COLOURS[0], "training"), ("val", COLOURS[3], "validation")):
             rows = metrics.loc[metrics["split"] == split, ["step", name]].dropna().astype(float)
-            _draw_loss(axes, rows.sort_values("step").to_numpy(), colour, label)
+            draw_curve(axes, rows.sort_values("step").to_numpy(), Curve(colour, label, dots=split == "val"))
         axes.set(title=title, xlabel="step")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        _tidy(axes)
+        tidy(axes)
     figure.axes[0].set_ylabel("loss")
     figure.axes[0].legend(frameon=False)
     return figure
@@ -129,7 +131,7 @@ def plot_umap(
         axes.scatter(*rest.T, s=size * 0.4, c=GREY, linewidths=0, label=f"other cells ({len(rest)})")
     _draw_cell_types(axes, positions[coloured], labels[coloured], size)
     axes.set(title=title, xlabel="UMAP 1", ylabel="UMAP 2", xticks=[], yticks=[])
-    _tidy(axes, grid=False)
+    tidy(axes, grid=False)
     n_columns = 1 + (len(axes.get_legend_handles_labels()[0]) - 1) // 22
     figure.set_figwidth(6.0 + 3.0 * n_columns)
     axes.legend(
@@ -168,8 +170,8 @@ def plot_confusion(labels: np.ndarray, predicted: np.ndarray) -> Figure:
         if count:
             colour = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, f"{count}", ha="center", va="center", color=colour, fontsize=9)
-    axes.set_xticks(range(table.shape[1]), [_shorten(name) for name in table.columns], rotation=45, ha="right")
-    axes.set_yticks(range(len(table)), [f"{_shorten(name)} ({totals[name]})" for name in table.index])
+    axes.set_xticks(range(table.shape[1]), [shorten(name) for name in table.columns], rotation=45, ha="right")
+    axes.set_yticks(range(len(table)), [f"{shorten(name)} ({totals[name]})" for name in table.index])
     axes.set(xlabel="predicted", ylabel="true (test cells)", title="Confusions on the test cells")
     axes.set_xticks(np.arange(0.5, table.shape[1] - 1), minor=True)
     axes.set_yticks(np.arange(0.5, len(table) - 1), minor=True)
@@ -223,7 +225,7 @@ def plot_proteins(
             axes.set_axis_off()
             continue
         _draw_protein(axes, np.asarray(measured)[:, position], np.asarray(predicted)[:, position])
-        axes.set_title(f"{_shorten(names[position])}   ({rank}, r = {ranking[position]:.2f})", fontsize=11)
+        axes.set_title(f"{shorten(names[position])}   ({rank}, r = {ranking[position]:.2f})", fontsize=11)
     upper.supxlabel("measured")
     upper.supylabel("predicted")
     _draw_bars(lower.subplots(), ranking, names, baseline)
@@ -252,23 +254,87 @@ def choose_best_middle_worst(ranked: np.ndarray) -> list[tuple[int, str]]:
     return sorted(chosen.items(), key=lambda item: order[item[0]])
 
 
+@dataclass(frozen=True)
+class Curve:
+    """How to draw a curve.
+
+    Attributes
+    ----------
+    colour, label, style
+        As matplotlib has them.
+    dots
+        Whether to mark the points of a curve that has few.
+    average
+        "mean" or "median": what runs over a curve that has many; None leaves it as it is.
+    """
+
+    colour: str
+    label: str
+    style: str = "-"
+    dots: bool = False
+    average: str | None = "mean"
+
+
+def draw_curve(axes: Axes, points: np.ndarray, curve: Curve) -> None:
+    """Draw one curve; where it has many points, faintly, under its running average.
+
+    Parameters
+    ----------
+    axes
+        Where to draw.
+    points
+        (n, 2), places and values; nothing is drawn where there are none.
+    curve
+        How to draw it.
+    """
+    if not len(points):
+        return
+    if len(points) < MANY_POINTS or curve.average is None:
+        marker = "o" if (curve.dots and len(points) < MANY_POINTS) or len(points) < 3 else None
+        axes.plot(*points.T, color=curve.colour, marker=marker, markersize=4, linestyle=curve.style, label=curve.label)
+        return
+    window = max(len(points) // 30, 3)
+    axes.plot(*points.T, color=curve.colour, alpha=0.25, linewidth=0.8)
+    smooth = pd.Series(points[:, 1]).rolling(window, min_periods=1, center=True).agg(curve.average)
+    label = f"{curve.label} ({curve.average} of {window} records)"
+    axes.plot(points[:, 0], smooth, color=curve.colour, linestyle=curve.style, label=label)
+
+
+def tidy(axes: Axes, grid: bool = True) -> None:
+    """Take away the frame's upper and right side and put a faint grid behind the data.
+
+    Parameters
+    ----------
+    axes
+        What to tidy.
+    grid
+        Whether to draw the grid.
+    """
+    axes.spines[["top", "right"]].set_visible(False)
+    if grid:
+        axes.grid(color="#E4E4E4", linewidth=0.7)
+        axes.set_axisbelow(True)
+
+
+def shorten(name: str, length: int = MAX_NAME_LENGTH) -> str:
+    """Cut a long name and keep matplotlib from reading dollar signs as mathematics.
+
+    Parameters
+    ----------
+    name
+        The name.
+    length
+        Characters that it may have.
+    """
+    if len(name) > length:  # in the middle, since names of subtypes differ at the end
+        tail = length // 2 - 1
+        name = f"{name[: length - tail - 1]}…{name[-tail:]}"
+    return name.replace("$", r"\$")
+
+
 def _pad(chosen: list[tuple[int, str]], length: int) -> list[tuple[int | None, str]]:
     """Fill up with empty panels."""
     return [*chosen, *[(None, "")] * (length - len(chosen))]
-
-
-def _draw_loss(axes: Axes, points: np.ndarray, colour: str, label: str) -> None:
-    """Draw one curve; where it has many points, faintly, under its running mean."""
-    if not len(points):
-        return
-    if len(points) < 60:
-        marker = "o" if label == "validation" or len(points) < 3 else None
-        axes.plot(*points.T, color=colour, marker=marker, markersize=4, label=label)
-        return
-    window = max(len(points) // 30, 3)
-    axes.plot(*points.T, color=colour, alpha=0.25, linewidth=0.8)
-    smooth = pd.Series(points[:, 1]).rolling(window, min_periods=1, center=True).mean()
-    axes.plot(points[:, 0], smooth, color=colour, label=f"{label} (mean of {window} records)")
 
 
 def _draw_cell_types(axes: Axes, positions: np.ndarray, labels: np.ndarray, size: float) -> None:
@@ -280,7 +346,7 @@ def _draw_cell_types(axes: Axes, positions: np.ndarray, labels: np.ndarray, size
         points = positions[labels == name]
         axes.scatter(
             *points.T, s=size, c=colour, marker=marker, linewidths=0, alpha=0.85,
-            label=f"{_shorten(name)} ({counts[name]})",
+            label=f"{shorten(name)} ({counts[name]})",
         )  # fmt: skip
     if len(rest):
         points = positions[np.isin(labels, rest)]
@@ -294,7 +360,7 @@ def _draw_protein(axes: Axes, measured: np.ndarray, predicted: np.ndarray) -> No
     axes.scatter(measured, predicted, s=float(np.clip(4000 / len(measured), 3, 14)), c=COLOURS[0], alpha=0.5, lw=0)
     ends = [min(measured.min(), predicted.min()), max(measured.max(), predicted.max())]
     axes.plot(ends, ends, color="#666666", linewidth=1, linestyle="--")
-    _tidy(axes)
+    tidy(axes)
 
 
 def _draw_bars(axes: Axes, ranking: pd.Series, names: list[str], baseline: pd.Series | None) -> None:
@@ -308,26 +374,10 @@ def _draw_bars(axes: Axes, ranking: pd.Series, names: list[str], baseline: pd.Se
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set(ylabel="Pearson r over test cells", xlim=(-0.8, len(ranking) - 0.2))
     if len(ranking) <= MAX_NAMED_BARS:
-        labels = [_shorten(names[position], 18) for position in ranking.index]
+        labels = [shorten(names[position], 18) for position in ranking.index]
         axes.set_xticks(places, labels, rotation=90, fontsize=min(9, 540 / len(ranking)))
     else:
         axes.set_xlabel(f"{len(ranking)} proteins, best first")
-    _tidy(axes)
+    tidy(axes)
     axes.grid(visible=False, axis="x")
     axes.legend(loc="upper right", frameon=True, framealpha=0.9, edgecolor="none")
-
-
-def _tidy(axes: Axes, grid: bool = True) -> None:
-    """Take away the frame's upper and right side and put a faint grid behind the data."""
-    axes.spines[["top", "right"]].set_visible(False)
-    if grid:
-        axes.grid(color="#E4E4E4", linewidth=0.7)
-        axes.set_axisbelow(True)
-
-
-def _shorten(name: str, length: int = MAX_NAME_LENGTH) -> str:
-    """Cut a long name and keep matplotlib from reading dollar signs as mathematics."""
-    if len(name) > length:  # in the middle, since names of subtypes differ at the end
-        tail = length // 2 - 1
-        name = f"{name[: length - tail - 1]}…{name[-tail:]}"
-    return name.replace("$", r"\$")
