@@ -49,8 +49,10 @@ from scfusion_fm.data.loader import AtlasLoader
 from scfusion_fm.data.order import CellOrder
 from scfusion_fm.data.synthesize import SyntheticSettings, synthesize_atlas
 from scfusion_fm.training.engine import build_engine, read_deepspeed_settings, start_ranks
+from scfusion_fm.training.guard import StepGuard
 from scfusion_fm.training.log import RunLog
-from scfusion_fm.training.loop import PretrainingLoop, Schedule
+from scfusion_fm.training.loop import PretrainingLoop
+from scfusion_fm.training.optimizer import Schedule
 
 ROOT = Path(__file__).parent.parent
 CHAIN = ("bare", "engine", "loader", "collate", "whole")
@@ -120,9 +122,11 @@ class Steps:
             read=self.atlas.read,
             validation_rows=self.atlas.rows_of("val"),
             schedule=Schedule(1, 0, optim.lr, 1.0),
+            guard=StepGuard(loss_factor=10.0),
             directory=NoCheckpoints(),
             log=self.log,
             cadence=RunConfig(),
+            flops=lambda tokens: train_flops(self.config, TokenCounts(*tokens)),
         )
 
     def _next_ready(self) -> dict[str, Tensor]:
