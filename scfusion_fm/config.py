@@ -143,6 +143,8 @@ class RunConfig:
     """Weights & Biases project; null logs nothing there."""
     threads_per_rank: int = 1
     """CPU threads of one rank."""
+    activation_checkpointing: bool = False
+    """Whether to recompute activations in the backward pass instead of keeping them."""
 
 
 @dataclass
