@@ -1,9 +1,12 @@
 """Compare the memory that `scfusion_fm.sizing` estimates with what training steps on this machine take.
 
     python benchmarks/memory.py --json rows.json
+    python benchmarks/memory.py --deepspeed configs/deepspeed/zero3_bf16.json
+    torchrun --nproc_per_node 2 benchmarks/memory.py --deepspeed configs/deepspeed/zero3_bf16.json
 
-Every case runs in processes of its own: one counts the bytes of all tensors that are alive, the other asks the kernel
-for the largest resident memory, less what was there before the model.
+Every case of the first runs in processes of its own: one counts the bytes of all tensors that are alive, the other asks
+the kernel for the largest resident memory, less what was there before the model. The others count the tensors of a
+DeepSpeed engine on each of its ranks.
 """
 
 import argparse
@@ -12,6 +15,7 @@ import subprocess
 import sys
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor
@@ -34,6 +38,7 @@ BASE_LIKE = {
     "num_decoder_layers": 1,
     "ttt_direction": "alternating",
 }
+WIDER = BASE_LIKE | {"hidden_size": 512, "num_attention_heads": 8, "intermediate_size": 1024}
 CASES = [
     ("paper", PAPER, 4, False),
     ("paper", PAPER, 32, False),
@@ -129,6 +134,36 @@ def estimate(config: ScFusionTTTConfig, cells: int, checkpointing: bool) -> floa
     return memory_per_gpu(count_parameters(config), settings, 1, activations).total
 
 
+def engine_peak(path: str, cells: int) -> tuple[int, int, float]:
+    """
+    Train two steps with a DeepSpeed file; give the ranks, the most bytes of tensors on this one, and the estimate.
+
+    Buckets are a tenth of those of the file, which would hide the rest of so small a model; memory that is offloaded
+    counts, as on CPU ranks it is the same.
+    """
+    from scfusion_fm.training.engine import build_engine, read_deepspeed_settings, start_ranks
+
+    _, ranks = start_ranks(1)
+    content = read_deepspeed_settings(path)
+    zero = content["zero_optimization"]
+    for key in [key for key, value in zero.items() if key != "stage" and type(value) is int]:
+        zero[key] //= 10
+    if "offload_optimizer" in zero:
+        zero["offload_optimizer"]["pin_memory"] = False
+    config = ScFusionTTTConfig(**WIDER)
+    settings = DeepSpeedSettings.from_json(content)
+    with LiveBytes() as counter:
+        optim = SimpleNamespace(lr=1e-4, weight_decay=0.0, max_grad_norm=1.0)
+        engine = build_engine(ScFusionTTTForPreTraining(config), content, cells, 1, optim)
+        counter.peak = 0  # DeepSpeed needs the whole model at first
+        for _ in range(2):
+            engine.backward(engine(*make_cells(config, cells)).loss)
+            engine.step()
+    activations = activation_bytes(config, all_visible(config), cells, False, settings.element_bytes)
+    found = memory_per_gpu(count_parameters(config), settings, ranks, activations)
+    return ranks, counter.peak, found.total + found.host
+
+
 MEASURES = {"tensors": tensor_peak, "resident": resident_peak}
 
 
@@ -138,7 +173,16 @@ def main() -> None:
     parser.add_argument("--measure", choices=MEASURES, help=argparse.SUPPRESS)
     parser.add_argument("--case", type=int, help="run this case alone, counted from 0")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
+    parser.add_argument(
+        "--deepspeed", metavar="FILE.json", help="measure an engine with these settings, 2 cells a rank"
+    )
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.deepspeed:
+        ranks, peak, expected = engine_peak(args.deepspeed, 2)
+        row = (f"{expected / 2**20:,.0f}", f"{peak / 2**20:,.0f}", f"{expected / peak:.2f}")
+        print(f"| {Path(args.deepspeed).stem} | {ranks} | {' | '.join(row)} |")
+        return
     torch.set_num_threads(1)
     chosen = CASES if args.case is None else CASES[args.case : args.case + 1]
     if args.measure:

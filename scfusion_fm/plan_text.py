@@ -43,10 +43,24 @@ def _facts(recipe: RecipePlan) -> dict[str, str]:
 
 def _render_choices(plan: Plan) -> str:
     request = plan.request
-    rows = [["ZeRO stage", "weights", "grads", "AdamW", "buffers", "activ.", "total", "host", "fits", "largest micro"]]
+    rows = [
+        [
+            "ZeRO stage",
+            "weights",
+            "grads",
+            "AdamW",
+            "buffers",
+            "activ.",
+            "step",
+            "total",
+            "host",
+            "fits",
+            "largest micro",
+        ]
+    ]
     for choice in plan.choices:
         memory = choice.memory
-        sizes = (memory.parameters, memory.gradients, memory.optimizer, memory.buffers, memory.activations)
+        sizes = (memory.parameters, memory.gradients, memory.optimizer, memory.buffers, memory.activations, memory.step)
         rows.append(
             [
                 f"{'*' if choice.is_recipe else ' '} {choice.settings.describe()}",
@@ -61,7 +75,8 @@ def _render_choices(plan: Plan) -> str:
     checkpointing = "with" if request.checkpointing else "without"
     return (
         f"GiB per GPU at {request.planned_micro_batch} cells, {checkpointing} activation checkpointing; fits: at most "
-        f"{usable:g} of {request.gpu_memory:g} GiB; *: the recipe\n{render_columns(rows)}"
+        f"{usable:g} of {request.gpu_memory:g} GiB; *: the recipe\n"
+        f"total: activations and the float32 gradients of the step do not meet, the larger counts\n{render_columns(rows)}"
     )
 
 

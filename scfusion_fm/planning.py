@@ -117,11 +117,13 @@ class Memory:
     gradients
         As they are kept until the step.
     optimizer
-        AdamW's moments, float32 master weights, and gradients in float32 for the step.
+        AdamW's moments and float32 master weights.
     buffers
         Of communication.
     activations
         Of one micro-batch.
+    step
+        Gradients in float32 for the optimizer, when the activations are gone.
     host
         In the memory of the host.
     """
@@ -131,12 +133,14 @@ class Memory:
     optimizer: float
     buffers: float
     activations: float
+    step: float = 0.0
     host: float = 0.0
 
     @property
     def total(self) -> float:
-        """Everything on the GPU."""
-        return self.parameters + self.gradients + self.optimizer + self.buffers + self.activations
+        """The most on the GPU at once."""
+        stays = self.parameters + self.gradients + self.optimizer + self.buffers
+        return stays + max(self.activations, self.step)
 
 
 def memory_per_gpu(parameters: ParameterCounts, settings: DeepSpeedSettings, gpus: int, activations: float) -> Memory:
@@ -157,7 +161,7 @@ def memory_per_gpu(parameters: ParameterCounts, settings: DeepSpeedSettings, gpu
     Notes
     -----
     As DeepSpeed 0.19.8 allocates (runtime/zero/stage_1_and_2.py, stage3.py, engine.py), with P parameters of e bytes
-    on n GPUs. Its stages 1 and 2 keep a float32 copy of their share of the weights even where these are float32.
+    on n GPUs. Its stages keep a float32 copy of their share of the weights even where these are float32.
     Docs: section "Sizing" of docs/pretraining.md.
     """
     count, size = parameters.total, settings.element_bytes
@@ -166,29 +170,25 @@ def memory_per_gpu(parameters: ParameterCounts, settings: DeepSpeedSettings, gpu
         buffers = min(count, ALLREDUCE_ELEMENTS) * size if gpus > 1 else 0
         return Memory(weights, weights, MOMENTS_BYTES * count, buffers, activations)
 
+    kept = weights if settings.stage < 3 else share * size
+    gradients = weights if settings.stage == 1 else share * size
+    optimizer, step, host = share * (MASTER_BYTES + MOMENTS_BYTES), share * MASTER_BYTES, 0.0
     bucket = settings.reduce_bucket_size * size
-    host = 0.0
     if settings.stage < 3:
-        gradients = weights if settings.stage == 1 else share * size
         buffers = bucket * (2 if settings.overlap_comm else 1)
-        optimizer = share * (MASTER_BYTES + MOMENTS_BYTES + MASTER_BYTES)
-        if settings.offload_optimizer:
-            host = optimizer + share * size
-            gradients, optimizer = (gradients if settings.stage == 1 else 0.0), 0.0
-        return Memory(weights, gradients, optimizer, buffers, activations, host)
-
-    kept, gradients, optimizer = share * size, share * size, share * MOMENTS_BYTES
-    if settings.is_bf16 or settings.offload_optimizer:  # else the float32 shares are the master weights
-        optimizer += share * MASTER_BYTES
-        optimizer += MASTER_BYTES * (share if settings.offload_optimizer else min(share, settings.sub_group_size))
+    else:
+        buffers = bucket + min(settings.prefetch_bucket_size, count) * size
+        if not settings.offload_optimizer:  # in float32, the step reads the gradients where they are
+            step = min(share, settings.sub_group_size) * MASTER_BYTES if settings.is_bf16 else 0.0
     if settings.offload_optimizer:
-        host, gradients, optimizer = optimizer + gradients, 0.0, 0.0
+        host = optimizer + step + share * size  # a copy of the share in the type of the parameters
+        optimizer = step = 0.0
+        gradients = gradients if settings.stage == 1 else 0.0
     if settings.offload_parameters:
         host, kept = host + kept, 0.0
-    gathered = min(count, max(settings.max_live_parameters, parameters.largest_module)) * size
-    gathered = gathered if gpus > 1 or settings.offload_parameters else 0.0
-    buffers = bucket + min(settings.prefetch_bucket_size, count) * size
-    return Memory(kept + gathered, gradients, optimizer, buffers, activations, host)
+    if settings.stage == 3 and (gpus > 1 or settings.offload_parameters):
+        kept += min(count, max(settings.max_live_parameters, parameters.largest_module)) * size
+    return Memory(kept, gradients, optimizer, buffers, activations, step, host)
 
 
 @dataclass(frozen=True)
