@@ -48,6 +48,7 @@ from scfusion_fm.data.collate import MaskingCollator
 from scfusion_fm.data.loader import AtlasLoader
 from scfusion_fm.data.order import CellOrder
 from scfusion_fm.data.synthesize import SyntheticSettings, synthesize_atlas
+from scfusion_fm.sizing import TokenCounts, train_flops
 from scfusion_fm.training.engine import build_engine, read_deepspeed_settings, start_ranks
 from scfusion_fm.training.guard import StepGuard
 from scfusion_fm.training.log import RunLog

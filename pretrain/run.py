@@ -12,9 +12,8 @@ import sys
 from pathlib import Path
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 
-from scfusion_fm import ScFusionTTTConfig, ScFusionTTTFeatureExtractor, ScFusionTTTForPreTraining
+from scfusion_fm import ScFusionTTTFeatureExtractor, ScFusionTTTForPreTraining
 from scfusion_fm.config import OptimConfig, PretrainConfig, config_differences, save_config
 from scfusion_fm.console import parse_config, run_command
 from scfusion_fm.data.atlas import Atlas
@@ -22,6 +21,8 @@ from scfusion_fm.data.collate import MaskingCollator
 from scfusion_fm.data.loader import AtlasLoader
 from scfusion_fm.data.order import CellOrder
 from scfusion_fm.data.seen import SEEN_CELLS, remember_atlas
+from scfusion_fm.recipes import describe_model
+from scfusion_fm.sizing import TokenCounts, train_flops
 from scfusion_fm.training.checkpoint import ATLAS_MANIFEST
 from scfusion_fm.training.engine import build_engine, precision, read_deepspeed_settings, start_ranks
 from scfusion_fm.training.guard import StepGuard
@@ -87,7 +88,7 @@ def main() -> None:
         directory=directory,
         log=log,
         cadence=config.run,
-        flops=lambda tokens: 0.0,
+        flops=lambda tokens: train_flops(model.config, TokenCounts(*tokens)),
         peak_tflops=config.run.peak_tflops,
     )
     if checkpoint:
@@ -109,24 +110,7 @@ def main() -> None:
 def build_model(config: PretrainConfig, extractor: ScFusionTTTFeatureExtractor) -> ScFusionTTTForPreTraining:
     """Make the model that fits the vocabulary, with weights that depend on the seed alone."""
     torch.manual_seed(config.seed)
-    tokens = {
-        "num_rna_tokens": extractor.num_rna_tokens,
-        "rna_patch_size": extractor.patch_size,
-        "num_proteins": extractor.num_proteins,
-    }
-    fixed = tokens.keys() & config.model.keys()
-    if fixed:
-        raise ValueError(f"`model` must not set {sorted(fixed)}: the atlas and `patch_size` decide them.")
-    unknown = config.model.keys() - ScFusionTTTConfig.__annotations__.keys()
-    if unknown:
-        raise ValueError(
-            f"`model` must hold fields of ScFusionTTTConfig, got {sorted(unknown)}; "
-            f"known: {sorted(ScFusionTTTConfig.__annotations__)}."
-        )
-    try:
-        model = ScFusionTTTForPreTraining(ScFusionTTTConfig(**tokens, **config.model))
-    except StrictDataclassError as error:
-        raise ValueError(f"`model` does not describe a model: {error}") from error
+    model = ScFusionTTTForPreTraining(describe_model(config, extractor))
     if config.run.activation_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     return model

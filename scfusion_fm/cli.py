@@ -56,6 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     inspect.add_argument("--plot", type=Path, metavar="OUT.png", help="new picture of the panels that data sets share")
     inspect.set_defaults(run=_inspect)
 
+    _add_plan(commands)
     for name, text in (
         ("embed", 'write cell embeddings to obsm["X_scfusion_ttt"]'),
         ("annotate", 'write cell types to obs["cell_type_pred"], with their probability'),
@@ -82,6 +83,18 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument("--output", type=Path, required=True, help="report.html to write")
     report.set_defaults(run=_report)
     return parser
+
+
+def _add_plan(commands: argparse._SubParsersAction) -> None:
+    plan = commands.add_parser("plan", help="say whether a pretraining run fits its GPUs, and how long it is")
+    plan.add_argument("config", help="YAML file with the settings of PretrainConfig")
+    plan.add_argument("overrides", nargs="*", help="settings that replace those of the file: key=value")
+    plan.add_argument("--gpus", type=int, default=1, help="over all nodes")
+    plan.add_argument("--gpu-memory", type=float, default=80.0, metavar="GIB", help="of each GPU")
+    plan.add_argument("--tflops", type=float, help="what you know that a GPU sustains, in 10^12 operations per second")
+    plan.add_argument("--cells", type=int, help="training cells; those of the atlas where there is one")
+    plan.add_argument("--json", action="store_true", help="print JSON")
+    plan.set_defaults(run=_plan)
 
 
 def _add_inference(commands: argparse._SubParsersAction, name: str, text: str) -> None:
@@ -184,6 +197,16 @@ def _inspect(args: argparse.Namespace) -> None:
 
         names = [dataset.name for dataset in found.datasets]
         plot_overlap(names, found.shared_genes, found.shared_proteins).savefig(args.plot, dpi=150, bbox_inches="tight")
+
+
+def _plan(args: argparse.Namespace) -> None:
+    from scfusion_fm.config import PretrainConfig, load_config
+    from scfusion_fm.plan_text import render_plan
+    from scfusion_fm.recipes import plan_recipe
+
+    config = load_config(PretrainConfig, args.config, args.overrides)
+    found = plan_recipe(config, args.gpus, args.gpu_memory, args.tflops, args.cells)
+    print(json.dumps(found.to_dict(), indent=1) if args.json else render_plan(found))
 
 
 def _infer(name: str, args: argparse.Namespace) -> None:
