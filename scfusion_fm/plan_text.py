@@ -76,7 +76,8 @@ def _render_choices(plan: Plan) -> str:
     return (
         f"GiB per GPU at {request.planned_micro_batch} cells, {checkpointing} activation checkpointing; fits: at most "
         f"{usable:g} of {request.gpu_memory:g} GiB; *: the recipe\n"
-        f"total: activations and the float32 gradients of the step do not meet, the larger counts\n{render_columns(rows)}"
+        "total: activations and the float32 gradients of the step do not meet, the larger counts\n"
+        f"{render_columns(rows)}"
     )
 
 

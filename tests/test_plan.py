@@ -78,7 +78,7 @@ def test_recipes_fit_the_gpus_that_they_are_written_for(name):
     assert found.request.planned_micro_batch == found.request.micro_batch_size
     steps = found.request.cells_per_gpu // found.request.micro_batch_size
     text = RECIPES[name].read_text()
-    assert f"{GPUS[name]} GPUs x {found.request.micro_batch_size} cells x {steps} accumulation steps" in text
+    assert f"{GPUS[name]} GPUs x {found.request.micro_batch_size} cells x {steps} accumulation step" in text
 
 
 def test_the_paper_recipe_is_the_protocol_of_the_ancestor():
@@ -260,7 +260,7 @@ def test_plan_takes_the_vocabulary_and_cells_of_the_atlas(monkeypatch, atlas_pat
 
 
 def test_plan_says_what_to_do_when_the_recipe_does_not_fit():
-    config = load_config(PretrainConfig, RECIPES["base"])
+    config = load_config(PretrainConfig, RECIPES["base"], ["optim.micro_batch_size=16"])
     printed = render_plan(plan_recipe(config, 8, 4.0))
     assert "The recipe does not fit" in printed
     assert "- optim.micro_batch_size=4, with more accumulation steps" in printed
