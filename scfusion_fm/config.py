@@ -143,6 +143,10 @@ class RunConfig:
     """Weights & Biases project; null logs nothing there."""
     threads_per_rank: int = 1
     """CPU threads of one rank."""
+    timeout_s: float = 1800.0
+    """Longest that ranks wait for each other, in seconds."""
+    heartbeat_s: float = 5.0
+    """Seconds between signs of life of a rank; after 12 without one it counts as dead. 0 turns the watch off."""
 
 
 @dataclass
