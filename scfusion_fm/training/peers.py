@@ -313,6 +313,8 @@ def _welcome(server: socket.socket, token: str, ranks: Ranks) -> dict[int, _Link
     while len(links) < ranks.world_size - 1:
         if time.monotonic() > deadline:
             missing = set(range(1, ranks.world_size)) - links.keys()
+            for link in links.values():
+                link.connection.close()
             raise PeerLost(f"{ranks.name(missing)} could not reach rank 0 on host {ranks.hosts[0]}.")
         with suppress(OSError):
             server.settimeout(1)

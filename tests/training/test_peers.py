@@ -107,9 +107,10 @@ def test_broken_collective_among_living_ranks_is_told_as_it_is(tmp_path):
     assert not any("PeerLost" in text for text in said)
 
 
-def stop_on_sigterm(rank):
+def stop_on_sigterm(rank, directory):
     asked = []
     signal.signal(signal.SIGTERM, lambda *_: asked.append(True))
+    (directory / f"{rank}.ready").touch()
     stop = torch.zeros(1)
     while not stop:
         stop = torch.tensor([float(bool(asked))])
@@ -117,16 +118,22 @@ def stop_on_sigterm(rank):
         time.sleep(0.01)
 
 
+def launch_stoppable(directory):
+    ranks = launch(directory, watched, 3, "abc", BEAT_S, partial(stop_on_sigterm, directory=directory))
+    while len(list(directory.glob("*.ready"))) < 3:
+        assert all(process.is_alive() for process in ranks)
+        time.sleep(0.05)
+    return ranks
+
+
 def test_stop_by_sigterm_is_no_alarm(tmp_path):
-    ranks = launch(tmp_path, watched, 3, "abc", BEAT_S, stop_on_sigterm)
-    time.sleep(2)
+    ranks = launch_stoppable(tmp_path)
     os.kill(ranks[1].pid, signal.SIGTERM)
     assert finish(tmp_path, ranks) == ([0, 0, 0], ["", "", ""])
 
 
 def test_job_that_was_suspended_goes_on(tmp_path):
-    ranks = launch(tmp_path, watched, 3, "abc", BEAT_S, stop_on_sigterm)
-    time.sleep(2)
+    ranks = launch_stoppable(tmp_path)
     for number, pause in ((signal.SIGSTOP, 1.5 * LIMIT_S), (signal.SIGCONT, 1), (signal.SIGTERM, 0)):
         for process in ranks:
             os.kill(process.pid, number)
