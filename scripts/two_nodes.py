@@ -132,10 +132,10 @@ def on_one_machine(nodes: tuple[Node, Node], arguments: list, log: Path) -> list
 def by_hostfile(nodes: tuple[Node, Node], arguments: list, log: Path) -> list[subprocess.Popen]:
     """Start a rank on each node by deepspeed, over pdsh and ssh."""
     directory = nodes[0].directory
-    (directory / "hostfile").write_text("".join(f"{node.address} slots=1\n" for node in nodes))
+    (directory / "hosts").write_text("".join(f"{node.address} slots=1\n" for node in nodes))
     (directory / ".deepspeed_env").write_text("".join(f"{k}={v}\n" for k, v in ENVIRONMENT.items()))
     ssh = f"-p {SSH_PORT} -i {directory}/key -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -q"
-    launcher = ["deepspeed", "--hostfile", directory / "hostfile", "--no_ssh_check"]
+    launcher = ["deepspeed", "--hostfile", directory / "hosts", "--no_ssh_check"]
     launcher += ["--master_addr", nodes[0].address, "--master_port", str(MASTER_PORT)]
     return [nodes[0].start(*launcher, *arguments, log=log, PDSH_SSH_ARGS_APPEND=ssh)]
 
@@ -158,8 +158,7 @@ def by_srun(nodes: tuple[Node, Node], arguments: list, log: Path) -> list[subpro
 
 def main() -> int:
     """Run everything; give the exit code."""
-    path = f"{ENVIRONMENT['PATH']}"
-    os.environ["PATH"] = path
+    os.environ["PATH"] = ENVIRONMENT["PATH"]
     missing = [tool for tool in TOOLS if shutil.which(tool) is None] + ["root"] * (os.geteuid() != 0)
     if missing:
         print(f"two nodes need what is missing here: {', '.join(missing)}")

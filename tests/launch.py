@@ -14,7 +14,7 @@ ENVIRONMENT = os.environ | {
 }
 
 
-def run(*command: str | Path, cwd: Path = ROOT, check: bool = True, env: dict | None = None):
+def run(*command: str | Path, cwd: Path = ROOT, check: bool = True, env: dict | None = None, timeout_s: float = 300):
     """Run a command to its end; its output is in the error when it fails."""
     done = subprocess.run(
         [str(c) for c in command],
@@ -22,7 +22,7 @@ def run(*command: str | Path, cwd: Path = ROOT, check: bool = True, env: dict | 
         env=ENVIRONMENT | (env or {}),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=timeout_s,
         check=False,
     )
     if check and done.returncode != 0:

@@ -103,15 +103,15 @@ def check_shared(directory: Path, ranks: Ranks, patience_s: float = 30.0) -> Non
     Raises
     ------
     ValueError
-        If ranks see another directory, or one that they may not write to.
+        If rank 0 cannot write there, or ranks see another directory or may not write to it.
     """
-    token = [secrets.token_hex(8)]
-    distributed.broadcast_object_list(token, src=0)
-    file = directory / f".seen_by_all_{token[0]}"
-    if ranks.rank == 0:
-        directory.mkdir(parents=True, exist_ok=True)
-        file.write_text(token[0])
-    distributed.barrier()
+    file = directory / f".seen_by_all_{secrets.token_hex(8)}"
+    told = [(file.name, _write_token(file))] if ranks.rank == 0 else [None]
+    distributed.broadcast_object_list(told, src=0)
+    name, problem = told[0]
+    if problem is not None:
+        raise ValueError(f"`output_dir` must be a directory that may be written to, got {str(directory)!r}: {problem}.")
+    file = directory / name
     deadline = time.monotonic() + patience_s
     while not (seen := file.is_file()) and time.monotonic() < deadline:
         time.sleep(_LOOK_AGAIN_S)
@@ -125,6 +125,16 @@ def check_shared(directory: Path, ranks: Ranks, patience_s: float = 30.0) -> Non
             f"`output_dir` must be a directory that all hosts share and may write to, got {str(directory)!r}, which is "
             f"not that of rank 0 on host {ranks.hosts[0]} for {ranks.name(blind)}. Choose one on a shared file system."
         )
+
+
+def _write_token(file: Path) -> str | None:
+    """Write a file for the other ranks to find; give what is wrong, or None."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    except OSError as error:
+        return str(error)
+    return None
 
 
 def _read_slurm_step() -> dict[str, str] | None:

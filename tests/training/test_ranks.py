@@ -102,6 +102,15 @@ def test_directory_that_all_see_is_made_and_left_empty(tmp_path):
     assert list(shared.iterdir()) == []
 
 
+def test_directory_that_is_a_file_is_refused_on_all_ranks(tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    codes, said = finish(tmp_path, launch(tmp_path, as_command, 2, partial(share, directories=[file] * 2)))
+    assert codes == [2, 2]
+    assert said[0].startswith("error: `output_dir` must be a directory that may be written to, got")
+    assert said[1] == ""
+
+
 def test_directory_that_is_another_elsewhere_is_refused_on_all_ranks(tmp_path):
     mine, other = tmp_path / "mine", tmp_path / "other"
     other.mkdir()
