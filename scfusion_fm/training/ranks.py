@@ -40,14 +40,11 @@ class Ranks:
     hosts: tuple[str, ...]
 
     def name(self, ranks: Iterable[int]) -> str:
-        """Write ranks with their hosts, as in `rank 3 on host b` or `ranks 4, 5 on host b; rank 8 on host c`."""
+        """Write ranks with their hosts, as in `ranks 4-7 on host b; rank 8 on host c`."""
         by_host: dict[str, list[int]] = {}
         for rank in sorted(ranks):
             by_host.setdefault(self.hosts[rank], []).append(rank)
-        return "; ".join(
-            f"rank{'s' * (len(found) > 1)} {', '.join(map(str, found))} on host {host}"
-            for host, found in by_host.items()
-        )
+        return "; ".join(f"{_name_numbers(found)} on host {host}" for host, found in by_host.items())
 
 
 def start_ranks(threads_per_rank: int, timeout_s: float) -> Ranks:
@@ -125,6 +122,14 @@ def check_shared(directory: Path, ranks: Ranks, patience_s: float = 30.0) -> Non
             f"`output_dir` must be a directory that all hosts share and may write to, got {str(directory)!r}, which is "
             f"not that of rank 0 on host {ranks.hosts[0]} for {ranks.name(blind)}. Choose one on a shared file system."
         )
+
+
+def _name_numbers(ranks: list[int]) -> str:
+    if len(ranks) == 1:
+        return f"rank {ranks[0]}"
+    if ranks == list(range(ranks[0], ranks[-1] + 1)):
+        return f"ranks {ranks[0]}-{ranks[-1]}"
+    return "ranks " + ", ".join(map(str, ranks))
 
 
 def _write_token(file: Path) -> str | None:

@@ -34,7 +34,7 @@ def signal_itself(rank, victims, number):
     [
         ("aab", {2}, {0}, "rank 2 on host b"),
         ("aab", {0}, {1, 2}, "rank 0 on host a"),
-        ("abbc", {1, 2}, {0, 3}, "ranks 1, 2 on host b"),
+        ("abbc", {1, 2}, {0, 3}, "ranks 1-2 on host b"),
     ],
 )
 def test_killed_ranks_are_named_once_per_host(tmp_path, hosts, victims, speakers, named):

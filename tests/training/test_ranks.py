@@ -117,10 +117,12 @@ def test_directory_that_is_another_elsewhere_is_refused_on_all_ranks(tmp_path):
     ranks = launch(tmp_path, as_command, 3, partial(share, directories=[mine, other, other]))
     codes, said = finish(tmp_path, ranks)
     assert codes == [2, 2, 2]
-    assert "which is not that of rank 0 on host a for ranks 1, 2 on host b." in said[0]
+    assert "which is not that of rank 0 on host a for ranks 1-2 on host b." in said[0]
     assert said[1:] == ["", ""]
     assert list(mine.iterdir()) == []
 
 
 def test_ranks_are_named_by_host():
-    assert Ranks(0, 4, ("a", "b", "b", "c")).name([3, 2, 1]) == "ranks 1, 2 on host b; rank 3 on host c"
+    ranks = Ranks(0, 7, tuple("abbbccc"))
+    assert ranks.name([5, 3, 2, 1]) == "ranks 1-3 on host b; rank 5 on host c"
+    assert ranks.name([4, 6]) == "ranks 4, 6 on host c"
