@@ -5,8 +5,8 @@
 It needs root, ip, nsenter, unshare, sshd, ssh-keygen and pdsh (Debian: iproute2, util-linux, openssh-server, pdsh), and
 ends with 77 where they are missing. Each node has its own host name, network interface and sshd; a cable (a veth pair)
 joins them. The same tiny run is started by deepspeed with a hostfile, by torchrun, and as srun would, and must give the
-losses of two ranks on one machine. Then all processes of one node are killed: the other node has to name the lost rank in
-time, and the same command has to go on to the same losses. In another run the cable is cut.
+losses of two ranks on one machine. Then all processes of one node are killed: the other node has to name the lost rank
+in time, and the same command has to go on to the same losses. In another run the cable is cut.
 """
 
 import contextlib
@@ -184,7 +184,7 @@ def finish(title: str, nodes: tuple[Node, Node], launcher: Callable) -> list[flo
     """Run to the end; give the losses."""
     output, log, begun = nodes[0].directory / title, nodes[0].directory / f"{title}.log", time.monotonic()
     processes = launcher(nodes, _arguments(output), log)
-    codes = [process.wait(timeout=120) for process in processes]
+    codes = [process.wait(timeout=240) for process in processes]
     _expect(codes == [0] * len(codes), f"{title}: ended with {codes} after {time.monotonic() - begun:.0f} s", log)
     return _losses(output)
 
@@ -193,7 +193,7 @@ def die(nodes: tuple[Node, Node], launcher: Callable, title: str, strike: Callab
     """Run until there is a checkpoint, strike, and check that the first node ends in time and says why."""
     output, log = nodes[0].directory / title, nodes[0].directory / f"{title}.log"
     processes = launcher(nodes, _arguments(output), log)
-    _wait_for(lambda: (output / "metrics.jsonl").exists() and len(_losses(output)) > 25, 90, f"steps of {title}", log)
+    _wait_for(lambda: (output / "metrics.jsonl").exists() and len(_losses(output)) > 25, 180, f"steps of {title}", log)
     strike()
     begun = time.monotonic()
     message = f"error: rank 1 on host {nodes[1].name} {reason}"
