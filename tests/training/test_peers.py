@@ -99,6 +99,16 @@ def test_mistake_that_all_ranks_see_is_told_as_if_there_were_one(tmp_path):
     assert said == ["error: `lr` must be positive, got -1.\n", "", ""]
 
 
+def leave_with_75(rank, pauses):
+    sleep_and_leave(rank, pauses)
+    raise SystemExit(75)
+
+
+def test_ranks_that_leave_with_an_exit_code_are_not_missed(tmp_path):
+    ranks = launch(tmp_path, watched, 3, "abc", BEAT_S, partial(leave_with_75, pauses=(0, 0.5, 1)))
+    assert finish(tmp_path, ranks) == ([75, 75, 75], ["", "", ""])
+
+
 def test_broken_collective_among_living_ranks_is_told_as_it_is(tmp_path):
     broken = partial(fail_on, culprits={0, 1}, error=RuntimeError("gloo/transport: Timed out waiting"))
     codes, said = finish(tmp_path, launch(tmp_path, watched, 2, "ab", BEAT_S, broken))
