@@ -24,21 +24,30 @@ from scfusion_fm.data.seen import SEEN_CELLS, remember_atlas
 from scfusion_fm.recipes import describe_model
 from scfusion_fm.sizing import TokenCounts, train_flops
 from scfusion_fm.training.checkpoint import ATLAS_MANIFEST
-from scfusion_fm.training.engine import build_engine, precision, read_deepspeed_settings, start_ranks
+from scfusion_fm.training.engine import build_engine, precision, read_deepspeed_settings
 from scfusion_fm.training.guard import StepGuard
 from scfusion_fm.training.log import RunLog
 from scfusion_fm.training.loop import STOPPED, PretrainingLoop
 from scfusion_fm.training.optimizer import Schedule
+from scfusion_fm.training.peers import PeerWatch
+from scfusion_fm.training.ranks import Ranks, check_shared, start_ranks
 from scfusion_fm.training.run_directory import RunDirectory, restore
 
 
 def main() -> None:
-    """Run the pretraining from top to bottom."""
-    # Settings, data, and who we are among the ranks.
+    """Join the ranks and run the pretraining."""
+    # Settings, and who we are among the ranks.
     config = parse_config(PretrainConfig, __doc__)
+    ranks = start_ranks(config.run.threads_per_rank, config.run.timeout_s)
+    with PeerWatch(ranks, config.run.heartbeat_s):
+        pretrain(config, ranks)
+
+
+def pretrain(config: PretrainConfig, ranks: Ranks) -> None:
+    """Run the pretraining from the data to the last checkpoint."""
+    rank, world_size = ranks.rank, ranks.world_size
     settings = read_deepspeed_settings(config.deepspeed)
     atlas = Atlas(config.atlas)
-    rank, world_size = start_ranks(config.run.threads_per_rank)
 
     # Cells in an order that does not depend on the ranks; features and masks that do not either.
     optim = config.optim
@@ -53,6 +62,7 @@ def main() -> None:
     # The run: new, or going on from its newest checkpoint, whatever ranks and ZeRO stage wrote that.
     model = build_model(config, extractor)
     identity = identify(config, settings, atlas)
+    check_shared(Path(config.output_dir), ranks)
     directory = RunDirectory(Path(config.output_dir), identity, config_differences)
     if rank == 0:
         save_config(config, directory.path / "config.yaml")

@@ -155,6 +155,10 @@ class RunConfig:
     """Whether to recompute activations in the backward pass instead of keeping them."""
     peak_tflops: float | None = None
     """What the device of a rank can do at most, in TFLOP/s, in the precision of the run; gives the share used (MFU)."""
+    timeout_s: float = 1800.0
+    """Longest that ranks wait for each other, in seconds."""
+    heartbeat_s: float = 5.0
+    """Seconds between signs of life of a rank; after 12 without one it counts as dead. 0 turns the watch off."""
 
 
 @dataclass

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from scfusion_fm.config import load_config
+from scfusion_fm.errors import CommandError
 
 T = TypeVar("T")
 _USERS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
@@ -34,10 +35,14 @@ def run_command(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    except CommandError as error:
+        if not error.shown:
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
     except (ValueError, OSError) as error:
         if os.environ.get("SCFUSION_TRACEBACK") or not _is_users(error):
             raise
-        if os.environ.get("RANK", "0") == "0":
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # one of each machine
             print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 

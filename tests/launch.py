@@ -40,7 +40,7 @@ def write_config(directory: Path, atlas: Path, name: str = "run") -> tuple[Path,
     return path, directory / name
 
 
-def run(*command: str | Path, cwd: Path = ROOT, check: bool = True, env: dict | None = None):
+def run(*command: str | Path, cwd: Path = ROOT, check: bool = True, env: dict | None = None, timeout_s: float = 300):
     """Run a command to its end; its output is in the error when it fails."""
     done = subprocess.run(
         [str(c) for c in command],
@@ -48,7 +48,7 @@ def run(*command: str | Path, cwd: Path = ROOT, check: bool = True, env: dict | 
         env=ENVIRONMENT | (env or {}),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=timeout_s,
         check=False,
     )
     if check and done.returncode != 0:

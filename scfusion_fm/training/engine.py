@@ -2,44 +2,13 @@
 
 import copy
 import json
-import os
-import warnings
 from pathlib import Path
 from typing import Any
 
 import deepspeed
-import torch
-from deepspeed import comm
 from torch import nn
 
 from .optimizer import build_optimizer
-
-
-def start_ranks(threads_per_rank: int) -> tuple[int, int]:
-    """
-    Join the processes of a launch; a plain `python` call is a launch of one.
-
-    Parameters
-    ----------
-    threads_per_rank
-        CPU threads that this process may use.
-
-    Returns
-    -------
-    Rank of this process and number of ranks.
-    """
-    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-    if "RANK" not in os.environ:
-        os.environ.update(alone)
-    torch.set_num_threads(threads_per_rank)
-    # DeepSpeed would compile an operator for ranks that share a CPU. That takes a minute, a launch that is killed
-    # meanwhile leaves a lock on which every later one hangs, and gloo does the same work.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    if not comm.is_initialized():
-        deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
-    return comm.get_rank(), comm.get_world_size()
-
 
 OURS = {
     "train_batch_size",

@@ -1,0 +1,179 @@
+"""Who takes part in a run: the processes of a launch, their hosts, and the directory that they share."""
+
+import os
+import secrets
+import socket
+import time
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import deepspeed
+import torch
+from deepspeed import comm
+from deepspeed.accelerator import get_accelerator
+from torch import distributed
+
+_ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+_LOOK_AGAIN_S = 0.5
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """
+    The processes of a launch, as one of them sees them.
+
+    Parameters
+    ----------
+    rank
+        Number of this process, from 0.
+    world_size
+        Number of processes.
+    hosts
+        Name of the host of each rank.
+    """
+
+    rank: int
+    world_size: int
+    hosts: tuple[str, ...]
+
+    def name(self, ranks: Iterable[int]) -> str:
+        """Write ranks with their hosts, as in `ranks 4-7 on host b; rank 8 on host c`."""
+        by_host: dict[str, list[int]] = {}
+        for rank in sorted(ranks):
+            by_host.setdefault(self.hosts[rank], []).append(rank)
+        return "; ".join(f"{_name_numbers(found)} on host {host}" for host, found in by_host.items())
+
+
+def start_ranks(threads_per_rank: int, timeout_s: float) -> Ranks:
+    """
+    Join the processes of a launch: by deepspeed, torchrun or srun; a plain `python` call is a launch of one.
+
+    Parameters
+    ----------
+    threads_per_rank
+        CPU threads that this process may use.
+    timeout_s
+        Seconds that ranks wait for each other, when they join and in every collective.
+
+    Raises
+    ------
+    ValueError
+        If srun started several tasks, and nobody has said where the first is.
+    """
+    if "RANK" not in os.environ:
+        os.environ.update(_read_slurm_step() or _ALONE)
+        _check_master()
+    torch.set_num_threads(threads_per_rank)
+    # DeepSpeed would compile an operator for ranks that share a CPU. That takes a minute, a launch that is killed
+    # meanwhile leaves a lock on which every later one hangs, and gloo does the same work.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    # DeepSpeed sets the device of a rank only when it makes the engine, and ranks talk before that.
+    get_accelerator().set_device(int(os.environ["LOCAL_RANK"]))
+    timeout = timedelta(seconds=timeout_s)
+    # DeepSpeed trains in groups that it makes itself, without a time-out; they would wait as long as torch's default.
+    distributed.distributed_c10d.default_pg_timeout = timeout
+    distributed.distributed_c10d.default_pg_nccl_timeout = timeout
+    if not comm.is_initialized():
+        deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False, timeout=timeout)
+    hosts = [""] * comm.get_world_size()
+    distributed.all_gather_object(hosts, socket.gethostname())
+    return Ranks(comm.get_rank(), comm.get_world_size(), tuple(hosts))
+
+
+def check_shared(directory: Path, ranks: Ranks, patience_s: float = 30.0) -> None:
+    """
+    Make the directory of a run, and check that all ranks see the same one and may write there.
+
+    Parameters
+    ----------
+    directory
+        Where the ranks will write.
+    ranks
+        The ranks.
+    patience_s
+        Seconds to look for what rank 0 wrote; network file systems may show it late.
+
+    Raises
+    ------
+    ValueError
+        If rank 0 cannot write there, or ranks see another directory or may not write to it.
+    """
+    file = directory / f".seen_by_all_{secrets.token_hex(8)}"
+    told = [(file.name, _write_token(file))] if ranks.rank == 0 else [None]
+    distributed.broadcast_object_list(told, src=0)
+    name, problem = told[0]
+    if problem is not None:
+        raise ValueError(f"`output_dir` must be a directory that may be written to, got {str(directory)!r}: {problem}.")
+    file = directory / name
+    deadline = time.monotonic() + patience_s
+    while not (seen := file.is_file()) and time.monotonic() < deadline:
+        time.sleep(_LOOK_AGAIN_S)
+    answers = [False] * ranks.world_size
+    distributed.all_gather_object(answers, seen and os.access(directory, os.W_OK))
+    if ranks.rank == 0:
+        file.unlink()
+    blind = [rank for rank, answer in enumerate(answers) if not answer]
+    if blind:
+        raise ValueError(
+            f"`output_dir` must be a directory that all hosts share and may write to, got {str(directory)!r}, which is "
+            f"not that of rank 0 on host {ranks.hosts[0]} for {ranks.name(blind)}. Choose one on a shared file system."
+        )
+
+
+def _name_numbers(ranks: list[int]) -> str:
+    if len(ranks) == 1:
+        return f"rank {ranks[0]}"
+    if ranks == list(range(ranks[0], ranks[-1] + 1)):
+        return f"ranks {ranks[0]}-{ranks[-1]}"
+    return "ranks " + ", ".join(map(str, ranks))
+
+
+def _write_token(file: Path) -> str | None:
+    """Write a file for the other ranks to find; give what is wrong, or None."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    except OSError as error:
+        return str(error)
+    return None
+
+
+def _read_slurm_step() -> dict[str, str] | None:
+    """Translate the variables of a task that srun started; None in a batch script or a shell, which is no step."""
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if tasks == "1":
+        return None
+    local_rank = int(os.environ["SLURM_LOCALID"])
+    if torch.cuda.is_available():
+        # With --gpus-per-task a task sees its own device only, as number 0.
+        local_rank %= torch.cuda.device_count()
+    # A port that the tasks of a job agree on, that jobs on the same host rarely share, and that is not handed out
+    # to clients.
+    port = 10_000 + int(os.environ["SLURM_JOB_ID"]) % 20_000
+    found = {
+        "RANK": os.environ["SLURM_PROCID"],
+        "LOCAL_RANK": str(local_rank),
+        "WORLD_SIZE": tasks,
+        "MASTER_PORT": str(port),
+    }
+    return found | {k: v for k, v in os.environ.items() if k in ("MASTER_ADDR", "MASTER_PORT")}
+
+
+def _check_master() -> None:
+    """
+    Check that ranks know where to meet.
+
+    Raises
+    ------
+    ValueError
+        If they do not.
+    """
+    if "MASTER_ADDR" not in os.environ:
+        raise ValueError(
+            "`MASTER_ADDR` must be set when srun starts more than one task, got none. In the batch script, before "
+            'srun: export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'
+        )
