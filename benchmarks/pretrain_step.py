@@ -84,7 +84,7 @@ class NoCheckpoints:
 
 class Steps:
     """
-    The contenders; each attribute of a name in `CHAIN`, and `attention`, takes a number of steps.
+    What the contenders are made of.
 
     Parameters
     ----------
@@ -164,6 +164,11 @@ class Steps:
         self.loop.schedule = Schedule(self.loop.step + number, 0, 1e-3, 1.0)
         with contextlib.redirect_stdout(io.StringIO()):
             self.loop.run()
+
+    def contenders(self) -> dict[str, Callable[[int], None]]:
+        """Give functions that take a number of steps."""
+        chain = (self.bare, self.engine, self.load, self.collate, self.whole)
+        return dict(zip(CHAIN, chain, strict=True)) | {"attention": self.attention}
 
     def close(self) -> None:
         """Stop threads."""
@@ -273,9 +278,7 @@ def measure(plan: Plan, threads: int, directory: Path) -> dict:
     steps = Steps(plan, directory)
     seen = [b["rna_observed"].any(-1).sum() + b["adt_observed"].sum() for b in steps.batches]
     tokens = float(sum(seen)) / (len(seen) * plan.batch)
-    names = (*CHAIN, "attention")
-    contenders = {name: getattr(steps, "load" if name == "loader" else name) for name in names}
-    rows = summarise(take_turns(contenders, plan), plan, tokens)
+    rows = summarise(take_turns(steps.contenders(), plan), plan, tokens)
     alone = measure_alone(steps, plan)
     steps.close()
     facts = {"machine": platform.processor() or platform.machine(), "threads": threads, "torch": torch.__version__}
