@@ -263,9 +263,10 @@ def format_growth(rows: list[dict]) -> str:
     lines = ["| genes | per token | tokens | TTT CPU ms | attention CPU ms | ratio | TTT MiB | attention MiB |"]
     lines += ["|---:|---:|---:|---:|---:|---:|---:|---:|"]
     for ttt, attention in zip(rows[::2], rows[1::2], strict=True):
+        ratio = ttt["cpu_ms"] / attention["cpu_ms"]
         lines.append(
             f"| {ttt['genes']:,} | {ttt['patch']} | {ttt['tokens']:,} | {ttt['cpu_ms']:,.0f} | "
-            f"{attention['cpu_ms']:,.0f} | {ttt['cpu_ms'] / attention['cpu_ms']:.2f} | {ttt['added_mib']:,.0f} | {attention['added_mib']:,.0f} |"
+            f"{attention['cpu_ms']:,.0f} | {ratio:.2f} | {ttt['added_mib']:,.0f} | {attention['added_mib']:,.0f} |"
         )
     return "\n".join(lines)
 
