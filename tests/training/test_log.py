@@ -158,7 +158,7 @@ def read_wandb(directory):
     from wandb.sdk.internal.datastore import DataStore
 
     ids, config, history = set(), {}, []
-    for path in sorted((directory / "wandb").glob("offline-run-*/*.wandb")):
+    for path in sorted((directory / "wandb").glob("offline-run-*/*.wandb"), key=lambda p: p.parent.name):
         store = DataStore()
         store.open_for_scan(str(path))
         while (data := store.scan_data()) is not None:
