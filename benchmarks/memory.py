@@ -141,9 +141,10 @@ def engine_peak(path: str, cells: int) -> tuple[int, int, float]:
     Buckets are a tenth of those of the file, which would hide the rest of so small a model; memory that is offloaded
     counts, as on CPU ranks it is the same.
     """
-    from scfusion_fm.training.engine import build_engine, read_deepspeed_settings, start_ranks
+    from scfusion_fm.training.engine import build_engine, read_deepspeed_settings
+    from scfusion_fm.training.ranks import start_ranks
 
-    _, ranks = start_ranks(1)
+    ranks = start_ranks(1, 600.0).world_size
     content = read_deepspeed_settings(path)
     zero = content["zero_optimization"]
     for key in [key for key, value in zero.items() if key != "stage" and type(value) is int]:

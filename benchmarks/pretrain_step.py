@@ -49,11 +49,12 @@ from scfusion_fm.data.loader import AtlasLoader
 from scfusion_fm.data.order import CellOrder
 from scfusion_fm.data.synthesize import SyntheticSettings, synthesize_atlas
 from scfusion_fm.sizing import TokenCounts, train_flops
-from scfusion_fm.training.engine import build_engine, read_deepspeed_settings, start_ranks
+from scfusion_fm.training.engine import build_engine, read_deepspeed_settings
 from scfusion_fm.training.guard import StepGuard
 from scfusion_fm.training.log import RunLog
 from scfusion_fm.training.loop import PretrainingLoop
 from scfusion_fm.training.optimizer import Schedule
+from scfusion_fm.training.ranks import start_ranks
 
 ROOT = Path(__file__).parent.parent
 CHAIN = ("bare", "engine", "loader", "collate", "whole")
@@ -278,7 +279,7 @@ def format_growth(rows: list[dict]) -> str:
 
 def measure(plan: Plan, threads: int, directory: Path) -> dict:
     """Measure everything."""
-    start_ranks(threads)
+    start_ranks(threads, 600.0)
     settings = SyntheticSettings(plan.cells, n_genes=plan.genes, n_datasets=4, n_cell_types=8)
     synthesize_atlas(settings, directory / "atlas.zarr", report=lambda line: None)
     steps = Steps(plan, directory)

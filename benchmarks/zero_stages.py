@@ -198,10 +198,10 @@ def weigh(tensors: list[torch.Tensor]) -> int:
 
 def run_worker(order: Path) -> None:
     """Do one order on a rank; rank 0 writes the results."""
-    from scfusion_fm.training.engine import start_ranks
+    from scfusion_fm.training.ranks import start_ranks
 
     given = json.loads(order.read_text())
-    start_ranks(1)
+    start_ranks(1, 600.0)
     for number, case in enumerate(given["cases"]):
         result = train_on_rank(Case(**case), given["shape"], given["steps"])
         if os.environ["RANK"] == "0":

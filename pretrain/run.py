@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from scfusion_fm import ScFusionTTTFeatureExtractor, ScFusionTTTForPreTraining
+from scfusion_fm import ScFusionTTTConfig, ScFusionTTTFeatureExtractor, ScFusionTTTForPreTraining
 from scfusion_fm.config import OptimConfig, PretrainConfig, config_differences, save_config
 from scfusion_fm.console import parse_config, run_command
 from scfusion_fm.data.atlas import Atlas
@@ -66,10 +66,7 @@ def pretrain(config: PretrainConfig, ranks: Ranks) -> None:
     directory = RunDirectory(Path(config.output_dir), identity, config_differences)
     if rank == 0:
         save_config(config, directory.path / "config.yaml")
-        model.config.save_pretrained(directory.path / "model")
-        extractor.save_pretrained(directory.path / "model")
-        (directory.path / ATLAS_MANIFEST).write_text(json.dumps(atlas.manifest, indent=1))
-        remember_atlas(atlas).save(directory.path / SEEN_CELLS)
+        describe_run(directory.path, model.config, extractor, atlas)
     checkpoint = directory.newest()
     state = checkpoint and checkpoint.manifest["state"]
     if checkpoint:
@@ -115,6 +112,14 @@ def pretrain(config: PretrainConfig, ranks: Ranks) -> None:
     log.close()
     if not finished:
         sys.exit(STOPPED)
+
+
+def describe_run(path: Path, model: ScFusionTTTConfig, extractor: ScFusionTTTFeatureExtractor, atlas: Atlas) -> None:
+    """Write what an export needs beside a checkpoint: model, vocabulary, and which cells were learned from."""
+    model.save_pretrained(path / "model")
+    extractor.save_pretrained(path / "model")
+    (path / ATLAS_MANIFEST).write_text(json.dumps(atlas.manifest, indent=1))
+    remember_atlas(atlas).save(path / SEEN_CELLS)
 
 
 def build_model(config: PretrainConfig, extractor: ScFusionTTTFeatureExtractor) -> ScFusionTTTForPreTraining:

@@ -89,10 +89,12 @@ def smallest_share(draw: NDArray, seen: NDArray[np.bool_], ratio: float) -> NDAr
     Mark the smallest draws of each row among the seen tokens.
 
     The number is ratio times the seen tokens, rounded, at least one if the ratio is positive and two tokens are
-    seen, and never all of them.
+    seen, and never all of them. Draws of a row must differ.
     """
-    rank = np.argsort(np.argsort(np.where(seen, draw, np.inf), axis=1, kind="stable"), axis=1, kind="stable")
     tokens = seen.sum(1)
     number = np.round(ratio * tokens).astype(int)
     number = np.clip(number, 1 if ratio > 0 else 0, np.maximum(tokens - 1, 0))
-    return seen & (rank < number[:, None])
+    draw = np.where(seen, draw, np.inf)
+    # The draw of the last one that is marked; -inf, below all draws, where none is.
+    ordered = np.pad(np.sort(draw, axis=1), ((0, 0), (1, 0)), constant_values=-np.inf)
+    return seen & (draw <= np.take_along_axis(ordered, number[:, None], axis=1))

@@ -3,6 +3,8 @@
 Letters: B cells, G genes, P proteins, N RNA tokens, S genes per token.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
@@ -64,6 +66,7 @@ class ScFusionTTTFeatureExtractor(FeatureExtractionMixin):
         self.protein_gene_ids = list(protein_gene_ids)
         self.patch_size = patch_size
         self.target_sum = target_sum
+        self._patch_genes = self._arrange()
         super().__init__(**kwargs)
 
     @property
@@ -78,6 +81,13 @@ class ScFusionTTTFeatureExtractor(FeatureExtractionMixin):
 
     def patch_genes(self) -> NDArray[np.int64]:
         """Give the gene index at each place of each patch, (N, S); places without a gene hold G."""
+        return self._patch_genes
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give what is saved: everything but what follows from it."""
+        return {key: value for key, value in super().to_dict().items() if key != "_patch_genes"}
+
+    def _arrange(self) -> NDArray[np.int64]:
         num_genes = len(self.gene_ids)
         patches = []
         chromosomes = np.asarray(self.gene_chromosomes)
@@ -168,9 +178,8 @@ class ScFusionTTTFeatureExtractor(FeatureExtractionMixin):
         return np.array([known.get(n, -1) for n in names], dtype=np.int64)
 
     def _cut(self, values: NDArray) -> NDArray:
-        places = self.patch_genes()
         padded = np.pad(values, ((0, 0), (0, 1)))
-        return padded[:, places]
+        return np.take(padded, self.patch_genes(), axis=1)
 
     @staticmethod
     def _check(

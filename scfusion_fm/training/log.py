@@ -100,11 +100,11 @@ class RunLog:
         self._file = path.open("a" if first_step > 0 else "w")
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append one record; it needs `step` and `split`. What is not finite becomes null, which JSON can hold."""
+        """Append one record; it needs `step` and `split`. What is not finite is null in the file, since JSON has none."""
         if not self.enabled:
             return
-        record = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-        self._file.write(json.dumps(record) + "\n")
+        held = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+        self._file.write(json.dumps(held, allow_nan=False) + "\n")
         self._file.flush()
         numbers = {f"{record['split']}/{k}": float(v) for k, v in record.items() if k != "step" and _is_number(v)}
         self._for_each_sink(lambda sink: sink.write(numbers, record["step"]))

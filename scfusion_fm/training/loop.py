@@ -2,7 +2,7 @@
 
 import signal
 from collections.abc import Callable, Iterator, Sequence, Sized
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import deepspeed
@@ -45,7 +45,7 @@ class Loader(Protocol):
         """Go to a position."""
 
 
-@dataclass
+@dataclass(repr=False)
 class PretrainingLoop:
     """
     Train until the schedule ends or somebody asks to stop.
@@ -94,7 +94,7 @@ class PretrainingLoop:
     step: int = 0
     updates: int = 0
     seconds: float = 0.0
-    _stop_asked: bool = field(default=False, repr=False)
+    _stop_asked: bool = False
 
     def state_dict(self) -> dict[str, Any]:
         """Give what a checkpoint needs beside weights and moments. Chance has no state: see `scfusion_fm.data`."""
@@ -122,6 +122,13 @@ class PretrainingLoop:
             If the guard gives up.
         """
         handlers = {s: signal.signal(s, self._ask_to_stop) for s in _STOP_SIGNALS}
+        try:
+            return self._run()
+        finally:
+            for s, handler in handlers.items():
+                signal.signal(s, handler)
+
+    def _run(self) -> bool:
         speed, saved, stopped = Speed(self.step, self.loader.stall_seconds), self.step, False
         while self.step < self.schedule.total_steps and not stopped:
             with speed.training():
@@ -138,8 +145,6 @@ class PretrainingLoop:
             if self.step % self.cadence.save_every == 0 or last or stopped:
                 self._save()
                 saved = self.step
-        for s, handler in handlers.items():
-            signal.signal(s, handler)
         if stopped:
             self.log.say(f"stopped at step {saved}; the same command goes on from there")
         return not stopped

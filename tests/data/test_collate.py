@@ -85,6 +85,15 @@ def test_never_all_tokens_and_at_least_one(tokens, ratio, expected):
     assert not (masked & ~seen).any()
 
 
+def test_marked_tokens_have_the_smallest_draws():
+    chance = np.random.default_rng(3)
+    draw, seen = chance.random((50, 30)), chance.random((50, 30)) < chance.random((50, 1))
+    masked = smallest_share(draw, seen, 0.3)
+    for d, s, m in zip(draw, seen, masked, strict=True):
+        smallest = np.flatnonzero(s)[np.argsort(d[s])][: m.sum()]
+        assert set(np.flatnonzero(m)) == set(smallest)
+
+
 def test_impossible_masks_are_refused(extractor):
     with pytest.raises(ValueError, match=r"`rna_ratio` must lie in \[0, 1\), got 1.3"):
         MaskingCollator(extractor, rna_ratio=1.3)
