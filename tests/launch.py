@@ -79,6 +79,8 @@ class Job:
     The output of all ranks goes to one file each, and is in the error when the job does not end as it should.
     """
 
+    script = "pretrain/run.py"
+
     def __init__(self, ranks: int, logs: Path, *arguments: str | Path, env: dict | None = None):
         logs.mkdir(parents=True, exist_ok=True)
         port = str(free_port())
@@ -89,7 +91,7 @@ class Job:
             master = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
             with log.open("w") as output:
                 process = subprocess.Popen(
-                    [sys.executable, "pretrain/run.py", *map(str, arguments)],
+                    [sys.executable, self.script, *map(str, arguments)],
                     cwd=ROOT,
                     env=ENVIRONMENT | place | master | (env or {}),
                     stdout=output,

@@ -88,3 +88,14 @@ def test_benchmark_of_the_loader(tmp_path):
     assert all(row["cells_per_s"] > 0 and row["peak_mib"] > 0 for row in found["rows"])
     assert 0 <= found["stall"]["stall"] < 1
     assert all(f"| {name} |" in done.stdout for name in names)
+
+
+@pytest.mark.slow
+def test_every_zero_stage_agrees_with_plain_pytorch_and_holds_what_it_promises(tmp_path):
+    run(sys.executable, "benchmarks/zero_stages.py", "--quick", "--json", tmp_path / "out.json")
+    figures = json.loads((tmp_path / "out.json").read_text())
+    assert len(figures["losses"]) == 11
+    assert all(row["losses"] < row["bound"] for row in figures["losses"])
+    moments = [row["bytes"]["moments"] for row in figures["memory"]]
+    assert len(moments) == 4
+    assert moments[1:] == [pytest.approx(moments[0] / 2, rel=0.02)] * 3

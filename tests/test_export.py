@@ -1,12 +1,13 @@
 """An exported directory loads where this package is, and where it is not."""
 
 import json
+import shutil
 import sys
 
 import numpy as np
 import pytest
 import torch
-from launch import run
+from launch import Job, run, write_config
 from transformers import AutoFeatureExtractor, AutoModel, AutoModelForPreTraining
 
 from scfusion_fm import ScFusionTTTFeatureExtractor, ScFusionTTTForPreTraining, ScFusionTTTModel
@@ -99,3 +100,68 @@ def test_nothing_is_overwritten_or_left_half_written(model_dir, tmp_path, monkey
     with pytest.raises(OSError, match="disk full"):
         export_model(model, extractor, tmp_path / "model", {})
     assert list(tmp_path.iterdir()) == []
+
+
+RECONSTRUCT = (
+    CLEAN.split("data = np.load")[0].replace("AutoModel.", "AutoModelForPreTraining.")
+    + """
+with torch.inference_mode():
+    output = model(**torch.load(counts)["batch"])
+names = ("rna_reconstruction", "adt_reconstruction", "pooler_output")
+torch.save({name: output[name] for name in names}, out)
+assert "scfusion_fm" not in sys.modules
+"""
+)
+
+
+class DumpingJob(Job):
+    script = "tests/training/dump_engine.py"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "precision", "tolerance"), [(0, None, 1e-5), (3, None, 1e-5), (2, "bf16", 0.05)])
+def test_export_has_the_float32_weights_of_the_engine_and_gives_its_outputs(
+    atlas_path, tmp_path, stage, precision, tolerance
+):
+    config, output = write_config(tmp_path, atlas_path)
+    settings = {"zero_optimization": {"stage": stage}} | ({precision: {"enabled": True}} if precision else {})
+    (tmp_path / "ds.json").write_text(json.dumps(settings))
+    DumpingJob(2, tmp_path / "logs", "--config", config, f"deepspeed={tmp_path / 'ds.json'}").finish()
+    run(sys.executable, "pretrain/export.py", output, tmp_path / "model")
+    engine = torch.load(output / "engine.pt")
+    exported = ScFusionTTTForPreTraining.from_pretrained(tmp_path / "model").state_dict()
+    assert exported.keys() == engine["weights"].keys()
+    for name, weight in exported.items():
+        assert torch.equal(weight, engine["weights"][name]), name
+    environment = {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
+    run(
+        sys.executable,
+        "-c",
+        RECONSTRUCT,
+        tmp_path / "model",
+        output / "engine.pt",
+        tmp_path / "out.pt",
+        env=environment,
+    )
+    for name, value in torch.load(tmp_path / "out.pt").items():
+        scale = value.abs().max()
+        torch.testing.assert_close(value / scale, engine["outputs"][name] / scale, rtol=0, atol=tolerance)
+
+
+@pytest.mark.slow
+def test_export_refuses_what_is_not_complete(atlas_path, tmp_path):
+    config, output = write_config(tmp_path, atlas_path)
+    Job(2, tmp_path / "logs", "--config", config, "optim.epochs=0.5").finish()
+    (checkpoint,) = (output / "checkpoints").iterdir()
+    (checkpoint / "rank_00001.safetensors").rename(tmp_path / "kept")
+
+    def refusal(*arguments):
+        done = run(sys.executable, "pretrain/export.py", output, tmp_path / "model", *arguments, check=False)
+        assert (done.returncode, (tmp_path / "model").exists()) == (2, False)
+        return done.stderr
+
+    assert "rank_00001.safetensors is missing" in refusal()
+    assert "must hold a checkpoint of step 3" in refusal("--step", "3")
+    shutil.move(tmp_path / "kept", checkpoint / "rank_00001.safetensors")
+    checkpoint.rename(checkpoint.with_suffix(".partial"))
+    assert "`run` must hold a checkpoint" in refusal()

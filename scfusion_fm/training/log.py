@@ -100,7 +100,7 @@ class RunLog:
         self._file = path.open("a" if first_step > 0 else "w")
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append one record; it needs `step` and `split`. The file has null for what is not finite: JSON has no word for it."""
+        """Append one record; it needs `step` and `split`. In the file, what is not finite is null."""
         if not self.enabled:
             return
         held = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
