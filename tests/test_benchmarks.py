@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from launch import run
 
 from scfusion_fm import ScFusionTTTConfig
 
