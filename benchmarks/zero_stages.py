@@ -198,14 +198,15 @@ def weigh(tensors: list[torch.Tensor]) -> int:
 
 def run_worker(order: Path) -> None:
     """Do one order on a rank; rank 0 writes the results."""
-    from scfusion_fm.training.ranks import start_ranks
+    from scfusion_fm.training.ranks import leaving_ranks, start_ranks
 
     given = json.loads(order.read_text())
     start_ranks(1, 600.0)
-    for number, case in enumerate(given["cases"]):
-        result = train_on_rank(Case(**case), given["shape"], given["steps"])
-        if os.environ["RANK"] == "0":
-            order.with_suffix(f".{number}.out").write_text(json.dumps(result))
+    with leaving_ranks():
+        for number, case in enumerate(given["cases"]):
+            result = train_on_rank(Case(**case), given["shape"], given["steps"])
+            if os.environ["RANK"] == "0":
+                order.with_suffix(f".{number}.out").write_text(json.dumps(result))
 
 
 def launch(cases: list[Case], shape: dict[str, Any], steps: int, scratch: Path) -> list[dict[str, Any]]:

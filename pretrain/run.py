@@ -30,7 +30,7 @@ from scfusion_fm.training.log import RunLog
 from scfusion_fm.training.loop import STOPPED, PretrainingLoop
 from scfusion_fm.training.optimizer import Schedule
 from scfusion_fm.training.peers import PeerWatch
-from scfusion_fm.training.ranks import Ranks, check_shared, start_ranks
+from scfusion_fm.training.ranks import Ranks, check_shared, leaving_ranks, start_ranks
 from scfusion_fm.training.run_directory import RunDirectory, restore
 
 
@@ -39,12 +39,14 @@ def main() -> None:
     # Settings, and who we are among the ranks.
     config = parse_config(PretrainConfig, __doc__)
     ranks = start_ranks(config.run.threads_per_rank, config.run.timeout_s)
-    with PeerWatch(ranks, config.run.heartbeat_s):
-        pretrain(config, ranks)
+    with leaving_ranks(), PeerWatch(ranks, config.run.heartbeat_s):
+        finished = pretrain(config, ranks)
+    if not finished:
+        sys.exit(STOPPED)
 
 
-def pretrain(config: PretrainConfig, ranks: Ranks) -> None:
-    """Run the pretraining from the data to the last checkpoint."""
+def pretrain(config: PretrainConfig, ranks: Ranks) -> bool:
+    """Run the pretraining from the data to the last checkpoint; give whether it is complete."""
     rank, world_size = ranks.rank, ranks.world_size
     settings = read_deepspeed_settings(config.deepspeed)
     atlas = Atlas(config.atlas)
@@ -110,8 +112,7 @@ def pretrain(config: PretrainConfig, ranks: Ranks) -> None:
     loader.close()
     log.say(f"checkpoints are in {directory.checkpoints}" if finished else "interrupted")
     log.close()
-    if not finished:
-        sys.exit(STOPPED)
+    return finished
 
 
 def describe_run(path: Path, model: ScFusionTTTConfig, extractor: ScFusionTTTFeatureExtractor, atlas: Atlas) -> None:

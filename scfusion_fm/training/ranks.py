@@ -5,7 +5,8 @@ import secrets
 import socket
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -82,6 +83,24 @@ def start_ranks(threads_per_rank: int, timeout_s: float) -> Ranks:
     hosts = [""] * comm.get_world_size()
     distributed.all_gather_object(hosts, socket.gethostname())
     return Ranks(comm.get_rank(), comm.get_world_size(), tuple(hosts))
+
+
+@contextmanager
+def leaving_ranks() -> Iterator[None]:
+    """
+    Part from the other ranks in order when the block is left.
+
+    A process of gloo that just ends may abort, as threads of its groups are still there. Groups of NCCL are left alone
+    after an error: to take them down may wait for ranks that are gone.
+    """
+    try:
+        yield
+    except BaseException:
+        if distributed.get_backend() == "gloo":
+            comm.destroy_process_group()
+        raise
+    comm.barrier()
+    comm.destroy_process_group()
 
 
 def check_shared(directory: Path, ranks: Ranks, patience_s: float = 30.0) -> None:
