@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from launch import run
@@ -74,6 +75,30 @@ def test_attention_of_the_benchmark_has_the_same_projections_and_reads_nothing_h
     after = model(**batch)
     torch.testing.assert_close(after.rna_reconstruction, before.rna_reconstruction)
     torch.testing.assert_close(after.adt_reconstruction, before.adt_reconstruction)
+
+
+@pytest.mark.slow
+def test_benchmark_of_the_transfer_between_widths(atlas_path, tmp_path):
+    command = [sys.executable, "benchmarks/width_transfer.py", "--quick", "--atlas", atlas_path]
+    done = subprocess.run(
+        [*command, "--json", tmp_path / "rows.json"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "rows.json").read_text())
+    powers = found["plan"]["powers"]
+    expected = [(run, power) for run in ("narrow", "standard", "muP") for power in powers]
+    assert [(row["run"], row["power"]) for row in found["rows"]] == expected
+    assert all(row["train"] > 0 and row["held_out"] > 0 for row in found["rows"])
+    assert all(f"| 2^{power} |" in done.stdout for power in powers)
+
+
+def test_optimum_of_a_parabola_is_its_vertex(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from width_transfer import optimum
+
+    powers = np.arange(-10, -3)
+    assert optimum(powers, 3 + 0.5 * (powers + 7.3) ** 2) == pytest.approx(-7.3)
+    assert np.isnan(optimum(powers, powers.astype(float)))  # lowest at an end: there is no telling
 
 
 @pytest.mark.slow
