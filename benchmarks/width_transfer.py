@@ -4,9 +4,9 @@ Find out whether the best learning rate of a narrow model is the best of a wider
     scfusion prepare --config configs/data/demo.yaml
     python benchmarks/width_transfer.py --atlas runs/demo/atlas.zarr --json rows.json
 
-`standard` is how `pretrain/run.py` trains: with one learning rate and one standard deviation of initial weights at every
-width. `muP` is Table 3 of Yang et al. 2022 (arXiv 2203.03466) for Adam, relative to the narrow width, where the two are
-the same model and the same updates. With m = width / narrow width:
+`standard` is how `pretrain/run.py` trains: with one learning rate and one standard deviation of initial weights at
+every width. `muP` is Table 3 of Yang et al. 2022 (arXiv 2203.03466) for Adam, relative to the narrow width, where the
+two are the same model and the same updates. With m = width / narrow width:
 
 - matrices of linear layers, which read and write widths that grow: learning rate / m, standard deviation / sqrt(m);
 - the heads of the decoders, which read such a width and write genes: learning rate / m, standard deviation / m;
