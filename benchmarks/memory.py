@@ -141,8 +141,9 @@ def engine_peak(path: str, cells: int) -> tuple[int, int, float]:
     Buckets are a tenth of those of the file, which would hide the rest of so small a model; memory that is offloaded
     counts, as on CPU ranks it is the same.
     """
-    from scfusion_fm.training.engine import build_engine, read_deepspeed_settings
+    from scfusion_fm.training.engine import build_engine
     from scfusion_fm.training.ranks import start_ranks
+    from scfusion_fm.training.settings import read_deepspeed_settings
 
     ranks = start_ranks(1, 600.0).world_size
     content = read_deepspeed_settings(path)

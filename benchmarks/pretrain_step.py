@@ -49,12 +49,14 @@ from scfusion_fm.data.loader import AtlasLoader
 from scfusion_fm.data.order import CellOrder
 from scfusion_fm.data.synthesize import SyntheticSettings, synthesize_atlas
 from scfusion_fm.sizing import TokenCounts, train_flops
-from scfusion_fm.training.engine import build_engine, read_deepspeed_settings
+from scfusion_fm.training.engine import build_engine
 from scfusion_fm.training.guard import StepGuard
 from scfusion_fm.training.log import RunLog
 from scfusion_fm.training.loop import PretrainingLoop
 from scfusion_fm.training.optimizer import Schedule
 from scfusion_fm.training.ranks import start_ranks
+from scfusion_fm.training.settings import read_deepspeed_settings
+from scfusion_fm.training.stop import StopRequest
 
 ROOT = Path(__file__).parent.parent
 CHAIN = ("bare", "engine", "loader", "collate", "whole")
@@ -125,6 +127,7 @@ class Steps:
             validation_rows=self.atlas.rows_of("val"),
             schedule=Schedule(1, 0, optim.lr, 1.0),
             guard=StepGuard(loss_factor=10.0),
+            stop=StopRequest(),
             directory=NoCheckpoints(),
             log=self.log,
             cadence=RunConfig(),

@@ -11,7 +11,9 @@ import math
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from scfusion_fm import ScFusionTTTConfig, ScFusionTTTFeatureExtractor, ScFusionTTTForPreTraining
 from scfusion_fm.config import OptimConfig, PretrainConfig, config_differences, save_config
@@ -24,32 +26,38 @@ from scfusion_fm.data.seen import SEEN_CELLS, remember_atlas
 from scfusion_fm.recipes import describe_model
 from scfusion_fm.sizing import TokenCounts, train_flops
 from scfusion_fm.training.checkpoint import ATLAS_MANIFEST
-from scfusion_fm.training.engine import build_engine, precision, read_deepspeed_settings
+from scfusion_fm.training.engine import build_engine
 from scfusion_fm.training.guard import StepGuard
 from scfusion_fm.training.log import RunLog
-from scfusion_fm.training.loop import STOPPED, PretrainingLoop
+from scfusion_fm.training.loop import PretrainingLoop
 from scfusion_fm.training.optimizer import Schedule
 from scfusion_fm.training.peers import PeerWatch
 from scfusion_fm.training.ranks import Ranks, check_shared, leaving_ranks, start_ranks
-from scfusion_fm.training.run_directory import RunDirectory, restore
+from scfusion_fm.training.run_directory import RunDirectory, check_same, restore
+from scfusion_fm.training.settings import precision, read_deepspeed_settings
+from scfusion_fm.training.stop import STOPPED, StopRequest
 
 
 def main() -> None:
     """Join the ranks and run the pretraining."""
-    # Settings, and who we are among the ranks.
+    # Settings, and who we are among the ranks. From here on, a signal asks to stop.
+    stop = StopRequest()
     config = parse_config(PretrainConfig, __doc__)
     ranks = start_ranks(config.run.threads_per_rank, config.run.timeout_s)
     with leaving_ranks(), PeerWatch(ranks, config.run.heartbeat_s):
-        finished = pretrain(config, ranks)
+        finished = pretrain(config, ranks, stop)
+    stop.ignore()
     if not finished:
         sys.exit(STOPPED)
 
 
-def pretrain(config: PretrainConfig, ranks: Ranks) -> bool:
+def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopRequest) -> bool:
     """Run the pretraining from the data to the last checkpoint; give whether it is complete."""
     rank, world_size = ranks.rank, ranks.world_size
     settings = read_deepspeed_settings(config.deepspeed)
     atlas = Atlas(config.atlas)
+    identity = identify(config, settings, atlas)
+    check_same(identity | {"optim": dataclasses.asdict(config.optim), "deepspeed": settings}, config_differences)
 
     # Cells in an order that does not depend on the ranks; features and masks that do not either.
     optim = config.optim
@@ -63,14 +71,14 @@ def pretrain(config: PretrainConfig, ranks: Ranks) -> bool:
 
     # The run: new, or going on from its newest checkpoint, whatever ranks and ZeRO stage wrote that.
     model = build_model(config, extractor)
-    identity = identify(config, settings, atlas)
     check_shared(Path(config.output_dir), ranks)
     directory = RunDirectory(Path(config.output_dir), identity, config_differences)
-    if rank == 0:
-        save_config(config, directory.path / "config.yaml")
-        describe_run(directory.path, model.config, extractor, atlas)
     checkpoint = directory.newest()
     state = checkpoint and checkpoint.manifest["state"]
+    if rank == 0:
+        save_config(config, directory.path / "config.yaml")
+        if not checkpoint:
+            describe_run(directory.path, model.config, extractor, atlas)
     if checkpoint:
         model.load_state_dict(checkpoint.weights({name: p.shape for name, p in model.named_parameters()}))
 
@@ -91,9 +99,10 @@ def pretrain(config: PretrainConfig, ranks: Ranks) -> bool:
         loader=loader,
         collate=collate,
         read=atlas.read,
-        validation_rows=atlas.rows_of("val"),
+        validation_rows=spread(atlas.rows_of("val"), config.run.eval_cells),
         schedule=build_schedule(optim, steps),
         guard=StepGuard(**dataclasses.asdict(config.guard)),
+        stop=stop,
         directory=directory,
         log=log,
         cadence=config.run,
@@ -132,8 +141,22 @@ def build_model(config: PretrainConfig, extractor: ScFusionTTTFeatureExtractor) 
     return model
 
 
+def spread(rows: NDArray[np.int64], number: int) -> NDArray[np.int64]:
+    """Take rows at equal distances, at most so many."""
+    return rows[np.linspace(0, len(rows) - 1, min(len(rows), number)).round().astype(int)]
+
+
 def build_schedule(optim: OptimConfig, steps: int) -> Schedule:
-    """Turn shares of the run into steps."""
+    """
+    Turn shares of the run into steps.
+
+    Raises
+    ------
+    ValueError
+        If the run has none.
+    """
+    if steps < 1:
+        raise ValueError(f"`optim.epochs` must make at least one step, got {optim.epochs}.")
     decay = math.ceil(steps * optim.decay_ratio) if optim.schedule == "wsd" else 0
     warmup = min(math.ceil(steps * optim.warmup_ratio), steps)
     return Schedule(steps, warmup, optim.lr, optim.min_lr_ratio, optim.schedule, decay)

@@ -137,6 +137,8 @@ class RunConfig:
     """Steps between progress lines."""
     eval_every: int = 50
     """Steps between evaluations on held-out cells."""
+    eval_cells: int = 20_000
+    """Held-out cells of an evaluation, at most; the same ones each time. A request to stop waits for it to end."""
     save_every: int = 50
     """Steps between checkpoints."""
     keep_checkpoints: int = 2
@@ -175,6 +177,28 @@ class GuardConfig:
     """Steps without update in a row after which the run ends all the same."""
 
 
+_MANY = 1e12
+PRETRAIN_RANGES = {
+    "optim.epochs": (0.0, _MANY),
+    "optim.lr": (0.0, _MANY),
+    "optim.min_lr_ratio": (0.0, 1.0),
+    "optim.warmup_ratio": (0.0, 1.0),
+    "optim.decay_ratio": (0.0, 1.0),
+    "optim.weight_decay": (0.0, _MANY),
+    "optim.max_grad_norm": (0.0, _MANY),
+    "run.log_every": (1, _MANY),
+    "run.eval_every": (1, _MANY),
+    "run.eval_cells": (0, _MANY),
+    "run.save_every": (1, _MANY),
+    "run.keep_checkpoints": (1, _MANY),
+    "run.keep_every": (0, _MANY),
+    "run.threads_per_rank": (1, 1024),
+    "run.timeout_s": (1.0, _MANY),
+    "run.heartbeat_s": (0.0, _MANY),
+    "guard.loss_factor": (0.0, _MANY),
+}
+
+
 @dataclass
 class PretrainConfig:
     """`pretrain/run.py`: atlas to checkpoints."""
@@ -201,6 +225,13 @@ class PretrainConfig:
     """Which steps are left out."""
     deepspeed: str = "configs/deepspeed/zero2.json"
     """DeepSpeed settings; batch sizes and clipping come from `optim`."""
+
+    def __post_init__(self):
+        for name, (least, most) in PRETRAIN_RANGES.items():
+            part, _, key = name.partition(".")
+            value = getattr(getattr(self, part), key)
+            if not least <= value <= most:  # false for what is no number, too
+                raise ValueError(f"`{name}` must lie between {least:g} and {most:g}, got {value}.")
 
 
 @dataclass

@@ -15,6 +15,7 @@ from scfusion_fm.sizing import (
     forward_flops,
     train_flops,
 )
+from scfusion_fm.training.settings import is_on, offload_device, zero_stage
 
 USABLE_SHARE = 0.9  # of a GPU's memory; the rest is for the context, NCCL, and pieces too small to be used
 ALLREDUCE_ELEMENTS = 500_000_000  # what DeepSpeed joins without ZeRO, whatever its settings are
@@ -51,41 +52,18 @@ class DeepSpeedSettings:
     sub_group_size: int = 1_000_000_000
     overlap_comm: bool = False
 
-    def __post_init__(self) -> None:
-        if self.stage not in range(4):
-            raise ValueError(f"`zero_optimization.stage` must be 0, 1, 2 or 3, got {self.stage!r}.")
-        if self.is_bf16 and self.stage == 0:
-            raise ValueError(
-                "`zero_optimization.stage` must be at least 1 with bf16, got 0: DeepSpeed would clip gradients by a "
-                "wrong norm. Use stage 1."
-            )
-        if self.offload_parameters and self.stage < 3:
-            raise ValueError(f"`offload_param` must come with ZeRO stage 3, got stage {self.stage}.")
-        if self.offload_optimizer and self.stage == 0:
-            raise ValueError("`offload_optimizer` must come with a ZeRO stage of at least 1, got stage 0.")
-
     @classmethod
     def from_json(cls, settings: Mapping[str, Any]) -> "DeepSpeedSettings":
-        """
-        Read the content of a DeepSpeed file.
-
-        Raises
-        ------
-        ValueError
-            If it asks for fp16, or for what DeepSpeed cannot do.
-        """
-        if settings.get("fp16", {}).get("enabled"):
-            raise ValueError("`fp16` must be off, got it enabled. The inner loop needs the range of bf16.")
+        """Read the checked content of a DeepSpeed file."""
         zero = settings.get("zero_optimization", {})
         names = ("prefetch_bucket_size", "max_live_parameters")
-        given = {name: int(zero[key]) for name in names for key in (name, f"stage3_{name}") if key in zero}
+        given = {name: int(zero[f"stage3_{name}"]) for name in names if f"stage3_{name}" in zero}
         given |= {name: int(zero[name]) for name in ("reduce_bucket_size", "sub_group_size") if name in zero}
-        offload = [zero.get(f"offload_{name}", {}).get("device", "none") != "none" for name in ("optimizer", "param")]
         return cls(
-            stage=zero.get("stage", 0),
-            is_bf16=bool(settings.get("bf16", {}).get("enabled")),
-            offload_optimizer=offload[0],
-            offload_parameters=offload[1],
+            stage=zero_stage(settings),
+            is_bf16=is_on(settings, "bf16"),
+            offload_optimizer=offload_device(settings, "offload_optimizer") == "cpu",
+            offload_parameters=offload_device(settings, "offload_param") == "cpu",
             overlap_comm=bool(zero.get("overlap_comm")),
             **given,
         )

@@ -1,9 +1,7 @@
 """From the YAML of a pretraining run to its plan: vocabulary, model, DeepSpeed settings."""
 
 import dataclasses
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
@@ -15,6 +13,7 @@ from scfusion_fm.data.order import CellOrder
 from scfusion_fm.data.vocabulary import build_vocabulary
 from scfusion_fm.model import ScFusionTTTConfig, ScFusionTTTFeatureExtractor
 from scfusion_fm.planning import DeepSpeedSettings, Masking, Plan, Request, plan_run
+from scfusion_fm.training.settings import read_deepspeed_settings
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ def plan_recipe(
     extractor = ScFusionTTTFeatureExtractor(**vocabulary.to_dict(), patch_size=config.patch_size)
     model = describe_model(config, extractor)
     masking = Masking(**dataclasses.asdict(config.masking))
-    found = plan_run(model, masking, _read_settings(config.deepspeed), request)
+    found = plan_run(model, masking, DeepSpeedSettings.from_json(read_deepspeed_settings(config.deepspeed)), request)
     return RecipePlan(None if atlas is None else config.atlas, vocabulary.num_genes, model, found)
 
 
@@ -125,11 +124,3 @@ def describe_model(config: PretrainConfig, extractor: ScFusionTTTFeatureExtracto
         return ScFusionTTTConfig(**tokens, **config.model)
     except StrictDataclassError as error:
         raise ValueError(f"`model` does not describe a model: {error}") from error
-
-
-def _read_settings(path: str) -> DeepSpeedSettings:
-    """Read a DeepSpeed file without importing DeepSpeed, which takes seconds and may compile."""
-    try:
-        return DeepSpeedSettings.from_json(json.loads(Path(path).read_text()))
-    except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"`deepspeed` must be a readable JSON file, got {path!r}: {error}.") from error

@@ -81,7 +81,7 @@ class Job:
 
     script = "pretrain/run.py"
 
-    def __init__(self, ranks: int, logs: Path, *arguments: str | Path, env: dict | None = None):
+    def __init__(self, ranks: int, logs: Path, *arguments: str | Path, overrides: dict[int, list[str]] | None = None):
         logs.mkdir(parents=True, exist_ok=True)
         port = str(free_port())
         self.logs = [logs / f"rank{rank}.txt" for rank in range(ranks)]
@@ -91,9 +91,9 @@ class Job:
             master = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
             with log.open("w") as output:
                 process = subprocess.Popen(
-                    [sys.executable, self.script, *map(str, arguments)],
+                    [sys.executable, self.script, *map(str, arguments), *(overrides or {}).get(rank, [])],
                     cwd=ROOT,
-                    env=ENVIRONMENT | place | master | (env or {}),
+                    env=ENVIRONMENT | place | master,
                     stdout=output,
                     stderr=subprocess.STDOUT,
                 )

@@ -109,3 +109,18 @@ def test_differences_name_the_setting():
     assert config_differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}) == ["a.c: 2 -> 3"]
     assert config_differences({"a": 1}, {"a": 1}) == []
     assert config_differences({}, {"new": 1}) == ["new: None -> 1"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("run.keep_checkpoints=0", r"`run\.keep_checkpoints` must lie between 1 and 1e\+12, got 0"),
+        ("run.log_every=0", r"`run\.log_every` must lie between 1 and"),
+        ("optim.epochs=.inf", r"`optim\.epochs` must lie between 0 and 1e\+12, got inf"),
+        ("optim.lr=.nan", r"`optim\.lr` must lie between 0 and 1e\+12, got nan"),
+        ("optim.warmup_ratio=5", r"`optim\.warmup_ratio` must lie between 0 and 1, got 5\.0"),
+    ],
+)
+def test_pretraining_settings_out_of_range_are_refused(override, message):
+    with pytest.raises(ValueError, match=message):
+        load_config(PretrainConfig, DEMO, [override])

@@ -161,6 +161,38 @@ def test_damaged_checkpoint_is_passed_over(atlas_path, tmp_path, whole):
     assert "must hold at least one intact checkpoint, got 2 damaged ones" in job.finish(2)
 
 
+def test_second_run_in_a_directory_is_refused(atlas_path, tmp_path, whole):
+    config, output = write_config(tmp_path, atlas_path)
+    first = Job(1, tmp_path / "first", "--config", config, "optim.micro_batch_size=1")
+    first.wait_for("step 1/")
+    first.send(signal.SIGSTOP)
+    second = Job(1, tmp_path / "second", "--config", config)
+    assert "must not be in use" in second.finish(2)
+    first.send(signal.SIGCONT)
+    first.finish()
+    np.testing.assert_allclose(losses(output), losses(whole), rtol=1e-6)
+    (output / "run.json").write_text('{"seed": ')
+    assert "run.json' must be as the run wrote it" in Job(1, tmp_path / "third", "--config", config).finish(2)
+
+
+def test_rank_with_other_settings_ends_the_run(atlas_path, tmp_path):
+    config, output = write_config(tmp_path, atlas_path)
+    job = Job(2, tmp_path / "logs", "--config", config, overrides={1: ["optim.lr=0.1"]})
+    assert "got others on rank 1 than on rank 0: optim.lr: 0.01 -> 0.1" in job.finish(2)
+    assert not output.exists()
+
+
+def test_signals_at_the_start_and_at_the_end_do_not_cost_the_exit_code(atlas_path, tmp_path):
+    config, _ = write_config(tmp_path, atlas_path)
+    job = Job(2, tmp_path / "logs", "--config", config)
+    job.wait_for("new run in")  # the model is not yet trained
+    job.send(signal.SIGUSR1)
+    while any(p.poll() is None for p in job.processes):  # as a launcher does when the first rank has ended
+        job.send(signal.SIGTERM)
+        time.sleep(0.05)
+    assert "stopped at step" in job.finish(75)
+
+
 def test_guard_stops_a_run_at_a_jump_and_names_the_cells(atlas_path, tmp_path):
     config, output = write_config(tmp_path, atlas_path)
     arguments = ["--config", config, "optim.lr=1e4", "guard.loss_factor=1.01", "guard.window=1", "guard.action=stop"]

@@ -13,7 +13,7 @@ from launch import ROOT
 # Starts two tasks with the variables of a step; ends with the worst of their codes.
 SRUN = """#!{python}
 import json, os, subprocess, sys
-assert sys.argv[1:3] == ["--kill-on-bad-exit=1", "python"], sys.argv
+assert sys.argv[1] == "python", sys.argv
 step = os.environ | {{"SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "0"}}
 tasks = [
     subprocess.Popen([sys.executable, "{task}", *sys.argv[3:]], env=step | {{"SLURM_PROCID": rank}})

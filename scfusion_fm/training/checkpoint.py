@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -95,11 +96,12 @@ def _bytes(tensors: Iterable[Tensor]) -> Iterator[memoryview]:
 
 def publish(directory: Path, manifest: dict[str, Any]) -> Path:
     """Make a directory with the files of all ranks a checkpoint."""
-    write_atomically(directory / MANIFEST, json.dumps(manifest, indent=1))
+    sealed = manifest | {"crc32c": _seal(manifest)}
+    write_atomically(directory / MANIFEST, json.dumps(sealed, indent=1))
     final = directory.with_suffix("")
     _sync(directory)
     if final.exists():  # damaged, so that the run went on from an older one
-        shutil.rmtree(final.rename(final.with_suffix(_REMOVED)))
+        _remove(final)
     directory.rename(final)
     _sync(final.parent)
     return final
@@ -109,7 +111,7 @@ def start_checkpoint(checkpoints: Path, step: int) -> Path:
     """Make the directory that the ranks write to."""
     directory = checkpoints / f"step_{step:08d}{_UNFINISHED}"
     clean(checkpoints)
-    directory.mkdir(parents=True)
+    directory.mkdir(parents=True, exist_ok=True)
     return directory
 
 
@@ -117,15 +119,21 @@ def prune(checkpoints: Path, keep: int, keep_every: int) -> None:
     """Remove all checkpoints but the newest `keep` and those of every `keep_every`-th step (0: none)."""
     for old in complete_checkpoints(checkpoints)[:-keep]:
         if not keep_every or checkpoint_step(old) % keep_every:
-            # By rename first: what is half removed must not look like a checkpoint.
-            shutil.rmtree(old.rename(old.with_suffix(_REMOVED)))
+            _remove(old)
 
 
 def clean(checkpoints: Path) -> None:
     """Remove what a killed run left of unfinished and removed checkpoints."""
     for suffix in (_UNFINISHED, _REMOVED):
-        for left in checkpoints.glob(f"step_*{suffix}"):
-            shutil.rmtree(left)
+        for left in checkpoints.glob(f"step_*{suffix}*"):
+            shutil.rmtree(left, ignore_errors=True)  # of a network file system, while somebody reads
+
+
+def _remove(directory: Path) -> None:
+    """Remove a checkpoint, by a rename first: what is half removed must not look like one."""
+    gone = directory.with_suffix(f"{_REMOVED}-{time.time_ns()}")
+    directory.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def checkpoint_step(directory: Path) -> int:
@@ -160,10 +168,12 @@ class Checkpoint:
     def damage(self, part: slice = slice(None)) -> str | None:
         """Say what is wrong with the files, compared with the sizes and checksums of the manifest; None if nothing."""
         try:
-            files = self.manifest["files"][part]
-        except (OSError, ValueError, KeyError) as error:
-            return f"{MANIFEST} cannot be read: {error}"
-        for record in files:
+            manifest = dict(self.manifest)
+            if manifest.pop("crc32c") != _seal(manifest) or manifest["step"] != checkpoint_step(self.directory):
+                return f"{MANIFEST} does not have its checksum"
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            return f"{MANIFEST} cannot be read: {error!r}"
+        for record in manifest["files"][part]:
             path = self.directory / record["file"]
             if not path.is_file():
                 return f"{record['file']} is missing"
@@ -273,6 +283,11 @@ def write_atomically(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     scratch.replace(path)
+
+
+def _seal(manifest: dict[str, Any]) -> str:
+    """Give the checksum of the content of a manifest."""
+    return google_crc32c.Checksum(json.dumps(manifest, sort_keys=True).encode()).hexdigest().decode()
 
 
 def _crc32c(path: Path) -> str:

@@ -27,6 +27,28 @@ def own_fragments(engine: deepspeed.DeepSpeedEngine) -> Iterator[Fragment]:
             yield fragment
 
 
+def check_layout(engine: deepspeed.DeepSpeedEngine) -> None:
+    """
+    Compare the fragments of a new engine with the parameters that they are said to belong to.
+
+    Raises
+    ------
+    ValueError
+        If they differ, as with settings or versions of DeepSpeed that lay out partitions in another way.
+    """
+    parameters = dict(engine.module.named_parameters())
+    partitioned = engine.zero_optimization_stage() == 3
+    for fragment in live_fragments(engine):
+        parameter, weights = parameters[fragment.name], fragment.values[WEIGHT]
+        here = parameter.ds_tensor if partitioned else parameter.detach().view(-1)[fragment.start :]
+        here = here.view(-1)[: len(weights)]
+        if not torch.equal(here.cpu(), weights.to(here.dtype).cpu()):
+            raise ValueError(
+                f"`deepspeed` must lay out its partitions as they are known here, got another layout at "
+                f"{fragment.name!r}: checkpoints would be wrong. Use settings of configs/deepspeed and DeepSpeed 0.19."
+            )
+
+
 def set_updates(engine: deepspeed.DeepSpeedEngine, updates: int) -> None:
     """Set the number of updates that AdamW has made, which its bias correction depends on."""
     for state in engine.basic_optimizer.state.values():

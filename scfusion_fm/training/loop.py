@@ -1,8 +1,9 @@
 """The only pretraining loop: steps, evaluation on held-out cells, progress, checkpoints, interruption."""
 
-import signal
+import time
 from collections.abc import Callable, Iterator, Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import deepspeed
@@ -16,12 +17,11 @@ from .guard import StepGuard
 from .log import RunLog, format_seconds
 from .meter import Speed, Tally, memory_gib
 from .optimizer import Schedule
-from .run_directory import RunDirectory, gather
+from .run_directory import RunDirectory, from_rank_0, gather
+from .stop import StopRequest
 
 VALIDATION_EPOCH = -1  # held-out cells get the same masks every time
-STOPPED = 75  # EX_TEMPFAIL of sysexits.h: not done, run it again
 BAD_STEPS = "bad_steps"
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 Collator = Callable[[Any, NDArray[np.int64] | int], dict[str, Tensor]]
 
@@ -66,6 +66,8 @@ class PretrainingLoop:
         Learning rate by step.
     guard
         Judges every step before its update.
+    stop
+        Whether this rank was asked to stop.
     directory
         Where checkpoints go.
     log
@@ -86,6 +88,7 @@ class PretrainingLoop:
     validation_rows: NDArray[np.int64]
     schedule: Schedule
     guard: StepGuard
+    stop: StopRequest
     directory: RunDirectory
     log: RunLog
     cadence: Any
@@ -93,8 +96,13 @@ class PretrainingLoop:
     peak_tflops: float | None = None
     step: int = 0
     updates: int = 0
-    seconds: float = 0.0
-    _stop_asked: bool = False
+    seconds_before: float = 0.0
+    _start: float = field(default_factory=time.monotonic)
+
+    @property
+    def seconds(self) -> float:
+        """How long the run has taken so far, over all its parts."""
+        return self.seconds_before + time.monotonic() - self._start
 
     def state_dict(self) -> dict[str, Any]:
         """Give what a checkpoint needs beside weights and moments. Chance has no state: see `scfusion_fm.data`."""
@@ -108,27 +116,19 @@ class PretrainingLoop:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to the position of a checkpoint."""
-        self.step, self.updates, self.seconds = state["step"], state["updates"], state["seconds"]
+        self.step, self.updates, self.seconds_before = state["step"], state["updates"], state["seconds"]
         self.loader.load_state_dict(state["loader"])
         self.guard.load_state_dict(state["guard"])
 
     def run(self) -> bool:
         """
-        Train; give whether the run is complete. A stop by SIGTERM, SIGINT or SIGUSR1 saves first.
+        Train; give whether the run is complete. A stop that was asked for saves first.
 
         Raises
         ------
         ValueError
             If the guard gives up.
         """
-        handlers = {s: signal.signal(s, self._ask_to_stop) for s in _STOP_SIGNALS}
-        try:
-            return self._run()
-        finally:
-            for s, handler in handlers.items():
-                signal.signal(s, handler)
-
-    def _run(self) -> bool:
         speed, saved, stopped = Speed(self.step, self.loader.stall_seconds), self.step, False
         while self.step < self.schedule.total_steps and not stopped:
             with speed.training():
@@ -137,7 +137,6 @@ class PretrainingLoop:
             stopped = tally.stop_asked
             last = self.step == self.schedule.total_steps
             if self.step % self.cadence.log_every == 0 or last or stopped:
-                self.seconds += speed.elapsed
                 self._report(tally, speed)
                 speed.restart()
             if self.step % self.cadence.eval_every == 0 or last:
@@ -148,9 +147,6 @@ class PretrainingLoop:
         if stopped:
             self.log.say(f"stopped at step {saved}; the same command goes on from there")
         return not stopped
-
-    def _ask_to_stop(self, signum: int, frame: object) -> None:
-        self._stop_asked = True
 
     def _train_step(self) -> Tally:
         """Take one optimizer step, unless the guard forbids the update; give what the global batch added up to."""
@@ -165,7 +161,7 @@ class PretrainingLoop:
             tally.add(output, batch)
             seen.append((cells.row, passes, output.rna_loss.detach(), output.adt_loss.detach()))
             if self.engine.is_gradient_accumulation_boundary():
-                tally.reduce(self._stop_asked)
+                tally.reduce(self.stop.asked)
                 self.engine.basic_optimizer.skip = not self.guard.accepts(tally.loss)
             self.engine.step()
         self.step += 1
@@ -184,9 +180,7 @@ class PretrainingLoop:
         rows, passes, rna_loss, adt_loss = (np.concatenate(column) for column in zip(*gather(mine), strict=True))
         path = self.directory.path / BAD_STEPS / f"step_{self.step:08d}.npz"
         what = f"step {self.step}: loss {tally.loss:.4g}, gradient norm {self._gradient_norm()}"
-        if comm.get_rank() == 0:
-            path.parent.mkdir(exist_ok=True)
-            np.savez(path, rows=rows, passes=passes, rna_loss=rna_loss, adt_loss=adt_loss)
+        from_rank_0(lambda: _save_arrays(path, rows=rows, passes=passes, rna_loss=rna_loss, adt_loss=adt_loss))
         if self.guard.gives_up:
             raise ValueError(
                 f"the guard ended the run at {what}. Its cells are in {str(path)!r}. Look at them; then go on from the "
@@ -262,3 +256,8 @@ class PretrainingLoop:
 
     def _to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         return {k: v.to(self.engine.device, non_blocking=True) for k, v in batch.items()}
+
+
+def _save_arrays(path: Path, **arrays: NDArray) -> None:
+    path.parent.mkdir(exist_ok=True)
+    np.savez(path, **arrays)

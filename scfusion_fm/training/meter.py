@@ -106,7 +106,7 @@ class Speed:
 
     def restart(self) -> None:
         """Begin a new window."""
-        self._window, self._training = time.monotonic(), 0.0
+        self._training = 0.0
         self._cells, self._tokens = 0.0, [0.0] * _TOKENS
         self._stall_before = self._stall_now
 
@@ -122,11 +122,6 @@ class Speed:
         self._cells += tally.cells
         self._tokens = [a + b for a, b in zip(self._tokens, tally.tokens, strict=True)]
         self._stall_now = stall_seconds
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds of the window, with everything."""
-        return time.monotonic() - self._window
 
     @property
     def cells_per_s(self) -> float:

@@ -1,7 +1,11 @@
 """The directory of a run: its settings and its checkpoints, which all ranks write and read together."""
 
+import fcntl
 import json
+import os
+import socket
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +18,8 @@ from . import checkpoint
 from .checkpoint import CHECKPOINTS, Checkpoint
 from .fragments import live_fragments, own_fragments, set_updates
 
-IDENTITY = "run.json"
+IDENTITY, LOCK = "run.json", ".lock"
+LOCK_PATIENCE_S = 20.0
 
 
 class RunDirectory:
@@ -51,11 +56,16 @@ class RunDirectory:
     def _claim(self, identity: dict[str, Any], differences: Callable[[Any, Any], list[str]]) -> str | None:
         """Write the identity of a new run, or compare it; give what is wrong, or None."""
         known = self.path / IDENTITY
-        occupied = self.path.exists() and any(self.path.iterdir())
-        if occupied and not known.exists():
+        occupied = self.path.exists() and any(found.name != LOCK for found in self.path.iterdir())
+        is_run = known.exists() or checkpoint.complete_checkpoints(self.checkpoints)
+        if occupied and not is_run:
             return f"`output_dir` must be new, empty or a run to resume, got {str(self.path)!r} with other files."
-        if checkpoint.complete_checkpoints(self.checkpoints):
-            changed = differences(json.loads(known.read_text()), identity)
+        self.path.mkdir(parents=True, exist_ok=True)
+        problem = self._lock()
+        if problem is not None:
+            return problem
+        if known.exists() and checkpoint.complete_checkpoints(self.checkpoints):
+            changed = differences(self._read_identity(), identity)
             if changed:
                 return (
                     f"`output_dir` {str(self.path)!r} holds a run with other settings: {'; '.join(changed)}. "
@@ -64,6 +74,47 @@ class RunDirectory:
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         checkpoint.clean(self.checkpoints)
         checkpoint.write_atomically(known, json.dumps(identity, indent=1))
+        return None
+
+    def _read_identity(self) -> dict[str, Any]:
+        """
+        Read the settings that the run was started with.
+
+        Raises
+        ------
+        ValueError
+            If they cannot be read.
+        """
+        try:
+            return json.loads((self.path / IDENTITY).read_text())
+        except ValueError as error:
+            raise ValueError(
+                f"{str(self.path / IDENTITY)!r} must be as the run wrote it, got what is no JSON: {error}. Remove it "
+                "to go on from the checkpoints with the settings that you give."
+            ) from error
+
+    def _lock(self) -> str | None:
+        """Keep others from the directory as long as this process lives; say who is there if there is somebody."""
+        self._held = (self.path / LOCK).open("a+")
+        deadline = time.monotonic() + LOCK_PATIENCE_S  # a run that was killed may take a while to be gone
+        while True:
+            try:
+                fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    self._held.seek(0)
+                    return (
+                        f"`output_dir` must not be in use, got {str(self.path)!r}, where a run is going on: "
+                        f"{self._held.read().strip()}. Stop it, or choose another directory."
+                    )
+                time.sleep(0.1)
+            except OSError as error:  # a file system without locks
+                print(f"warning: {str(self.path)!r} cannot be locked against a second run: {error}", file=sys.stderr)
+                break
+        self._held.truncate(0)
+        self._held.write(f"process {os.getpid()} on host {socket.gethostname()}\n")
+        self._held.flush()
         return None
 
     def newest(self) -> Checkpoint | None:
@@ -157,20 +208,51 @@ def together(action: Callable[[], Any]) -> list[Any]:
 
     Raises
     ------
-    OSError
-        The first error, with the rank on which it happened.
+    OSError, ValueError, RuntimeError
+        What was raised on the first rank that failed, by the nearest of these types, with the number of that rank.
     """
     try:
         mine = (action(), None)
-    except OSError as error:
-        mine = (None, (error.errno, error.strerror or str(error)))
-    results = gather(mine)
-    for rank, (_, error) in enumerate(results):
-        if error is not None:
-            raise OSError(error[0], f"{error[1]} (rank {rank})")
-    return [result for result, _ in results]
+    except Exception as error:  # whatever it is, the others wait to hear of it
+        mine = (None, error)
+    kind, text = _describe(mine[1])
+    results = gather((mine[0], kind, text))
+    if mine[1] is not None and not isinstance(mine[1], OSError):
+        raise mine[1]
+    for rank, (_, kind, text) in enumerate(results):
+        if isinstance(kind, int):
+            raise OSError(kind, f"{text} (rank {rank})")
+        if kind is not None:
+            raise (ValueError if kind == "ValueError" else RuntimeError)(f"{text} (rank {rank})")
+    return [result for result, _, _ in results]
+
+
+def _describe(error: Exception | None) -> tuple[int | str | None, str]:
+    """Give the number or the type of an error, and its text, as other ranks can be told."""
+    if isinstance(error, OSError):
+        return error.errno or 0, error.strerror or str(error)
+    return (None, "") if error is None else (type(error).__name__, str(error))
 
 
 def from_rank_0(action: Callable[[], Any]) -> Any:
-    """Do something on rank 0; give its result to all ranks, or raise its OSError on all of them."""
+    """Do something on rank 0; give its result to all ranks, or raise on all of them what went wrong."""
     return together(action if comm.get_rank() == 0 else lambda: None)[0]
+
+
+def check_same(settings: dict[str, Any], differences: Callable[[Any, Any], list[str]]) -> None:
+    """
+    Check that all ranks were started with the same settings.
+
+    Raises
+    ------
+    ValueError
+        On all ranks, if one has others than rank 0.
+    """
+    everyone = gather(settings)
+    for rank, theirs in enumerate(everyone):
+        changed = differences(everyone[0], theirs)
+        if changed:
+            raise ValueError(
+                f"All ranks must be started with the same settings and atlas, got others on rank {rank} than on "
+                f"rank 0: {'; '.join(changed)}. Give all hosts the same files."
+            )

@@ -42,7 +42,7 @@ def write(checkpoints, step=3, cuts=(0.4, 0.7)):
             start, stop = round(low * shape.numel()), round(high * shape.numel())
             fragments.append(Fragment(name, start, {k: v[start:stop] for k, v in values(name).items()}))
         files.append(write_rank(scratch, rank, fragments))
-    return Checkpoint(publish(scratch, {"step": step, "files": files}))
+    return Checkpoint(publish(scratch, {"step": step, "state": {"cells": 48}, "files": files}))
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_checkpoint_appears_only_when_it_is_complete(checkpoints):
     scratch = start_checkpoint(checkpoints, 3)
     record = write_rank(scratch, 0, [])
     assert complete_checkpoints(checkpoints) == []
-    final = publish(scratch, {"files": [record]})
+    final = publish(scratch, {"step": 3, "files": [record]})
     assert complete_checkpoints(checkpoints) == [final]
     assert Checkpoint(final).damage() is None
 
@@ -145,7 +145,20 @@ def spoil_manifest(path):
     return "manifest.json cannot be read"
 
 
-@pytest.mark.parametrize("spoil", [spoil_missing, spoil_short, spoil_bit, spoil_manifest])
+def spoil_digit(path):
+    manifest = path.parent / MANIFEST
+    manifest.write_text(manifest.read_text().replace('"cells": 48', '"cells": 58'))
+    return "manifest.json does not have its checksum"
+
+
+def spoil_kind(path):
+    (path.parent / MANIFEST).write_text("[]")
+    return "manifest.json cannot be read"
+
+
+@pytest.mark.parametrize(
+    "spoil", [spoil_missing, spoil_short, spoil_bit, spoil_manifest, spoil_digit, spoil_kind], ids=lambda s: s.__name__
+)
 def test_damage_is_found(checkpoints, spoil):
     message = spoil(write(checkpoints).directory / "rank_00001.safetensors")
     with pytest.raises(ValueError, match=message):
