@@ -10,9 +10,9 @@ class StopRequest:
     """
     Remember whether this process was asked to stop, from the moment it is made until the process ends.
 
-    The handlers stay, and at the end `ignore` takes their place. Whoever sends a signal often sends another one while a
-    checkpoint is written or the ranks part, and a rank that then died by it would take with it the exit code by which the
-    run says that it can go on.
+    The handlers stay, and at the end `ignore` takes their place. Whoever sends a signal often sends another one while
+    a checkpoint is written or the ranks part, and a rank that then died by it would take with it the exit code by which
+    the run says that it can go on.
     """
 
     def __init__(self):
