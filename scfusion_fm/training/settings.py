@@ -19,7 +19,7 @@ PRECISION = ("bf16", "torch_autocast", "data_types", "communication_data_type")
 # gradients that are not finite (compute_grad_norm, check_grad_overflow) or hides where its partitions are
 # (round_robin_gradients).
 KNOWN = {
-    "": (*PRECISION, "zero_optimization", "wall_clock_breakdown", "comms_logger", "flops_profiler"),
+    "": (*PRECISION, "zero_optimization"),
     "bf16": ("enabled",),
     "torch_autocast": ("enabled", "dtype"),
     "data_types": ("grad_accum_dtype",),
@@ -27,8 +27,6 @@ KNOWN = {
         "stage",
         "reduce_bucket_size",
         "allgather_bucket_size",
-        "allgather_partitions",
-        "reduce_scatter",
         "overlap_comm",
         "contiguous_gradients",
         "sub_group_size",
