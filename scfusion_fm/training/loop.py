@@ -144,9 +144,10 @@ class PretrainingLoop:
             if self.step % self.cadence.save_every == 0 or last or stopped:
                 self._save()
                 saved = self.step
-        if stopped:
+        complete = self.step == self.schedule.total_steps
+        if not complete:
             self.log.say(f"stopped at step {saved}; the same command goes on from there")
-        return not stopped
+        return complete
 
     def _train_step(self) -> Tally:
         """Take one optimizer step, unless the guard forbids the update; give what the global batch added up to."""
