@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from scfusion_fm import ScFusionTTTConfig, ScFusionTTTFeatureExtractor, ScFusionTTTForPreTraining
-from scfusion_fm.config import OptimConfig, PretrainConfig, config_differences, save_config
+from scfusion_fm.config import OptimConfig, PretrainConfig, RunConfig, config_differences, save_config
 from scfusion_fm.console import parse_config, run_command
 from scfusion_fm.data.atlas import Atlas
 from scfusion_fm.data.collate import MaskingCollator
@@ -85,15 +85,7 @@ def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopRequest) -> bool:
     # The engine, and the loop with its log.
     size = model.num_parameters()  # before stage 3 takes the parameters apart
     engine = build_engine(model, settings, optim.micro_batch_size, loader.accumulation_steps, optim)
-    log = RunLog(
-        directory.path,
-        rank == 0,
-        first_step=state["step"] if state else 0,
-        tensorboard=config.run.tensorboard,
-        wandb_project=config.run.wandb_project,
-        mlflow_experiment=config.run.mlflow_experiment,
-        config=identity,
-    )
+    log = open_log(config.run, directory.path, identity, rank == 0, state["step"] if state else 0)
     loop = PretrainingLoop(
         engine=engine,
         loader=loader,
@@ -122,6 +114,12 @@ def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopRequest) -> bool:
     log.say(f"checkpoints are in {directory.checkpoints}" if finished else "interrupted")
     log.close()
     return finished
+
+
+def open_log(run: RunConfig, path: Path, identity: dict, enabled: bool, first_step: int) -> RunLog:
+    """Start the log of this run or of its continuation."""
+    sinks = (run.tensorboard, run.wandb_project, run.mlflow_experiment)
+    return RunLog(path, enabled, first_step, *sinks, config=identity)
 
 
 def describe_run(path: Path, model: ScFusionTTTConfig, extractor: ScFusionTTTFeatureExtractor, atlas: Atlas) -> None:
