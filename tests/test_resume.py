@@ -49,7 +49,7 @@ def assert_same_records(output, whole):
     assert steps == list(range(1, len(steps) + 1))
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGUSR1, signal.SIGKILL])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
 def test_stopped_run_goes_on_bit_for_bit(whole, cell_by_cell, atlas_path, tmp_path, signum):
     config, output = write_config(tmp_path, atlas_path)
     # one cell per forward pass: a signal comes in the middle of the sixteen that make a step

@@ -16,7 +16,7 @@ import json, os, subprocess, sys
 assert sys.argv[1] == "python", sys.argv
 step = os.environ | {{"SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "0"}}
 tasks = [
-    subprocess.Popen([sys.executable, "{task}", *sys.argv[3:]], env=step | {{"SLURM_PROCID": rank}})
+    subprocess.Popen([sys.executable, "{task}", *sys.argv[2:]], env=step | {{"SLURM_PROCID": rank}})
     for rank in "01"
 ]
 sys.exit(max(task.wait() for task in tasks))
