@@ -57,7 +57,8 @@ def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopRequest) -> bool:
     settings = read_deepspeed_settings(config.deepspeed)
     atlas = Atlas(config.atlas)
     identity = identify(config, settings, atlas)
-    check_same(identity | {"optim": dataclasses.asdict(config.optim), "deepspeed": settings}, config_differences)
+    cadence = {part: dataclasses.asdict(getattr(config, part)) for part in ("optim", "run", "guard")}
+    check_same(identity | cadence | {"deepspeed": settings}, config_differences)
 
     # Cells in an order that does not depend on the ranks; features and masks that do not either.
     optim = config.optim

@@ -115,9 +115,13 @@ def start_checkpoint(checkpoints: Path, step: int) -> Path:
     return directory
 
 
-def prune(checkpoints: Path, keep: int, keep_every: int) -> None:
-    """Remove all checkpoints but the newest `keep` and those of every `keep_every`-th step (0: none)."""
-    for old in complete_checkpoints(checkpoints)[:-keep]:
+def prune(checkpoints: Path, step: int, keep: int, keep_every: int) -> None:
+    """
+    Remove checkpoints up to a step, but the newest `keep` and those of every `keep_every`-th step (0: none).
+
+    Later ones are damaged, so that the run went on from an older one: they do not count among those that are kept.
+    """
+    for old in [d for d in complete_checkpoints(checkpoints) if checkpoint_step(d) <= step][:-keep]:
         if not keep_every or checkpoint_step(old) % keep_every:
             _remove(old)
 

@@ -185,7 +185,7 @@ class RunDirectory:
                 f"the checkpoint of step {step} could not be written: {error.strerror}. The older ones are intact; "
                 "make room and run the same command again",
             ) from error
-        from_rank_0(lambda: checkpoint.prune(self.checkpoints, keep, keep_every))
+        from_rank_0(lambda: checkpoint.prune(self.checkpoints, step, keep, keep_every))
 
 
 def restore(engine: deepspeed.DeepSpeedEngine, found: Checkpoint, updates: int) -> None:

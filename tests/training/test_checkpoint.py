@@ -110,10 +110,17 @@ def test_unfinished_and_half_removed_checkpoints_are_cleaned_up(checkpoints):
 def test_old_checkpoints_are_pruned_by_rule(checkpoints):
     for step in range(1, 8):
         write(checkpoints, step)
-    prune(checkpoints, keep=2, keep_every=3)
+    prune(checkpoints, 7, keep=2, keep_every=3)
     assert [d.name for d in complete_checkpoints(checkpoints)] == [f"step_0000000{s}" for s in (3, 6, 7)]
-    prune(checkpoints, keep=1, keep_every=0)
+    prune(checkpoints, 7, keep=1, keep_every=0)
     assert [d.name for d in checkpoints.iterdir()] == ["step_00000007"]
+
+
+def test_what_was_just_written_stays_when_a_later_one_is_damaged(checkpoints):
+    for step in (12, 13, 14):
+        write(checkpoints, step)
+    prune(checkpoints, 13, keep=1, keep_every=0)
+    assert [d.name for d in complete_checkpoints(checkpoints)] == ["step_00000013", "step_00000014"]
 
 
 def test_checkpoint_of_the_same_step_takes_the_place_of_a_damaged_one(checkpoints):
