@@ -176,6 +176,7 @@ def read_wandb(directory):
 def test_wandb_has_every_step_once_in_one_run(tmp_path, offline_wandb):
     write(tmp_path, (1, 2, 3), tensorboard=False, wandb_project="p")
     write(tmp_path, (2, 3, 4), tensorboard=False, wandb_project="p", first_step=1)
+    offline_wandb.teardown()
     ids, config, history = read_wandb(tmp_path)
     assert len(ids) == 1
     assert (config["optim"]["lr"], config["seed"]) == (0.5, 3)
@@ -184,6 +185,7 @@ def test_wandb_has_every_step_once_in_one_run(tmp_path, offline_wandb):
         assert items["train/loss"] == 1 / step
         assert items["val/loss"] == 2 / step
     write(tmp_path, (1,), tensorboard=False, wandb_project="p")  # from the start: another run
+    offline_wandb.teardown()  # its service writes in the background; on a busy machine, for longer than finish waits
     assert len(read_wandb(tmp_path)[0]) == 2
 
 
