@@ -106,6 +106,12 @@ def _add_inference(commands: argparse._SubParsersAction, name: str, text: str) -
     parser.add_argument("--modality", choices=("auto", "rna", "adt"), default="auto", help="of a single AnnData")
     parser.add_argument("--batch-size", type=int, default=64, help="cells per forward pass")
     parser.add_argument("--device", help="torch device; cuda where there is one by default")
+    if name == "predict-protein":
+        parser.add_argument("--level", type=float, help="coverage of the intervals; 0.9 by default")
+        parser.add_argument("--group-key", help="column of obs whose groups get their own intervals, if calibrated")
+        parser.add_argument(
+            "--drop-undetermined", action="store_true", help="NaN for proteins that RNA was not shown to determine"
+        )
     parser.set_defaults(run=lambda args: _infer(name, args))
 
 
@@ -221,11 +227,11 @@ def _infer(name: str, args: argparse.Namespace) -> None:
         batch_size=args.batch_size,
         device=args.device,
     )
-    {
-        "embed": inference.embed,
-        "annotate": inference.annotate,
-        "predict-protein": inference.predict_protein,
-    }[name](request)
+    if name == "predict-protein":
+        wanted = inference.IntervalRequest(args.level, args.group_key, args.drop_undetermined)
+        inference.predict_protein(request, wanted)
+    else:
+        {"embed": inference.embed, "annotate": inference.annotate}[name](request)
 
 
 def _seen(args: argparse.Namespace) -> None:

@@ -296,6 +296,10 @@ class CrossModalConfig:
     """Directory of the run; must not exist."""
     seed: int = 0
     """Seed of order."""
+    interval_group_key: str | None = None
+    """Column of obs, such as a cell type, whose groups get intervals of their own beside the pooled ones."""
+    coverage_key: str | None = None
+    """Column of obs, such as the donor, by which the coverage of the intervals on test cells is told."""
     split: SplitConfig = field(default_factory=SplitConfig)
     """Held-out cells; keep it equal to that of the atlas."""
     allow_seen_test_cells: bool = False

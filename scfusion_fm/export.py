@@ -29,6 +29,7 @@ def export_model(
     output: Path,
     facts: dict[str, Any],
     seen: SeenCells | None = None,
+    files: dict[str, bytes] | None = None,
 ) -> None:
     """
     Write weights, settings, vocabulary, normaliser, seen cells, code and model card; all of it or nothing.
@@ -45,6 +46,8 @@ def export_model(
         What the model card tells under "Facts", by name.
     seen
         Fingerprints of the cells that the model was trained on; None where they are not known.
+    files
+        Content of further files by name, such as calibrations.
 
     Raises
     ------
@@ -65,6 +68,8 @@ def export_model(
         if seen is not None:
             seen.save(scratch / SEEN_CELLS)
             facts = facts | {"cells seen in training": describe_seen(seen)}
+        for name, content in (files or {}).items():
+            (scratch / name).write_bytes(content)
         (scratch / "README.md").write_text(model_card(model, extractor, facts))
         for path in (scratch, *scratch.iterdir()):  # temporary files are private, a model is not
             path.chmod(0o755 if path.is_dir() else 0o644)

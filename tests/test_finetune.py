@@ -14,6 +14,7 @@ from scfusion_fm import ScFusionTTTFeatureExtractor, ScFusionTTTForCellTypeAnnot
 from scfusion_fm.config import CrossModalConfig, SplitConfig
 from scfusion_fm.data.seen import SeenCells
 from scfusion_fm.data.split import assign_split
+from scfusion_fm.evaluation.conformal import ProteinIntervals
 from scfusion_fm.finetuning import (
     BalancedCrossEntropy,
     CellCollator,
@@ -48,7 +49,7 @@ def annotation(model_dir, paired_file, tmp_path_factory):
 @pytest.fixture(scope="module")
 def cross_modal(model_dir, paired_file, tmp_path_factory):
     output = tmp_path_factory.mktemp("cross_modal") / "run"
-    finetune("cross_modal", model_dir, paired_file, output)
+    finetune("cross_modal", model_dir, paired_file, output, "interval_group_key=cell_type", "coverage_key=donor")
     return output
 
 
@@ -90,6 +91,23 @@ def test_protein_prediction_stands_beside_baselines(cross_modal):
     assert stored["measured"].shape == stored["predicted"].shape == (results["cells"]["test"], len(stored["names"]))
     config = json.loads((cross_modal / "model" / "config.json").read_text())
     assert config["predicted_features"] == results["proteins"]
+
+
+@pytest.mark.slow
+def test_intervals_come_with_the_model_and_their_coverage_is_told(cross_modal):
+    results = json.loads((cross_modal / "results.json").read_text())
+    intervals = ProteinIntervals.load(cross_modal / "model" / "protein_intervals.json")
+    assert intervals.names == results["proteins"]
+    assert set(intervals.group_half_widths) == {"B", "T", "Mono"}
+    assert (intervals.table["n"] == results["cells"]["val"]).all()
+    told = results["intervals"]
+    assert told["nominal"] == [0.5, 0.8, 0.9, 0.95]
+    assert told["coverage"] == sorted(told["coverage"])
+    assert told["coverage"][2] > 0.6  # of a few test cells
+    table = pd.read_csv(cross_modal / "interval_coverage.csv")
+    whole = table[(table["level"] == 0.9) & (table["group"] == "all")]
+    assert whole["coverage"].mean() == pytest.approx(told["coverage"][2])
+    assert {"all", "d0", "d1", "d2", "d3"} == set(table["group"])
 
 
 @pytest.mark.slow
@@ -142,6 +160,7 @@ def test_report_is_made_from_these_runs(annotation, cross_modal, tmp_path):
         ("annotation", "modality_dropout=2", r"`modality_dropout` must lie in [0, 1], got 2"),
         ("annotation", "split.group_key=site", "`split.group_key` must be a column of obs, got 'site'"),
         ("cross_modal", "split.test_fraction=0", "`split` must leave cells for train, val and test"),
+        ("cross_modal", "coverage_key=site", "`site` must be a column of obs, to group cells by"),
         ("cross_modal", "output_dir=configs", "`output_dir` must not exist yet"),
         ("annotation", "split.seed=1", "`data` must hold test cells that the model was not trained on, got"),
         ("cross_modal", "split.seed=1", "`allow_seen_test_cells: true`, and the results will tell of it"),
