@@ -104,12 +104,8 @@ def main() -> None:
     pd.concat([t.assign(method=m, protein=data.names) for m, (t, _) in scores.items()]).to_csv(
         output / "per_protein.csv", index=False
     )
-    np.savez(
-        output / "test_predictions.npz",
-        measured=data.measured[test],
-        predicted=predictions["scFusionTTT"],
-        names=np.array(data.names),
-    )
+    arrays = {"measured": data.measured[test], "predicted": predictions["scFusionTTT"], "names": np.array(data.names)}
+    np.savez(output / "test_predictions.npz", **arrays)
     results = {
         "task": "cross_modal_prediction",
         "data": config.data,

@@ -61,6 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
         ("embed", 'write cell embeddings to obsm["X_scfusion_ttt"]'),
         ("annotate", 'write cell types to obs["cell_type_pred"], with their probability'),
         ("predict-protein", 'write proteins predicted from RNA to obsm["protein_scfusion_ttt"]'),
+        ("surprise", 'write how strange cells are to the model to obs["scfusion_ttt_surprise"]'),
     ):
         _add_inference(commands, name, text)
 
@@ -112,6 +113,9 @@ def _add_inference(commands: argparse._SubParsersAction, name: str, text: str) -
         parser.add_argument(
             "--drop-undetermined", action="store_true", help="NaN for proteins that RNA was not shown to determine"
         )
+    if name == "surprise":
+        parser.add_argument("--reference", type=Path, help="file with known cells, of which percentiles are taken")
+        parser.add_argument("--draws", type=int, default=0, help="masks under which cells are reconstructed as well")
     parser.set_defaults(run=lambda args: _infer(name, args))
 
 
@@ -230,6 +234,10 @@ def _infer(name: str, args: argparse.Namespace) -> None:
     if name == "predict-protein":
         wanted = inference.IntervalRequest(args.level, args.group_key, args.drop_undetermined)
         inference.predict_protein(request, wanted)
+    elif name == "surprise":
+        from scfusion_fm.surprise import SurpriseRequest, surprise
+
+        surprise(request, SurpriseRequest(args.reference, args.draws))
     else:
         {"embed": inference.embed, "annotate": inference.annotate}[name](request)
 

@@ -99,7 +99,7 @@ class IntervalRequest:
 def embed(request: Request) -> None:
     """Write cell embeddings to `obsm["X_scfusion_ttt"]`; NaN for cells without counts."""
     key = request.key_added or "X_scfusion_ttt"
-    job = _Job.start(request, ScFusionTTTModel, [("obsm", key)])
+    job = Job.start(request, ScFusionTTTModel, [("obsm", key)])
     embedding = job.forward("pooler_output", job.read)
     job.container.obsm[key] = job.rows_of_container(embedding)
     job.finish("embed", {"obsm": key})
@@ -109,7 +109,7 @@ def annotate(request: Request) -> None:
     """Write the most probable cell type to `obs["cell_type_pred"]` and its probability beside it."""
     key = request.key_added or "cell_type_pred"
     probability_key = f"{key}_probability"
-    job = _Job.start(request, ScFusionTTTForCellTypeAnnotation, [("obs", key), ("obs", probability_key)])
+    job = Job.start(request, ScFusionTTTForCellTypeAnnotation, [("obs", key), ("obs", probability_key)])
     logits = job.rows_of_container(job.forward("logits", job.read))
     names = [job.model.config.id2label[i] for i in range(job.model.config.num_labels)]
     known = np.isfinite(logits).all(1)
@@ -138,7 +138,7 @@ def predict_protein(request: Request, wanted: IntervalRequest | None = None) -> 
     wanted = wanted or IntervalRequest()
     intervals = load_intervals(request.model, wanted)
     keys = [key] if intervals is None else [key, f"{key}_lower", f"{key}_upper"]
-    job = _Job.start(request, ScFusionTTTForCrossModalPrediction, [("obsm", k) for k in keys])
+    job = Job.start(request, ScFusionTTTForCrossModalPrediction, [("obsm", k) for k in keys])
     config = job.model.config
     if config.target_modality != "adt":
         raise ValueError(f"`model` must predict adt, got one that predicts {config.target_modality!r}.")
@@ -187,7 +187,7 @@ def _level_of(wanted: IntervalRequest) -> float:
 
 
 def _add_intervals(
-    job: "_Job", key: str, predicted: NDArray[np.float32], intervals: ProteinIntervals, wanted: IntervalRequest
+    job: "Job", key: str, predicted: NDArray[np.float32], intervals: ProteinIntervals, wanted: IntervalRequest
 ) -> tuple[dict[str, NDArray[np.float32]], dict[str, Any]]:
     """Give the tables of predictions and ends, and what the provenance tells of them."""
     obs, level = job.cells.obs, _level_of(wanted)
@@ -324,8 +324,21 @@ def _read_model_config(path: Path) -> dict[str, Any]:
 
 
 @dataclass
-class _Job:
-    """A request on its way: model, cells and the container that will be written."""
+class Job:
+    """
+    A request on its way: model, cells and the container that will be written.
+
+    Attributes
+    ----------
+    request
+        What was asked.
+    model, extractor
+        The model and its feature extractor.
+    cells
+        The file as read; its container gets the results.
+    aligned
+        Its counts in the order of the model's vocabulary.
+    """
 
     request: Request
     model: PreTrainedModel
@@ -334,7 +347,24 @@ class _Job:
     aligned: AlignedCells
 
     @classmethod
-    def start(cls, request: Request, model_class: type[PreTrainedModel], keys: list[tuple[str, str]]) -> "_Job":
+    def start(cls, request: Request, model_class: type[PreTrainedModel], keys: list[tuple[str, str]]) -> "Job":
+        """
+        Load model and cells.
+
+        Parameters
+        ----------
+        request
+            What was asked.
+        model_class
+            Class of the model.
+        keys
+            Slots and names that will be added.
+
+        Raises
+        ------
+        ValueError
+            If a file or a setting is refused, or a name is taken.
+        """
         check_new_path(request.output, "output")
         if request.batch_size < 1:
             raise ValueError(f"`--batch-size` must be at least 1, got {request.batch_size}.")
@@ -351,6 +381,7 @@ class _Job:
 
     @property
     def container(self) -> ad.AnnData | md.MuData:
+        """What is written in the end."""
         return self.cells.container
 
     @property
@@ -368,10 +399,10 @@ class _Job:
                 f"{len(readable) - len(rows)} of {len(readable)} cells have no usable counts; their results are NaN.",
                 stacklevel=2,
             )
-        device = self.request.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        device = self.device
         model = self.model.to(device)
         result = None
-        for part in self._parts(rows):
+        for part in self.parts(rows):
             inputs = make_inputs(self.aligned, self.extractor, part)
             if source_only:
                 inputs = {k: v for k, v in inputs.items() if k.startswith("rna_")}
@@ -382,7 +413,13 @@ class _Job:
             result[part] = output
         return result
 
-    def _parts(self, rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    @property
+    def device(self) -> str:
+        """Torch device."""
+        return self.request.device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+    def parts(self, rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+        """Cut rows into batches, with a progress bar."""
         size = self.request.batch_size
         with tqdm(total=len(rows), unit="cells", disable=None) as bar:
             for start in range(0, len(rows), size):

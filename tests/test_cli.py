@@ -97,6 +97,7 @@ def test_every_command_explains_itself(capsys):
         "embed",
         "annotate",
         "predict-protein",
+        "surprise",
         "seen",
         "report",
     ):

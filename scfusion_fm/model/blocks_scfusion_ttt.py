@@ -104,6 +104,12 @@ class ScFusionTTTBlock(GradientCheckpointingLayer):
         x = x + self.ttt(self.ttt_norm(x), mask).tokens
         return x + self.mlp(self.mlp_norm(x))
 
+    def forward_with_inner_loss(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Transform as `forward`; also give the inner loss of each token, the mean over heads, (B, L)."""
+        mixed = self.ttt(self.ttt_norm(x), mask, return_inner_loss=True)
+        x = x + mixed.tokens
+        return x + self.mlp(self.mlp_norm(x)), mixed.inner_loss.mean(-1)
+
 
 class TTTStack(nn.Module):
     """
@@ -126,6 +132,14 @@ class TTTStack(nn.Module):
         for layer in self.layers:
             x = layer(x, mask)
         return x
+
+    def forward_with_inner_loss(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Transform as `forward`; also give the inner loss of each token summed over the layers, (B, L)."""
+        total = torch.zeros(x.shape[:2], device=x.device)
+        for layer in self.layers:
+            x, loss = layer.forward_with_inner_loss(x, mask)
+            total = total + loss
+        return x, total
 
 
 class MissingModalityProjection(nn.Module):

@@ -39,11 +39,19 @@ class ScFusionTTTModelOutput(ModelOutput):
         (B, N_rna + P) true where a token was read.
     pooler_output
         (B, D) cell embedding: the normed mean of the means over the tokens of each modality that was read.
+    inner_loss
+        (B, N_rna + P) how badly the fast weights of the TTT layers predicted each visible token, the mean over heads
+        and over layers of encoder and fusion, without gradient; 0 for tokens that are not visible. Only if asked for.
+    modality_inner_loss
+        (B, 2) its mean over the visible tokens of RNA and of protein; 0 for a modality without any. Layers learn while
+        they read, so that it depends on how many tokens were read: compare cells of one panel. Only if asked for.
     """
 
     last_hidden_state: Tensor | None = None
     attention_mask: Tensor | None = None
     pooler_output: Tensor | None = None
+    inner_loss: Tensor | None = None
+    modality_inner_loss: Tensor | None = None
 
 
 @dataclass
@@ -154,6 +162,7 @@ class ScFusionTTTModel(ScFusionTTTPreTrainedModel):
         rna_bool_masked_pos: Tensor | None = None,
         adt_bool_masked_pos: Tensor | None = None,
         return_dict: bool | None = None,
+        output_inner_loss: bool = False,
     ) -> ScFusionTTTModelOutput | tuple:
         """
         Embed cells.
@@ -172,6 +181,8 @@ class ScFusionTTTModel(ScFusionTTTPreTrainedModel):
             (B, N) and (B, P) true for tokens hidden from the encoder; none when None.
         return_dict
             Whether to return an output object instead of a tuple.
+        output_inner_loss
+            Whether to give the inner losses of the TTT layers; the other outputs are the same.
 
         Raises
         ------
@@ -183,8 +194,9 @@ class ScFusionTTTModel(ScFusionTTTPreTrainedModel):
             (rna_observed, adt_observed),
             (rna_bool_masked_pos, adt_bool_masked_pos),
         )
-        reads, subsets, latents = self._encode(values, observed, masked)
-        fused = self._fuse(subsets, latents)
+        losses = [] if output_inner_loss else None
+        reads, subsets, latents = self._encode(values, observed, masked, losses)
+        fused = self._fuse(subsets, latents, losses)
         present = torch.stack([read.any(1) for read in reads], 1)  # (B, 2)
         means = torch.stack([masked_mean(f, s.mask) for f, s in zip(fused, subsets, strict=True)], 1)
         output = ScFusionTTTModelOutput(
@@ -194,6 +206,9 @@ class ScFusionTTTModel(ScFusionTTTPreTrainedModel):
             attention_mask=torch.cat(reads, 1),
             pooler_output=self.pooler_norm(masked_mean(means, present)),
         )
+        if losses is not None:
+            visible = [o.any(-1) & ~m for o, m in zip(observed, masked, strict=True)]
+            output.inner_loss, output.modality_inner_loss = self._gather_inner_loss(losses, subsets, visible)
         return output if self._wants_dict(return_dict) else output.to_tuple()
 
     def _wants_dict(self, return_dict: bool | None) -> bool:
@@ -237,9 +252,13 @@ class ScFusionTTTModel(ScFusionTTTPreTrainedModel):
             )
 
     def _encode(
-        self, values: list[Tensor], observed: list[Tensor], masked: list[Tensor]
+        self,
+        values: list[Tensor],
+        observed: list[Tensor],
+        masked: list[Tensor],
+        losses: list[Tensor] | None = None,
     ) -> tuple[list[Tensor], list[TokenSubset], list[Tensor]]:
-        """Encode the visible tokens of each modality; project the latents of hidden modalities."""
+        """Encode the visible tokens of each modality; project the latents of hidden modalities; note inner losses."""
         embeddings, encoders = (
             (self.rna_embeddings, self.adt_embeddings),
             (self.rna_encoder, self.adt_encoder),
@@ -250,7 +269,7 @@ class ScFusionTTTModel(ScFusionTTTPreTrainedModel):
         reads = [torch.where(h.unsqueeze(1), m, v) for h, m, v in zip(hidden, masked, visible, strict=True)]
         subsets = [TokenSubset.select(read, self.config.ttt_mini_batch_size) for read in reads]
         encoded = [
-            encoder(subset.take(embed(v, o)), subset.mask & ~h.unsqueeze(1))
+            _run_stack(encoder, subset.take(embed(v, o)), subset.mask & ~h.unsqueeze(1), losses)
             for embed, encoder, subset, v, o, h in zip(
                 embeddings, encoders, subsets, values, observed, hidden, strict=True
             )
@@ -264,16 +283,40 @@ class ScFusionTTTModel(ScFusionTTTPreTrainedModel):
         ]
         return reads, subsets, latents
 
-    def _fuse(self, subsets: list[TokenSubset], latents: list[Tensor]) -> list[Tensor]:
+    def _fuse(
+        self, subsets: list[TokenSubset], latents: list[Tensor], losses: list[Tensor] | None = None
+    ) -> list[Tensor]:
         """Let each modality read the other one first: F = E + lambda * FusionTTT([other; own])."""
         fused = []
         for own, fusion in enumerate((self.rna_fusion, self.adt_fusion)):
             other = 1 - own
             sequence = torch.cat((latents[other], latents[own]), dim=1)
             mask = torch.cat((subsets[other].mask, subsets[own].mask), dim=1)
-            read = fusion(sequence, mask)[:, latents[other].shape[1] :]
+            read = _run_stack(fusion, sequence, mask, losses)[:, latents[other].shape[1] :]
             fused.append(latents[own] + self.config.fusion_weight * read)
         return fused
+
+    def _gather_inner_loss(
+        self, losses: list[Tensor], subsets: list[TokenSubset], visible: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Average what the encoders and then the fusions gave; (B, N_rna + P) per token and (B, 2) per modality."""
+        num_layers = self.config.num_hidden_layers + self.config.num_fusion_layers
+        tokens, means = [], []
+        for own, (encoder, fusion) in enumerate(zip(losses[:2], losses[2:], strict=True)):
+            loss = (encoder + fusion[:, -encoder.shape[1] :]) / num_layers
+            loss = subsets[own].put_back(loss.unsqueeze(-1), visible[own].shape[1])
+            tokens.append(loss.squeeze(-1).masked_fill(~visible[own], 0.0))
+            means.append(masked_mean(tokens[own].unsqueeze(-1), visible[own]).squeeze(-1))
+        return torch.cat(tokens, 1), torch.stack(means, 1)
+
+
+def _run_stack(stack: TTTStack, x: Tensor, mask: Tensor, losses: list[Tensor] | None) -> Tensor:
+    """Transform tokens; append the inner loss of each, summed over the layers, to `losses` if it is a list."""
+    if losses is None:
+        return stack(x, mask)
+    x, loss = stack.forward_with_inner_loss(x, mask)
+    losses.append(loss)
+    return x
 
 
 class ScFusionTTTForPreTraining(ScFusionTTTPreTrainedModel):
