@@ -4,52 +4,27 @@ python finetune/cross_modal_prediction.py --config configs/finetune/cross_modal_
 """
 
 import dataclasses
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from scfusion_fm import ScFusionTTTFeatureExtractor, ScFusionTTTForCrossModalPrediction, ScFusionTTTModel
+from scfusion_fm import ScFusionTTTModel
 from scfusion_fm.config import CrossModalConfig, save_config
 from scfusion_fm.console import parse_config, run_command
+from scfusion_fm.cross_modal_task import PairedCells, fit_cross_modal, fit_cross_modal_baselines
 from scfusion_fm.data.prepare import check_new_path
-from scfusion_fm.data.schema import AlignedCells, Cells
-from scfusion_fm.evaluation.baselines import predict_protein_baselines
-from scfusion_fm.evaluation.metrics import protein_scores
 from scfusion_fm.export import export_model
 from scfusion_fm.finetuning import (
-    CellCollator,
+    FitSettings,
+    Source,
     check_test_cells,
     describe_provenance,
-    predict_rows,
     rows_by_split,
     split_cells,
-    train_best,
     write_results,
 )
 from scfusion_fm.inference import load_pretrained, read_aligned
-
-
-@dataclass
-class PairedCells:
-    """Cells of one file with RNA and protein, their split, and the measured proteins of its panel."""
-
-    cells: Cells
-    aligned: AlignedCells
-    extractor: ScFusionTTTFeatureExtractor
-    split: NDArray[np.str_]
-
-    def __post_init__(self):
-        self.paired = np.flatnonzero(self.aligned.rna_present & self.aligned.adt_present)
-        if len(self.paired) == 0:
-            raise ValueError(f"`data` must hold cells with RNA and protein, got none in {self.cells.path!r}.")
-        self.rows = rows_by_split(self.paired, self.split)
-        self.panel = np.flatnonzero(self.aligned.adt_observed)
-        self.names = [self.extractor.protein_names[i] for i in self.panel]
-        counts = self.aligned.adt[:, self.panel]
-        self.measured = self.extractor.normalise_adt(counts, np.ones(counts.shape, dtype=bool))  # (n, panel)
 
 
 def main() -> None:
@@ -61,35 +36,25 @@ def main() -> None:
     # Paired cells, and the split that pretraining held out.
     _, extractor = load_pretrained(Path(config.model), ScFusionTTTModel)
     cells, aligned = read_aligned(Path(config.data), extractor)
-    data = PairedCells(cells, aligned, extractor, split_cells(cells.obs, config.split))
-    counts = {name: len(rows) for name, rows in data.rows.items()}
-    seen = check_test_cells(config, aligned, extractor, data.rows)
+    data = PairedCells(aligned, extractor)
+    rows = rows_by_split(data.paired, split_cells(cells.obs, config.split))
+    counts = {name: len(part) for name, part in rows.items()}
+    seen = check_test_cells(config, aligned, extractor, rows)
     print(f"{len(data.names)} proteins, cells: {counts}")
 
     # Fine-tune the pretraining pass with all proteins hidden.
-    model = ScFusionTTTForCrossModalPrediction.from_pretrained(
-        config.model, target_modality="adt", predicted_features=data.names
-    )
-    collator = CellCollator(aligned, extractor)
     output.mkdir(parents=True)
     save_config(config, output / "config.yaml")
-
-    def score(prediction) -> dict[str, float]:
-        logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-        summary = score_proteins(data.measured[data.rows["val"]], logits[:, data.panel])[1]
-        return {"score": summary["pearson_per_protein"], **summary}
-
-    collators = {"train": collator, "val": collator}
-    train_best(model, data.rows, collators, score, (config.optim, config.seed, output / "trainer"))
+    settings = FitSettings(config.optim, config.seed, output / "trainer")
+    fitted = fit_cross_modal(Source(Path(config.model)), data, rows, settings)
 
     # Held-out figures beside baselines that got the same cells.
-    test = data.rows["test"]
-    predictions = {"scFusionTTT": predict_rows(model, collator, test, modalities=("rna",))[:, data.panel]}
-    predictions |= fit_baselines(data)
-    scores = {method: score_proteins(data.measured[test], p) for method, p in predictions.items()}
+    test = rows["test"]
+    predictions = {"scFusionTTT": fitted.predict(test), **fit_cross_modal_baselines(data, rows)}
+    scores = {method: data.score(test, values) for method, values in predictions.items()}
     table = [{"method": method, **summary, "n_test": len(test)} for method, (_, summary) in scores.items()]
     facts = {"task": "protein from RNA", "proteins": ", ".join(data.names), "fine-tuned on": config.data}
-    export_model(model, extractor, output / "model", facts, seen.cells)
+    export_model(fitted.model, extractor, output / "model", facts, seen.cells)
     pd.concat([t.assign(method=m, protein=data.names) for m, (t, _) in scores.items()]).to_csv(
         output / "per_protein.csv", index=False
     )
@@ -113,24 +78,6 @@ def main() -> None:
     write_results(output, results)
     print(pd.DataFrame(table).round(3).to_string(index=False))
     print(f"results, predictions and model are in {output}")
-
-
-def score_proteins(
-    measured: NDArray[np.float32], predicted: NDArray[np.float32]
-) -> tuple[pd.DataFrame, dict[str, float]]:
-    """Score proteins of one panel, all of them measured in every cell."""
-    return protein_scores(measured, predicted, np.ones(measured.shape, dtype=bool))
-
-
-def fit_baselines(data: PairedCells) -> dict[str, NDArray[np.float32]]:
-    """Fit the baselines on the genes that the model gets; predictions for test cells by method."""
-    aligned, extractor, paired = data.aligned, data.extractor, data.paired
-    genes = np.flatnonzero(aligned.rna_observed)
-    rna = extractor.normalise_rna(aligned.rna[paired][:, genes].toarray(), aligned.rna_total_counts[paired])
-    column = {extractor.gene_ids[g]: i for i, g in enumerate(genes)}
-    own = [column.get(extractor.protein_gene_ids[i]) for i in data.panel]
-    observed = np.ones(data.measured[paired].shape, dtype=bool)
-    return predict_protein_baselines(rna, data.measured[paired], observed, own, data.split[paired])
 
 
 if __name__ == "__main__":

@@ -285,6 +285,39 @@ class AnnotationConfig:
 
 
 @dataclass
+class UnimodalTransferConfig:
+    """`finetune/unimodal_transfer.py`: pretrained model and labelled RNA to a classifier of cells without proteins."""
+
+    model: str = MISSING
+    """Directory of a pretrained model."""
+    data: str = MISSING
+    """Labelled file; proteins in it are not shown."""
+    output_dir: str = MISSING
+    """Directory of the run; must not exist."""
+    projected_proteins: bool = True
+    """Whether the latents of proteins, projected from the RNA, enter the fusion; false leaves proteins out."""
+    proteins: list[str] | None = None
+    """Proteins to project, by their names in the model. Null: those that the file measured; for a file without
+    proteins all that the model knows, so name them where the vocabulary is wider than the data of its pretraining."""
+    label_key: str = "cell_type"
+    """Column of obs with the labels."""
+    unlabelled: list[str] = field(default_factory=lambda: ["unknown", "nan", ""])
+    """Values of the column that mean: no label."""
+    min_cells_per_class: int = 10
+    """Classes with fewer cells are left out, and listed in the results."""
+    balance_classes: bool = False
+    """Whether the loss gives every class the same weight; the paper's plain cross-entropy does not."""
+    seed: int = 0
+    """Seed of head, order and dropout."""
+    split: SplitConfig = field(default_factory=SplitConfig)
+    """Held-out cells; keep it equal to that of the atlas."""
+    allow_seen_test_cells: bool = False
+    """Whether to go on, and say so in the results, when the model was trained on some of the test cells."""
+    optim: FinetuneOptimConfig = field(default_factory=FinetuneOptimConfig)
+    """How it is trained."""
+
+
+@dataclass
 class CrossModalConfig:
     """`finetune/cross_modal_prediction.py`: pretrained model and paired file to a protein predictor."""
 

@@ -127,13 +127,13 @@ def make_inputs(
     if aligned.rna_observed.any():
         arguments |= {
             "rna_counts": aligned.rna[rows].toarray(),
-            "rna_observed": aligned.rna_observed & aligned.rna_present[rows, None],
+            "rna_observed": aligned.rna_observed_in(rows),
             "rna_total_counts": aligned.rna_total_counts[rows],
         }
     if aligned.adt_observed.any():
         arguments |= {
             "adt_counts": aligned.adt[rows],
-            "adt_observed": aligned.adt_observed & aligned.adt_present[rows, None],
+            "adt_observed": aligned.adt_observed_in(rows),
         }
     return dict(extractor(**arguments))
 

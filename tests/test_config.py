@@ -10,6 +10,7 @@ from scfusion_fm.config import (
     CrossModalConfig,
     PrepareConfig,
     PretrainConfig,
+    UnimodalTransferConfig,
     config_differences,
     load_config,
     save_config,
@@ -21,6 +22,7 @@ SCHEMAS = {
     "pretrain": PretrainConfig,
     "cell_type_annotation": AnnotationConfig,
     "cross_modal_prediction": CrossModalConfig,
+    "unimodal_transfer": UnimodalTransferConfig,
 }
 FILES = sorted(ROOT.glob("configs/**/*.yaml"))
 
@@ -36,7 +38,7 @@ def test_every_yaml_loads_and_saves(path, tmp_path):
     assert load_config(schema_of(path), tmp_path / "again.yaml") == config
 
 
-@pytest.mark.parametrize("stem", ["cell_type_annotation", "cross_modal_prediction"])
+@pytest.mark.parametrize("stem", ["cell_type_annotation", "cross_modal_prediction", "unimodal_transfer"])
 def test_one_stem_per_task(stem):
     assert (ROOT / "finetune" / f"{stem}.py").is_file()
     assert (ROOT / "configs" / "finetune" / f"{stem}.yaml").is_file()

@@ -1,5 +1,6 @@
 """The fine-tuning scripts as processes: results beside baselines, a model that loads, honest refusals."""
 
+import dataclasses
 import json
 import sys
 
@@ -11,12 +12,15 @@ from launch import ROOT, run
 from make_cells import make_modalities
 
 from scfusion_fm import ScFusionTTTFeatureExtractor, ScFusionTTTForCellTypeAnnotation
+from scfusion_fm.annotation_task import LabelledCells, choose_projected
 from scfusion_fm.config import CrossModalConfig, SplitConfig
 from scfusion_fm.data.seen import SeenCells
 from scfusion_fm.data.split import assign_split
 from scfusion_fm.finetuning import (
     BalancedCrossEntropy,
     CellCollator,
+    Source,
+    View,
     check_test_cells,
     predict_rows,
     rows_by_split,
@@ -27,6 +31,7 @@ from scfusion_fm.inference import read_aligned
 SCRIPTS = {
     "annotation": ROOT / "finetune" / "cell_type_annotation.py",
     "cross_modal": ROOT / "finetune" / "cross_modal_prediction.py",
+    "transfer": ROOT / "finetune" / "unimodal_transfer.py",
 }
 
 
@@ -49,6 +54,13 @@ def annotation(model_dir, paired_file, tmp_path_factory):
 def cross_modal(model_dir, paired_file, tmp_path_factory):
     output = tmp_path_factory.mktemp("cross_modal") / "run"
     finetune("cross_modal", model_dir, paired_file, output)
+    return output
+
+
+@pytest.fixture(scope="module")
+def transfer(model_dir, paired_file, tmp_path_factory):
+    output = tmp_path_factory.mktemp("transfer") / "run"
+    finetune("transfer", model_dir, paired_file, output)
     return output
 
 
@@ -126,11 +138,70 @@ def test_a_model_without_memory_is_used_with_a_warning(model_dir, paired_file, t
 
 
 @pytest.mark.slow
-def test_report_is_made_from_these_runs(annotation, cross_modal, tmp_path):
+def test_report_is_made_from_these_runs(annotation, cross_modal, transfer, tmp_path):
     from scfusion_fm.evaluation.report import write_report
 
     write_report(tmp_path / "report.html", None, annotation, cross_modal)
     assert "scFusionTTT" in (tmp_path / "report.html").read_text()
+    write_report(tmp_path / "transfer.html", None, transfer, None)
+    assert "scFusionTTT" in (tmp_path / "transfer.html").read_text()
+
+
+@pytest.mark.slow
+def test_transfer_trains_projection_and_head_alone_and_stands_beside_baselines(transfer, model_dir):
+    results = json.loads((transfer / "results.json").read_text())
+    assert {(r["method"], r["inputs"]) for r in results["table"]} == {
+        (m, "rna") for m in ("scFusionTTT", "majority", "PCA + logistic regression", "PCA + kNN")
+    }
+    assert len(results["projected_proteins"]) == 5
+    before = ScFusionTTTForCellTypeAnnotation.from_pretrained(model_dir).model.state_dict()
+    after = ScFusionTTTForCellTypeAnnotation.from_pretrained(transfer / "model").model.state_dict()
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"adt_projection"}
+
+
+def test_projected_proteins_enter_the_fusion_and_measured_ones_do_not(model_dir, paired_file):
+    extractor = ScFusionTTTFeatureExtractor.from_pretrained(model_dir)
+    _, aligned = read_aligned(paired_file, extractor)
+    model = Source(model_dir).build(ScFusionTTTForCellTypeAnnotation, 0, num_labels=3)
+    rows = np.arange(20)
+
+    def logits(cells, projected):
+        view = View(("rna",), projected)
+        return predict_rows(model, CellCollator(cells, extractor, view=view), rows)
+
+    panel = np.arange(extractor.num_proteins) < 3
+    other = dataclasses.replace(aligned, adt=aligned.adt[::-1].copy())
+    assert np.array_equal(logits(aligned, panel), logits(other, panel))
+    assert np.abs(logits(aligned, panel) - logits(aligned, None)).max() > 1e-4
+    assert np.abs(logits(aligned, panel) - logits(aligned, ~panel)).max() > 1e-4
+
+
+def test_proteins_to_project_are_those_of_the_file_or_all_or_the_named(model_dir, paired_file, tmp_path):
+    extractor = ScFusionTTTFeatureExtractor.from_pretrained(model_dir)
+    cells, aligned = read_aligned(paired_file, extractor)
+    data = LabelledCells(aligned, extractor, cells.obs["cell_type"].to_numpy(str), ("rna",))
+    assert list(data.inputs) == ["rna"]
+    assert np.array_equal(choose_projected(data, None), aligned.adt_observed)
+    name = extractor.protein_names[1]
+    assert np.flatnonzero(choose_projected(data, [name])).tolist() == [1]
+    with pytest.raises(ValueError, match=r"`proteins` must name proteins that the model knows .* got \['CDX'\]"):
+        choose_projected(data, [name, "CDX"])
+    make_modalities(40, seed=2)[0].write_h5ad(tmp_path / "rna.h5ad")
+    cells, aligned = read_aligned(tmp_path / "rna.h5ad", extractor)
+    data = LabelledCells(aligned, extractor, cells.obs["cell_type"].to_numpy(str), ("rna",))
+    assert choose_projected(data, None).all()
+
+
+def test_fresh_weights_depend_on_the_seed_alone(model_dir):
+    loaded = Source(model_dir).build(ScFusionTTTForCellTypeAnnotation, 0, num_labels=3)
+    fresh = [Source(model_dir, True).build(ScFusionTTTForCellTypeAnnotation, s, num_labels=3) for s in (0, 0, 1)]
+    states = [m.state_dict() for m in (loaded, *fresh)]
+    name = "model.rna_embeddings.weight"
+    assert not torch.equal(states[0][name], states[1][name])
+    assert all(torch.equal(states[1][n], states[2][n]) for n in states[1])
+    assert not torch.equal(states[1][name], states[3][name])
+    assert [s["classifier.weight"].shape for s in states] == [(3, 16)] * 4
 
 
 @pytest.mark.slow
@@ -143,6 +214,7 @@ def test_report_is_made_from_these_runs(annotation, cross_modal, tmp_path):
         ("annotation", "split.group_key=site", "`split.group_key` must be a column of obs, got 'site'"),
         ("cross_modal", "split.test_fraction=0", "`split` must leave cells for train, val and test"),
         ("cross_modal", "output_dir=configs", "`output_dir` must not exist yet"),
+        ("transfer", "proteins=[CDX]", "`proteins` must name proteins that the model knows"),
         ("annotation", "split.seed=1", "`data` must hold test cells that the model was not trained on, got"),
         ("cross_modal", "split.seed=1", "`allow_seen_test_cells: true`, and the results will tell of it"),
         ("cross_modal", "model=configs", "`model` must be a directory with config.json"),

@@ -344,6 +344,8 @@ class ScFusionTTTForCellTypeAnnotation(ScFusionTTTPreTrainedModel):
         rna_observed: Tensor | None = None,
         adt_values: Tensor | None = None,
         adt_observed: Tensor | None = None,
+        rna_bool_masked_pos: Tensor | None = None,
+        adt_bool_masked_pos: Tensor | None = None,
         labels: Tensor | None = None,
         return_dict: bool | None = None,
     ) -> ScFusionTTTPredictionOutput | tuple:
@@ -354,12 +356,23 @@ class ScFusionTTTForCellTypeAnnotation(ScFusionTTTPreTrainedModel):
         ----------
         rna_values, rna_observed, adt_values, adt_observed
             What was measured.
+        rna_bool_masked_pos, adt_bool_masked_pos
+            Tokens of a modality that was not measured which are to be projected from the other one (the paper's third
+            stage); none when None.
         labels
             (B,) class indices; -100 for a cell without a label.
         return_dict
             Whether to return an output object instead of a tuple.
         """
-        encoded = self.model(rna_values, rna_observed, adt_values, adt_observed, return_dict=True)
+        encoded = self.model(
+            rna_values,
+            rna_observed,
+            adt_values,
+            adt_observed,
+            rna_bool_masked_pos,
+            adt_bool_masked_pos,
+            return_dict=True,
+        )
         logits = self.classifier(self.dropout(encoded.pooler_output))
         loss = None if labels is None else F.cross_entropy(logits.float(), labels)
         output = ScFusionTTTPredictionOutput(loss, logits, encoded.pooler_output)
