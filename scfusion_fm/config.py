@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -373,6 +373,8 @@ def load_config(schema: type[T], path: str | Path, overrides: list[str] = ()) ->
         raise ValueError(
             f"Overrides must replace a list as a whole, such as `sources=[{{path: a.h5ad}}]`, got {overrides}."
         ) from error
+    if hasattr(schema, "complete"):
+        given = schema.complete(given)
     _check_keys(schema, given, str(path))
     try:
         merged = OmegaConf.merge(OmegaConf.structured(schema), given)
@@ -407,8 +409,12 @@ def _check_keys(schema: type, given: Any, where: str, prefix: str = "") -> None:
             raise ValueError(f"Unknown setting `{name}` in {where}.{hint}")
         value = given._get_node(key)
         kind = fields[key].type
+        inner = next(filter(dataclasses.is_dataclass, get_args(kind)), None)  # of list[X] and dict[str, X]
         if dataclasses.is_dataclass(kind) and OmegaConf.is_dict(value):
             _check_keys(kind, value, where, f"{name}.")
-        elif key == "sources" and OmegaConf.is_list(value):
-            for i, source in enumerate(value):
-                _check_keys(SourceConfig, source, where, f"{name}[{i}].")
+        elif inner and OmegaConf.is_list(value):
+            for i, entry in enumerate(value):
+                _check_keys(inner, entry, where, f"{name}[{i}].")
+        elif inner and OmegaConf.is_dict(value):
+            for entry in value:
+                _check_keys(inner, value._get_node(entry), where, f"{name}.{entry}.")
