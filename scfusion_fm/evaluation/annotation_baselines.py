@@ -131,8 +131,10 @@ class MlpEnsemble:
                 network.partial_fit(x[rows], y[rows], classes=self.classes_)
 
             def loss(network=network) -> float:
+                if not len(targets):
+                    return 0.0
                 probability = network.predict_proba(x_val[known])[np.arange(len(targets)), targets]
-                return float(-np.log(np.maximum(probability, 1e-9)).mean()) if len(targets) else 0.0
+                return float(-np.log(np.maximum(probability, 1e-9)).mean())
 
             self.members.append(train_until_worse(network, step, loss, self.settings))
         return self
