@@ -12,7 +12,7 @@ import pandas as pd
 from scfusion_fm import ScFusionTTTModel
 from scfusion_fm.config import CrossModalConfig, save_config
 from scfusion_fm.console import parse_config, run_command
-from scfusion_fm.cross_modal_task import PairedCells, fit_cross_modal, fit_cross_modal_baselines
+from scfusion_fm.cross_modal_task import PairedCells, fit_cross_modal, fit_protein_baselines
 from scfusion_fm.data.prepare import check_new_path
 from scfusion_fm.export import export_model
 from scfusion_fm.finetuning import (
@@ -50,7 +50,7 @@ def main() -> None:
 
     # Held-out figures beside baselines that got the same cells.
     test = rows["test"]
-    predictions = {"scFusionTTT": fitted.predict(test), **fit_cross_modal_baselines(data, rows)}
+    predictions = {"scFusionTTT": fitted.predict(test), **fit_protein_baselines(data, rows)}
     scores = {method: data.score(test, values) for method, values in predictions.items()}
     table = [{"method": method, **summary, "n_test": len(test)} for method, (_, summary) in scores.items()]
     facts = {"task": "protein from RNA", "proteins": ", ".join(data.names), "fine-tuned on": config.data}

@@ -1,7 +1,7 @@
 """Teach a pretrained model to name cell types from RNA alone, through the protein latents that it projects.
 
-The third stage of the paper: the RNA encoder and the fusion stay as pretraining left them; the projection, which makes
-the latents of the missing proteins from those of the RNA, and the head are trained. Run it with
+The third stage of the paper: encoders and fusion stay as pretraining left them; the projection, which makes the latents
+of the missing proteins from those of the RNA, and the head are trained. Run it with
 `projected_proteins=false` and another `output_dir` to see what the projected proteins add.
 
 python finetune/unimodal_transfer.py --config configs/finetune/unimodal_transfer.yaml
@@ -13,7 +13,6 @@ import pandas as pd
 
 from scfusion_fm import ScFusionTTTModel
 from scfusion_fm.annotation_task import (
-    FROZEN_IN_TRANSFER,
     AnnotationSettings,
     LabelledFile,
     choose_projected,
@@ -54,7 +53,7 @@ def main() -> None:
         output / "trainer",
         config.balance_classes,
         view=View(("rna",), projected),
-        frozen=FROZEN_IN_TRANSFER,
+        trained=() if projected is None else ("adt_projection",),
     )
     fitted = fit_annotation(Source(Path(config.model)), data, file.rows, settings)
 

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from scfusion_fm.config import AnnotationConfig, UnimodalTransferConfig
 from scfusion_fm.data.schema import AlignedCells, Cells
+from scfusion_fm.evaluation.annotation_baselines import AnnotationTask
 from scfusion_fm.evaluation.baselines import Features, annotate_baselines
 from scfusion_fm.evaluation.metrics import annotation_scores
 from scfusion_fm.finetuning import (
@@ -34,8 +35,6 @@ from scfusion_fm.inference import read_aligned, softmax
 from scfusion_fm.model import ScFusionTTTFeatureExtractor, ScFusionTTTForCellTypeAnnotation
 
 INPUTS = {"rna": ("rna",), "adt": ("adt",), "rna+adt": ("rna", "adt")}
-# The paper's third stage trains the projection and the head; these parts stay as pretraining left them.
-FROZEN_IN_TRANSFER = ("rna_embeddings", "rna_encoder", "rna_fusion", "adt_fusion")
 
 
 @dataclass
@@ -99,14 +98,14 @@ class AnnotationSettings(FitSettings):
         Probability that a paired training cell loses one of its modalities, in [0, 1].
     view
         What the model is shown.
-    frozen
-        Parts of the model under the head that are not trained.
+    trained
+        Parts of the model under the head that are trained; all when None.
     """
 
     balance_classes: bool = True
     modality_dropout: float = 0.0
     view: View = field(default_factory=View)
-    frozen: tuple[str, ...] = ()
+    trained: tuple[str, ...] | None = None
 
     def __post_init__(self):
         check_modality_dropout(self.modality_dropout)
@@ -165,8 +164,10 @@ def fit_annotation(
         id2label=dict(enumerate(data.classes)),
         label2id={c: i for i, c in enumerate(data.classes)},
     )
-    for part in settings.frozen:
-        getattr(model.model, part).requires_grad_(False)
+    if settings.trained is not None:
+        model.model.requires_grad_(False)
+        for part in settings.trained:
+            getattr(model.model, part).requires_grad_(True)
     cells = (data.aligned, data.extractor, data.codes)
     collators = {
         "train": CellCollator(*cells, settings.modality_dropout, settings.seed, settings.view),
@@ -216,23 +217,30 @@ def choose_projected(data: LabelledCells, proteins: list[str] | None) -> NDArray
 def build_features(data: LabelledCells, rows: NDArray[np.int64]) -> Features:
     """Give the baselines what the model gets of some cells: RNA with 0, proteins with NaN where not measured."""
     aligned, extractor = data.aligned, data.extractor
+    shown = {modality for part in data.inputs.values() for modality in part}
     rna = adt = None
-    if "rna" in data.inputs:
+    if "rna" in shown:
         counts = aligned.rna[rows][:, aligned.rna_observed].toarray()
         rna = extractor.normalise_rna(counts, aligned.rna_total_counts[rows])
-    if "adt" in data.inputs:
+    if "adt" in shown:
         panel = aligned.adt_observed
         observed = aligned.adt_observed_in(rows)[:, panel]
         adt = np.where(observed, extractor.normalise_adt(aligned.adt[rows][:, panel], observed), np.nan)
     return Features(rna=rna, adt=adt)
 
 
+def build_baseline_task(data: LabelledCells, rows: dict[str, NDArray[np.int64]], seed: int = 0) -> AnnotationTask:
+    """Give the baselines the cells and features that the model gets."""
+    used, split = join_rows(rows)
+    return AnnotationTask(build_features(data, used), data.labels[used], split, seed)
+
+
 def fit_annotation_baselines(
     data: LabelledCells, rows: dict[str, NDArray[np.int64]], seed: int = 0
 ) -> dict[tuple[str, str], NDArray[np.str_]]:
-    """Fit the baselines on the cells and features that the model gets; names for `test` by method and inputs."""
-    used, split = join_rows(rows)
-    return annotate_baselines(build_features(data, used), data.labels[used], split, seed)
+    """Fit the quick baselines; names for `test` by method and inputs."""
+    task = build_baseline_task(data, rows, seed)
+    return annotate_baselines(task.features, task.labels, task.split, seed)
 
 
 def join_rows(rows: dict[str, NDArray[np.int64]]) -> tuple[NDArray[np.int64], NDArray[np.str_]]:

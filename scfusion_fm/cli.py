@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -70,6 +71,13 @@ def build_parser() -> argparse.ArgumentParser:
     seen.add_argument("--modality", choices=("auto", "rna", "adt"), default="auto", help="of a single AnnData")
     seen.add_argument("--json", action="store_true", help="print JSON")
     seen.set_defaults(run=_seen)
+
+    evaluate = commands.add_parser(
+        "evaluate", help="score models beside baselines over folds and seeds; go on if begun"
+    )
+    evaluate.add_argument("--config", required=True, help="YAML file with the settings of EvaluateConfig")
+    evaluate.add_argument("overrides", nargs="*", help="settings that replace those of the file: key=value")
+    evaluate.set_defaults(run=_evaluate)
 
     plot = commands.add_parser("plot", help="draw losses, learning rate, speed and memory of pretraining runs")
     plot.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="directory of a pretraining run")
@@ -235,6 +243,16 @@ def _seen(args: argparse.Namespace) -> None:
     print(json.dumps(answer.to_dict(), indent=1) if args.json else answer.to_text())
     if answer.beyond_chance:
         sys.exit(1)
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from scfusion_fm.config import load_config
+    from scfusion_fm.config_evaluate import EvaluateConfig
+    from scfusion_fm.evaluating import Evaluation
+
+    config = load_config(EvaluateConfig, args.config, args.overrides)
+    command = shlex.join(["scfusion", "evaluate", "--config", args.config, *args.overrides])
+    Evaluation(config, command=command).run()
 
 
 def _plot(args: argparse.Namespace) -> None:

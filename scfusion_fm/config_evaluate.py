@@ -11,7 +11,7 @@ CHOICES = {
     "task": ("annotation", "protein_from_rna", "rna_from_protein", "clustering"),
     "split.kind": ("k_fold", "leave_group_out"),
     "protocol": ("held_out", "paper"),
-    "label_derived_from": ("none", "adt", "rna"),
+    "label_derived_from": ("unknown", "none", "adt", "rna", "rna+adt"),
 }
 INPUTS = ("rna", "adt", "rna+adt")
 
@@ -50,8 +50,9 @@ class ExperimentConfig:
     """Files, in `data_dir`; several are put together, each with what it measured."""
     label_key: str = "cell_type"
     """Column of obs with the labels, in every file; not needed to predict a modality."""
-    label_derived_from: str = "none"
-    """adt or rna if the labels were made from these counts: then scores from them say less. none: from elsewhere."""
+    label_derived_from: str = "unknown"
+    """What the labels were made from: adt, rna, rna+adt (then scores from the same counts say less), none (elsewhere,
+    such as sorting), or unknown."""
     unlabelled: list[str] = field(default_factory=lambda: ["unknown", "nan", ""])
     """Values of the column that mean: no label."""
     min_cells_per_class: int = 10

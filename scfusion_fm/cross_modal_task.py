@@ -14,6 +14,7 @@ from scfusion_fm.annotation_task import join_rows
 from scfusion_fm.data.schema import AlignedCells
 from scfusion_fm.evaluation.baselines import predict_protein_baselines
 from scfusion_fm.evaluation.metrics import protein_scores
+from scfusion_fm.evaluation.prediction_baselines import PredictionTask
 from scfusion_fm.finetuning import CellCollator, FitSettings, Source, predict_rows, train_best
 from scfusion_fm.model import ScFusionTTTFeatureExtractor, ScFusionTTTForCrossModalPrediction
 
@@ -131,22 +132,34 @@ def choose_genes(
     return np.sort(genes[np.argsort(-values.var(0), kind="stable")[:number]])
 
 
-def fit_cross_modal_baselines(
-    data: PairedCells, rows: dict[str, NDArray[np.int64]], seed: int = 0
-) -> dict[str, NDArray[np.float64]]:
-    """Fit the baselines on the cells and features that the model gets; predictions for `test` by method."""
+def build_baseline_task(data: PairedCells, rows: dict[str, NDArray[np.int64]], seed: int = 0) -> PredictionTask:
+    """Give the baselines the cells and features that the model gets."""
     used, split = join_rows(rows)
     aligned, extractor = data.aligned, data.extractor
-    targets = (data.measured[used], data.observed[used])
     if data.target == "adt":
-        genes = np.flatnonzero(aligned.rna_observed)
-        x = extractor.normalise_rna(aligned.rna[used][:, genes].toarray(), aligned.rna_total_counts[used])
-        column = {extractor.gene_ids[g]: i for i, g in enumerate(genes)}
-        own = [column.get(extractor.protein_gene_ids[i]) for i in data.panel]
-        return predict_protein_baselines(x, *targets, own, split, seed)
-    proteins = np.flatnonzero(aligned.adt_observed)
-    x = extractor.normalise_adt(aligned.adt[used], aligned.adt_observed_in(used))[:, proteins]
-    column = {extractor.protein_gene_ids[p]: i for i, p in reversed(list(enumerate(proteins)))}
-    own = [column.get(extractor.gene_ids[g]) for g in data.panel]
-    found = predict_protein_baselines(x, *targets, own, split, seed)
-    return {"own protein" if method == "own gene RNA" else method: values for method, values in found.items()}
+        shown = np.flatnonzero(aligned.rna_observed)
+        x = extractor.normalise_rna(aligned.rna[used][:, shown].toarray(), aligned.rna_total_counts[used])
+        own, wanted = extractor.gene_ids, extractor.protein_gene_ids
+    else:
+        shown = np.flatnonzero(aligned.adt_observed)
+        observed = aligned.adt_observed_in(used)
+        x = np.where(observed, extractor.normalise_adt(aligned.adt[used], observed), np.nan)[:, shown]
+        own, wanted = extractor.protein_gene_ids, extractor.gene_ids
+    column = {own[place]: i for i, place in reversed(list(enumerate(shown)))}
+    return PredictionTask(
+        x=x,
+        y=data.measured[used],
+        observed=data.observed[used],
+        split=split,
+        inputs=SOURCE_OF[data.target],
+        own_columns=[column.get(wanted[i]) for i in data.panel],
+        seed=seed,
+    )
+
+
+def fit_protein_baselines(
+    data: PairedCells, rows: dict[str, NDArray[np.int64]], seed: int = 0
+) -> dict[str, NDArray[np.float64]]:
+    """Fit the quick baselines that predict proteins; predictions for `test` by method."""
+    task = build_baseline_task(data, rows, seed)
+    return predict_protein_baselines(task.x, task.y, task.observed, task.own_columns, task.split, seed)

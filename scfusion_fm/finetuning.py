@@ -29,7 +29,7 @@ from scfusion_fm.data.fingerprints import fingerprint_cells
 from scfusion_fm.data.schema import AlignedCells
 from scfusion_fm.data.seen import SeenAnswer, SeenCells, SeenPart, load_seen
 from scfusion_fm.data.split import assign_split
-from scfusion_fm.inference import make_inputs
+from scfusion_fm.inference import make_inputs, silence_transformers
 from scfusion_fm.model import ScFusionTTTConfig, ScFusionTTTFeatureExtractor
 
 FinetuneConfig = AnnotationConfig | CrossModalConfig | UnimodalTransferConfig
@@ -53,6 +53,7 @@ class Source:
 
     def build(self, model_class: type[PreTrainedModel], seed: int, **settings: Any) -> PreTrainedModel:
         """Build a model; what is not loaded (the head, or all of it) depends on the seed alone."""
+        silence_transformers()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             if self.from_scratch:

@@ -194,10 +194,15 @@ def load_pretrained(
             f"`model` must be a {model_class.__name__} for this command, got a {saved}; fine-tune one with the "
             "scripts in finetune/."
         )
-    transformers.logging.set_verbosity_error()  # heads that are not needed here are left out on purpose
-    transformers.logging.disable_progress_bar()
+    silence_transformers()
     model = model_class.from_pretrained(path)
     return model.eval(), load_extractor(path)
+
+
+def silence_transformers() -> None:
+    """Keep loading quiet: heads that are not needed are left out on purpose."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
 
 
 def load_extractor(path: Path) -> ScFusionTTTFeatureExtractor:
