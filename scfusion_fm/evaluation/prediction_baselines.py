@@ -222,7 +222,7 @@ def fit_prediction(
             result.fitted_on[method], result.tuned_on[method] = fit, select
     if OWN in methods and task.own_columns is not None:
         check_own_genes(task.own_columns, task.y.shape[1])
-        x = np.nan_to_num(task.x) if task.inputs == "adt" else task.x
+        x = fill_missing(task.x, split == "train") if task.inputs == "adt" else task.x
         predict_own = partial(predict_from_own_gene, x, task.own_columns, fit, targets=targets)
         result.test[OWN], result.val[OWN], result.fitted_on[OWN] = predict_own(test), predict_own(select), fit
     if BLEND in methods:
@@ -262,6 +262,20 @@ def build_features(task: PredictionTask, train: NDArray[np.bool_]) -> NDArray[np
     features = np.asarray(features, np.float64)
     scale = np.sqrt(features[train].var(axis=0).mean())
     return features / scale if scale > 0 else features
+
+
+def fill_missing(x: NDArray, train: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Replace NaN by the mean of the training cells, 0 where they have none.
+
+    Parameters
+    ----------
+    x
+        (n, F), abundance.
+    train
+        (n,), bool.
+    """
+    x = np.ma.masked_invalid(np.asarray(x, np.float64))
+    return np.where(x.mask, x[train].mean(axis=0).filled(0.0), x.data)
 
 
 def fit_networks(cells: Cells) -> Iterable[tuple[str, Predictor]]:
