@@ -21,6 +21,7 @@ SEVERITIES = ("leak", "warning", "note")
 CHANCE = 1e-3
 GATE_DEPTH = 6
 GATE_ACCURACY = 0.98
+NEAR_GATE_ACCURACY = 0.93
 GATE_FOLDS = 5
 MAX_GATE_CELLS = 5000
 
@@ -162,7 +163,7 @@ def find_declared_sources(evidence: Evidence) -> Iterator[Leak]:
 
 
 def find_gates(evidence: Evidence, seed: int = 0) -> Iterator[Leak]:
-    """Yield a warning wherever a small decision tree reads the labels off one tested modality.
+    """Yield a warning or a note wherever a small decision tree reads the labels off one tested modality.
 
     Parameters
     ----------
@@ -173,9 +174,11 @@ def find_gates(evidence: Evidence, seed: int = 0) -> Iterator[Leak]:
 
     Notes
     -----
-    A tree of depth 6 whose predictions of held-out cells (5 folds within the data set) are right for at least 98 %,
-    and wrong for at most a quarter of the cells for which the most frequent label is wrong. Well separated types pass
-    for gated ones: the finding is a reason to ask how labels were made, and none proves that they were made otherwise.
+    A tree of depth 6 whose predictions of held-out cells (5 folds within the data set) are right for at least 98 %
+    (warning) or 93 % (note), and wrong for at most a quarter of the cells for which the most frequent label is wrong.
+    Well separated types pass for gated ones, and gated types with few cells for others: on protein counts of four 10x
+    sets gated on proteins the tree was right for 89 to 100 %, of eight sets with other labels for 53 to 95 %. So a
+    finding is a reason to ask how labels were made, and none is no proof that they were made otherwise.
     """
     if evidence.labels is None:
         return
@@ -188,18 +191,17 @@ def find_gates(evidence: Evidence, seed: int = 0) -> Iterator[Leak]:
         for name in np.unique(datasets[usable]):
             rows = np.flatnonzero(usable & (datasets == name))
             accuracy, majority, n_cells = measure_gates(evidence.modalities[modality][rows], labels[rows], seed)
-            if accuracy >= GATE_ACCURACY and 1 - accuracy <= (1 - majority) / 4:
+            if accuracy >= NEAR_GATE_ACCURACY and 1 - accuracy <= (1 - majority) / 4:
+                severity = "warning" if accuracy >= GATE_ACCURACY else "note"
                 where = f" of {name}" if name else ""
                 message = (
                     f"a decision tree of depth {GATE_DEPTH} reads {accuracy:.1%} of the labels{where} off {modality} in "
                     f"held-out cells (most frequent label: {majority:.1%}); ask whether they were gated on it"
                 )
-                yield Leak("label_reproduced_by_gates", "warning", message, n_cells)
+                yield Leak("label_reproduced_by_gates", severity, message, n_cells)
 
 
-def measure_gates(
-    x: NDArray | sparse.csr_matrix, labels: NDArray[np.str_], seed: int = 0
-) -> tuple[float, float, int]:
+def measure_gates(x: NDArray | sparse.csr_matrix, labels: NDArray[np.str_], seed: int = 0) -> tuple[float, float, int]:
     """Measure how well a small decision tree reads labels off one modality in held-out cells.
 
     Parameters

@@ -179,9 +179,7 @@ PREDICTION_METHODS: dict[str, Callable[[Cells], Predictor]] = {
 }
 
 
-def fit_prediction(
-    task: PredictionTask, methods: Sequence[str] = (*PREDICTION_METHODS, OWN, BLEND)
-) -> Prediction:
+def fit_prediction(task: PredictionTask, methods: Sequence[str] = (*PREDICTION_METHODS, OWN, BLEND)) -> Prediction:
     """Predict the targets of the test and validation cells with baselines.
 
     Parameters
@@ -298,9 +296,7 @@ def fit_networks(cells: Cells) -> Iterable[tuple[str, Predictor]]:
     for alpha in sorted(settings.alphas, reverse=True):
         members = []
         for member in range(settings.n_members):
-            network = MLPRegressor(
-                **settings.to_sklearn(len(y)), alpha=alpha, random_state=cells.task.seed + member
-            )
+            network = MLPRegressor(**settings.to_sklearn(len(y)), alpha=alpha, random_state=cells.task.seed + member)
 
             def loss(network=network) -> float:
                 error = np.where(cells.observed_val, cells.y_val - predict(cells.x_val, [network]), 0.0) / scale

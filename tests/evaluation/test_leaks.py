@@ -85,6 +85,13 @@ def test_labels_gated_on_one_modality_of_one_data_set_give_a_warning_with_the_nu
     assert "label_reproduced_by_gates" in kinds(replace(clean, labels=gated, datasets=None))
 
 
+def test_labels_that_are_nearly_gated_are_noted(clean):
+    gated = np.where(clean.modalities["adt"][:, 0] > 1, "B", "T")
+    wrong = np.arange(N) % 25 == 0
+    found = find_leaks(replace(clean, labels=np.where(wrong, np.where(gated == "B", "T", "B"), gated), datasets=None))
+    assert [(leak.kind, leak.severity) for leak in found] == [("label_reproduced_by_gates", "note")]
+
+
 def test_one_frequent_label_is_no_gate(clean):
     labels = np.where(np.arange(N) % 67 == 0, "rare", "T")
     assert find_leaks(replace(clean, labels=labels)) == []

@@ -64,7 +64,9 @@ def test_all_methods_find_a_planted_signal_in_both_directions(inputs):
 
 def test_the_methods_shared_with_the_plain_baselines_agree_with_them(task, result):
     used = task.split != ""
-    plain = predict_protein_baselines(task.x[used], task.y[used], task.observed[used], task.own_columns, task.split[used])
+    plain = predict_protein_baselines(
+        task.x[used], task.y[used], task.observed[used], task.own_columns, task.split[used]
+    )
     for name, ours in {"mean": "mean", "own gene RNA": OWN, "PCA + kNN": "PCA + kNN"}.items():
         np.testing.assert_allclose(result.test[ours], plain[name], atol=1e-8)
 
