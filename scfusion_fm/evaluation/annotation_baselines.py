@@ -124,7 +124,9 @@ class MlpEnsemble:
         targets = np.searchsorted(self.classes_, y_val[known])
         for member in range(self.settings.n_members):
             rng = np.random.default_rng([self.seed, member])
-            network = MLPClassifier(**self.settings.to_sklearn(len(x)), alpha=self.alpha, random_state=self.seed + member)
+            network = MLPClassifier(
+                **self.settings.to_sklearn(len(x)), alpha=self.alpha, random_state=self.seed + member
+            )
 
             def step(network=network, rng=rng) -> None:
                 rows = rng.choice(len(x), len(x), p=shares) if self.balanced else slice(None)

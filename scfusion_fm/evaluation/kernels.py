@@ -77,9 +77,7 @@ def build_kernels(x: NDArray) -> Iterable[tuple[str, Kernel]]:
         yield f"RBF, {width:g} / median", partial(rbf_kernel, gamma=width / (median or 1.0))
 
 
-def fit_kernel_ridges(
-    x: NDArray, targets: Targets, filled: NDArray, seed: int = 0
-) -> Iterable[tuple[str, Predictor]]:
+def fit_kernel_ridges(x: NDArray, targets: Targets, filled: NDArray, seed: int = 0) -> Iterable[tuple[str, Predictor]]:
     """Yield kernel ridge regressions over kernels and penalties.
 
     Parameters

@@ -179,9 +179,7 @@ PREDICTION_METHODS: dict[str, Callable[[Cells], Predictor]] = {
 }
 
 
-def fit_prediction(
-    task: PredictionTask, methods: Sequence[str] = (*PREDICTION_METHODS, OWN, BLEND)
-) -> Prediction:
+def fit_prediction(task: PredictionTask, methods: Sequence[str] = (*PREDICTION_METHODS, OWN, BLEND)) -> Prediction:
     """Predict the targets of the test and validation cells with baselines.
 
     Parameters
@@ -222,7 +220,7 @@ def fit_prediction(
             result.fitted_on[method], result.tuned_on[method] = fit, select
     if OWN in methods and task.own_columns is not None:
         check_own_genes(task.own_columns, task.y.shape[1])
-        x = np.nan_to_num(task.x) if task.inputs == "adt" else task.x
+        x = fill_missing(task.x, split == "train") if task.inputs == "adt" else task.x
         predict_own = partial(predict_from_own_gene, x, task.own_columns, fit, targets=targets)
         result.test[OWN], result.val[OWN], result.fitted_on[OWN] = predict_own(test), predict_own(select), fit
     if BLEND in methods:
@@ -264,6 +262,20 @@ def build_features(task: PredictionTask, train: NDArray[np.bool_]) -> NDArray[np
     return features / scale if scale > 0 else features
 
 
+def fill_missing(x: NDArray, train: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Replace NaN by the mean of the training cells, 0 where they have none.
+
+    Parameters
+    ----------
+    x
+        (n, F), abundance.
+    train
+        (n,), bool.
+    """
+    x = np.ma.masked_invalid(np.asarray(x, np.float64))
+    return np.where(x.mask, x[train].mean(axis=0).filled(0.0), x.data)
+
+
 def fit_networks(cells: Cells) -> Iterable[tuple[str, Predictor]]:
     """Yield averages of networks that predict all targets together, from the strongest penalty to the weakest.
 
@@ -284,9 +296,7 @@ def fit_networks(cells: Cells) -> Iterable[tuple[str, Predictor]]:
     for alpha in sorted(settings.alphas, reverse=True):
         members = []
         for member in range(settings.n_members):
-            network = MLPRegressor(
-                **settings.to_sklearn(len(y)), alpha=alpha, random_state=cells.task.seed + member
-            )
+            network = MLPRegressor(**settings.to_sklearn(len(y)), alpha=alpha, random_state=cells.task.seed + member)
 
             def loss(network=network) -> float:
                 error = np.where(cells.observed_val, cells.y_val - predict(cells.x_val, [network]), 0.0) / scale

@@ -23,7 +23,9 @@ def build_task(seed=0, **changes):
     adt = rng.normal(size=(N, P)) + 4 * rng.normal(size=(3, P))[codes]
     split = np.array(["train", "train", "train", "val", "test"] * (N // 5))
     split[:10] = ""
-    return AnnotationTask(**({"features": Features(rna, adt), "labels": labels, "split": split, "mlp": QUICK} | changes))
+    return AnnotationTask(
+        **({"features": Features(rna, adt), "labels": labels, "split": split, "mlp": QUICK} | changes)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +50,9 @@ def test_every_method_finds_a_planted_signal_and_gives_probabilities(task, resul
 
 def test_the_majority_gives_the_shares_of_the_training_cells(task, result):
     shares = np.unique(task.labels[task.split == "train"], return_counts=True)[1] / (task.split == "train").sum()
-    np.testing.assert_allclose(result.test["majority", "adt"], np.tile(shares, (len(result.test["majority", "adt"]), 1)))
+    np.testing.assert_allclose(
+        result.test["majority", "adt"], np.tile(shares, (len(result.test["majority", "adt"]), 1))
+    )
 
 
 def test_the_methods_shared_with_the_plain_baselines_agree_with_them(task, result):
