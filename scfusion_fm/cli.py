@@ -5,6 +5,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from scfusion_fm.console import run_command
@@ -252,7 +253,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 
     config = load_config(EvaluateConfig, args.config, args.overrides)
     command = shlex.join(["scfusion", "evaluate", "--config", args.config, *args.overrides])
-    Evaluation(config, command=command).run()
+    Evaluation(config, partial(print, flush=True), command).run()
 
 
 def _plot(args: argparse.Namespace) -> None:

@@ -8,7 +8,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from scfusion_fm.config import FinetuneOptimConfig
 
 CHOICES = {
-    "task": ("annotation", "protein_from_rna", "rna_from_protein", "clustering"),
+    "task": ("annotation", "protein_from_rna", "rna_from_protein", "clustering", "integration", "imputation"),
     "split.kind": ("k_fold", "leave_group_out"),
     "protocol": ("held_out", "paper"),
     "label_derived_from": ("unknown", "none", "adt", "rna", "rna+adt"),
@@ -25,7 +25,8 @@ class EvaluationSplitConfig:
     folds: int = 5
     """Number of folds of k_fold."""
     group_key: str = "dataset"
-    """Column of obs with the groups (donors, batches) of leave_group_out; `dataset` is the file."""
+    """Column of obs with the groups (donors, batches) of leave_group_out, or the batches that integration should mix;
+    `dataset` is the file."""
     val_fraction: float = 0.1
     """Share of the other cells on which settings are chosen, in (0, 0.5]."""
 
@@ -45,7 +46,8 @@ class ExperimentConfig:
     """One question to some data."""
 
     task: str = ""
-    """annotation; protein_from_rna; rna_from_protein; or clustering, of the pretrained embedding without training."""
+    """annotation, protein_from_rna, rna_from_protein: models are fine-tuned. clustering, integration: of the pretrained
+    embedding. imputation: pretrained models fill in hidden RNA."""
     data: list[str] = field(default_factory=list)
     """Files, in `data_dir`; several are put together, each with what it measured."""
     label_key: str = "cell_type"
@@ -76,7 +78,9 @@ class ExperimentConfig:
     balance_classes: bool = True
     """Whether the loss gives every class the same weight. Of annotation."""
     scored_genes: int = 1000
-    """Genes predicted by rna_from_protein: those that vary most among the training cells."""
+    """Genes that rna_from_protein predicts and imputation is scored on: those that vary most in the training cells."""
+    hidden_fraction: float = 0.15
+    """Share of the RNA tokens of a cell that imputation hides, in (0, 1)."""
     allow_seen_test_cells: bool = False
     """Whether to go on, and say so in the report, when a model was trained on some of the test cells."""
     optim: FinetuneOptimConfig = field(default_factory=FinetuneOptimConfig)
@@ -133,6 +137,10 @@ def _check_experiment(name: str, experiment: ExperimentConfig) -> None:
         raise ValueError(f"`{name}.label_budgets` is for the task annotation, got {experiment.task!r}.")
     if experiment.protocol == "paper" and experiment.task != "annotation":
         raise ValueError(f"`{name}.protocol` paper is for the task annotation, got {experiment.task!r}.")
+    if experiment.task == "integration" and experiment.split.kind != "k_fold":
+        raise ValueError(f"`{name}.split.kind` must be k_fold for integration, got {experiment.split.kind!r}.")
+    if not 0 < experiment.hidden_fraction < 1:
+        raise ValueError(f"`{name}.hidden_fraction` must lie in (0, 1), got {experiment.hidden_fraction}.")
     if experiment.scored_genes < 2:
         raise ValueError(f"`{name}.scored_genes` must be at least 2, got {experiment.scored_genes}.")
 

@@ -23,6 +23,7 @@ from scfusion_fm.evaluation.evaluation_report import write_evaluation_report
 from scfusion_fm.evaluation.leaks import Leak
 from scfusion_fm.evaluation.splits import Fold
 from scfusion_fm.evaluation_bench import Bench
+from scfusion_fm.evaluation_runs import run_fold
 from scfusion_fm.finetuning import rows_by_split
 
 UNITS = "units"
@@ -90,8 +91,9 @@ class Evaluation:
         self.command = command
         self.plan = {"settings": OmegaConf.to_container(OmegaConf.structured(config)), "inputs": hash_inputs(config)}
         self._check_directory()
+        files: dict = {}
         self.benches = {
-            title: Bench.read(title, experiment, Path(config.data_dir))
+            title: Bench.read(title, experiment, Path(config.data_dir), files)
             for title, experiment in config.experiments.items()
         }
         self.units = [unit for title in self.benches for unit in self._plan_units(title)]
@@ -130,7 +132,7 @@ class Evaluation:
         if not path.is_file():
             if self.output.exists() and any(self.output.iterdir()):
                 raise ValueError(
-                    f"`output_dir` must be new or hold an evaluation, got {str(self.output)!r}; choose another directory."
+                    f"`output_dir` must be new or hold an evaluation, got {str(self.output)!r}; choose another."
                 )
             return
         before = json.loads(path.read_text())
@@ -157,7 +159,7 @@ class Evaluation:
     def _run_unit(self, unit: Unit) -> None:
         start = time.monotonic()
         rows = rows_by_split(np.arange(len(unit.fold.split)), unit.fold.split)
-        scores = self.benches[unit.title].run(rows, unit.seed)
+        scores = run_fold(self.benches[unit.title], rows, unit.seed)
         record = {
             "id": unit.id,
             "experiment": unit.title,

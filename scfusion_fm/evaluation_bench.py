@@ -1,4 +1,4 @@
-"""The data of an experiment, its folds, and what one fold is good for: models and baselines on the same rows.
+"""The data of an experiment, its folds, and ways in which test cells could have been known before.
 
 Letters: n cells.
 """
@@ -6,29 +6,25 @@ Letters: n cells.
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.cluster import KMeans
-from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
-from scfusion_fm import annotation_task, cross_modal_task
-from scfusion_fm.annotation_task import INPUTS, AnnotationSettings, LabelledCells, clean_labels, join_rows
+from scfusion_fm import annotation_task
+from scfusion_fm.annotation_task import INPUTS, LabelledCells, clean_labels
 from scfusion_fm.config_evaluate import ExperimentConfig
 from scfusion_fm.cross_modal_task import PairedCells
 from scfusion_fm.data.fingerprints import CellFingerprints, fingerprint_cells
+from scfusion_fm.data.schema import AlignedCells
 from scfusion_fm.data.seen import load_seen
 from scfusion_fm.data.stack import DATASET, StackedCells, stack_aligned
-from scfusion_fm.evaluation.annotation_baselines import ANNOTATION_METHODS, fit_annotation
-from scfusion_fm.evaluation.features import build_inputs
+from scfusion_fm.evaluation.annotation_baselines import ANNOTATION_METHODS
 from scfusion_fm.evaluation.leaks import Evidence, Leak, find_leaks, find_seen
-from scfusion_fm.evaluation.metrics import annotation_scores, class_scores, clustering_scores
-from scfusion_fm.evaluation.prediction_baselines import BLEND, OWN, PREDICTION_METHODS, fit_prediction
+from scfusion_fm.evaluation.prediction_baselines import BLEND, OWN, PREDICTION_METHODS
 from scfusion_fm.evaluation.splits import Fold, k_folds, leave_group_out, limit_labels
-from scfusion_fm.finetuning import CellCollator, FitSettings, Source, View, predict_rows, refuse_seen_cells
+from scfusion_fm.finetuning import Source, refuse_seen_cells
 from scfusion_fm.inference import load_extractor, read_aligned
-from scfusion_fm.model import ScFusionTTTFeatureExtractor, ScFusionTTTModel
+from scfusion_fm.model import ScFusionTTTFeatureExtractor
 
 Rows = dict[str, NDArray[np.int64]]
 TARGETS = {"protein_from_rna": "adt", "rna_from_protein": "rna"}
@@ -37,28 +33,9 @@ BASELINES = {
     "protein_from_rna": (*PREDICTION_METHODS, OWN, BLEND),
     "rna_from_protein": (*PREDICTION_METHODS, OWN, BLEND),
     "clustering": ("PCA",),
+    "integration": ("PCA",),
+    "imputation": ("gene mean", "PCA reconstruction", "kNN smoothing"),
 }
-
-
-@dataclass
-class Scores:
-    """What a unit gave.
-
-    Attributes
-    ----------
-    rows
-        Scores by method, inputs and protocol, for the report.
-    predictions
-        Arrays to keep by name.
-    """
-
-    rows: list[dict[str, Any]]
-    predictions: dict[str, NDArray]
-
-    def add(self, kind: str, method: str, inputs: str, scores: dict[str, Any], protocol: str = "held_out") -> None:
-        """Add the scores of a method."""
-        names = {"kind": kind, "method": method, "inputs": inputs, "protocol": protocol}
-        self.rows.append(names | {key: _plain(value) for key, value in scores.items()})
 
 
 @dataclass
@@ -96,9 +73,20 @@ class Bench:
     prints: CellFingerprints
 
     @classmethod
-    def read(cls, title: str, config: ExperimentConfig, data_dir: Path) -> "Bench":
+    def read(cls, title: str, config: ExperimentConfig, data_dir: Path, files: dict | None = None) -> "Bench":
         """
         Read the files of an experiment.
+
+        Parameters
+        ----------
+        title
+            The experiment.
+        config
+            Its settings.
+        data_dir
+            Directory of its files.
+        files
+            Files that were read before, by path and vocabulary; gets those that are read now.
 
         Raises
         ------
@@ -110,11 +98,12 @@ class Bench:
         if unknown:
             raise ValueError(f"`experiments.{title}.baselines` must be among {list(known)}, got {unknown}.")
         extractor = _read_shared_extractor(title, config)
-        parts = [read_aligned(data_dir / file, extractor)[1] for file in config.data]
+        parts = [_read_once(data_dir / file, extractor, {} if files is None else files) for file in config.data]
         aligned = stack_aligned(parts, [Path(file).name for file in config.data])
         labelled, left_out = None, {}
-        if config.task in TARGETS:
-            usable = PairedCells(aligned, extractor, "adt", np.arange(0)).paired
+        if config.task in TARGETS or config.task == "imputation":
+            paired = PairedCells(aligned, extractor, "adt", np.arange(0)).paired if config.task in TARGETS else None
+            usable = np.flatnonzero(aligned.rna_present) if paired is None else paired
             strata = aligned.obs[DATASET].to_numpy(str)
         else:
             labels, left_out = clean_labels(
@@ -141,14 +130,22 @@ class Bench:
         if split.kind == "k_fold":
             folds = k_folds(split.folds, strata, seed, split.val_fraction)
         else:
-            if split.group_key not in self.aligned.obs:
-                raise ValueError(
-                    f"`split.group_key` must be a column of obs, got {split.group_key!r}; "
-                    f"there are {list(self.aligned.obs.columns)}."
-                )
-            groups = self.aligned.obs[split.group_key].astype(str).to_numpy()[self.usable]
-            folds = leave_group_out(groups, seed, split.val_fraction, strata)
+            folds = leave_group_out(self.groups()[self.usable], seed, split.val_fraction, strata)
         return [Fold(fold.name, self._widen(fold.split)) for fold in folds]
+
+    def groups(self) -> NDArray[np.str_]:
+        """
+        Give the group of every cell: donor, batch or file.
+
+        Raises
+        ------
+        ValueError
+            If the column is missing.
+        """
+        obs, key = self.aligned.obs, self.config.split.group_key
+        if key not in obs:
+            raise ValueError(f"`split.group_key` must be a column of obs, got {key!r}; there are {list(obs.columns)}.")
+        return obs[key].astype(str).to_numpy(str)
 
     def limit(self, fold: Fold, budget: int | None, seed: int) -> Fold:
         """Keep as many labels of a fold as the budget allows; all for None."""
@@ -209,13 +206,6 @@ class Bench:
             ]
         return found
 
-    def run(self, rows: Rows, seed: int) -> Scores:
-        """Fit models and baselines on the same rows, and score them."""
-        scores = Scores([], {"test_rows": rows["test"], "cells": self.aligned.obs.index.to_numpy(str)[rows["test"]]})
-        runner = {"annotation": _run_annotation, "clustering": _run_clustering}.get(self.config.task, _run_prediction)
-        runner(self, rows, seed, scores)
-        return scores
-
     def sources(self) -> dict[str, Source]:
         """Give where the weights of each model come from."""
         return {name: Source(Path(m.path), m.from_scratch) for name, m in self.config.models.items()}
@@ -224,6 +214,13 @@ class Bench:
     def baselines(self) -> tuple[str, ...]:
         """Names of the baselines that are fitted."""
         return BASELINES[self.config.task] if self.config.baselines is None else tuple(self.config.baselines)
+
+
+def _read_once(path: Path, extractor: ScFusionTTTFeatureExtractor, files: dict) -> AlignedCells:
+    key = (str(path), extractor.to_json_string())
+    if key not in files:
+        files[key] = read_aligned(path, extractor)[1]
+    return files[key]
 
 
 def _read_shared_extractor(title: str, config: ExperimentConfig) -> ScFusionTTTFeatureExtractor:
@@ -236,110 +233,3 @@ def _read_shared_extractor(title: str, config: ExperimentConfig) -> ScFusionTTTF
                 f"{name!r} and {first!r} differ. Give each an experiment of its own."
             )
     return extractors[first]
-
-
-def _run_annotation(bench: Bench, rows: Rows, seed: int, scores: Scores) -> None:
-    """Annotate with baselines and models."""
-    config, data = bench.config, bench.labelled
-    truth = data.labels[rows["test"]]
-    scores.predictions["labels"] = truth
-    if bench.baselines:
-        found = fit_annotation(annotation_task.build_baseline_task(data, rows, seed), bench.baselines)
-        for method, inputs in found.test:
-            if inputs in data.inputs:
-                _add_annotation(scores, "baseline", (method, inputs), truth, found.labels(method, inputs))
-    settings = AnnotationSettings(
-        config.optim,
-        seed,
-        balance_classes=config.balance_classes,
-        modality_dropout=config.modality_dropout,
-        view=View(data.modalities),
-    )
-    for name, source in bench.sources().items():
-        fitted = annotation_task.fit_annotation(source, data, rows, settings)
-        for inputs, shown in data.inputs.items():
-            guess = data.names_of(fitted.predict(data.aligned, rows["test"], shown))
-            _add_annotation(scores, "model", (name, inputs), truth, guess)
-            if config.protocol == "paper":
-                every = np.sort(np.concatenate(list(rows.values())))
-                embedding = fitted.embed(data.aligned, every, shown)
-                scores.add("model", name, inputs, score_clusters(embedding, data.labels[every], seed), "paper")
-                held_out = score_clusters(embedding[np.isin(every, rows["test"])], truth, seed)
-                scores.add("model", name, inputs, held_out, "paper, test cells only")
-    if config.protocol == "paper":
-        used, split = join_rows(rows)
-        features = build_inputs(annotation_task.build_features(data, used), split, seed)
-        for inputs in data.inputs:
-            all_cells, test = features[inputs], features[inputs][split == "test"]
-            scores.add("baseline", "PCA", inputs, score_clusters(all_cells, data.labels[used], seed), "paper")
-            scores.add("baseline", "PCA", inputs, score_clusters(test, truth, seed), "paper, test cells only")
-
-
-def _add_annotation(
-    scores: Scores, kind: str, name: tuple[str, str], truth: NDArray[np.str_], guess: NDArray[np.str_]
-) -> None:
-    method, inputs = name
-    parts = {label: float(f1) for label, f1 in class_scores(truth, guess)["f1"].items()}
-    scores.add(kind, method, inputs, {**annotation_scores(truth, guess), "parts": parts})
-    scores.predictions[f"{method} ({inputs})"] = guess
-
-
-def score_clusters(embedding: NDArray[np.floating], labels: NDArray[np.str_], seed: int) -> dict[str, float]:
-    """Cluster cells into as many groups as there are labels (k-means), and compare: ARI and NMI."""
-    clusters = KMeans(len(np.unique(labels)), n_init=10, random_state=seed).fit_predict(embedding)
-    return {
-        "ari": float(adjusted_rand_score(labels, clusters)),
-        "nmi": float(normalized_mutual_info_score(labels, clusters)),
-    }
-
-
-def _run_prediction(bench: Bench, rows: Rows, seed: int, scores: Scores) -> None:
-    """Predict one modality from the other with baselines and models."""
-    config, target = bench.config, TARGETS[bench.config.task]
-    panel = None
-    if target == "rna":
-        panel = cross_modal_task.choose_genes(bench.aligned, bench.extractor, rows["train"], config.scored_genes)
-    data = PairedCells(bench.aligned, bench.extractor, target, panel)
-    inputs = cross_modal_task.SOURCE_OF[target]
-    predictions = {}
-    if bench.baselines:
-        task = cross_modal_task.build_baseline_task(data, rows, seed)
-        predictions = {("baseline", m): p for m, p in fit_prediction(task, bench.baselines).test.items()}
-    for name, source in bench.sources().items():
-        fitted = cross_modal_task.fit_cross_modal(source, data, rows, FitSettings(config.optim, seed))
-        predictions["model", name] = fitted.predict(rows["test"])
-    scores.predictions["names"] = np.array(data.names)
-    for (kind, method), values in predictions.items():
-        table, summary = data.score(rows["test"], values)
-        parts = dict(zip(data.names, map(_plain, table["pearson"]), strict=True))
-        scores.add(kind, method, inputs, {**summary, "parts": parts})
-        scores.predictions[method] = np.asarray(values, np.float32)
-
-
-def _run_clustering(bench: Bench, rows: Rows, seed: int, scores: Scores) -> None:
-    """Score how the embedding separates cell types; nothing is trained but the projection of the baseline."""
-    data, test = bench.labelled, rows["test"]
-    truth = data.labels[test]
-
-    def add(kind: str, method: str, inputs: str, embedding: NDArray[np.floating]) -> None:
-        scores.add(kind, method, inputs, score_clusters(embedding, truth, seed) | clustering_scores(embedding, truth))
-        scores.predictions[f"{method} ({inputs})"] = np.asarray(embedding, np.float32)
-
-    if bench.baselines:
-        used, split = join_rows(rows)
-        for inputs, x in build_inputs(annotation_task.build_features(data, used), split, seed).items():
-            if inputs in data.inputs:
-                add("baseline", "PCA", inputs, x[split == "test"])
-    collator = CellCollator(data.aligned, data.extractor)
-    for name, source in bench.sources().items():
-        model = source.build(ScFusionTTTModel, seed)
-        for inputs, shown in data.inputs.items():
-            add("model", name, inputs, predict_rows(model, collator, test, "pooler_output", shown))
-
-
-def _plain(value: Any) -> Any:
-    """Give what a JSON file can hold; None for what is no number."""
-    if isinstance(value, dict):
-        return {str(key): _plain(part) for key, part in value.items()}
-    number = float(value)
-    return number if np.isfinite(number) else None

@@ -55,7 +55,7 @@ def plot_parts(series: list[Series], score: str, title: str) -> Figure:
     places = np.arange(len(first))
     for i, one in enumerate(series):
         values = one.values.reindex(first.index)
-        shift = 0.16 * ((len(series) - 1) / 2 - i)
+        shift = 0.22 * ((len(series) - 1) / 2 - i)
         axes.errorbar(
             values["mean"], places + shift, xerr=values["sd"].fillna(0), fmt=MARKERS[i % len(MARKERS)], markersize=5,
             color=COLOURS[i % len(COLOURS)], elinewidth=1, label=f"{one.name} (mean {values['mean'].mean():.2f})",

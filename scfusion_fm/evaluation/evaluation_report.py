@@ -29,25 +29,50 @@ from scfusion_fm.evaluation.spread import (
 )
 
 HELD_OUT, PAPER, PAPER_TEST = "held_out", "paper", "paper, test cells only"
+LABEL_METRICS = ANNOTATION_METRICS | {
+    "auroc": Metric("AUROC", True, "how well probabilities rank cells of a type above others; mean over types."),
+    "ece": Metric("ECE", False, "how far probabilities are from the share that is right; less is better."),
+}
 CLUSTER_METRICS = {
     "ari": Metric("ARI", True, "agreement of k-means clusters with the cell types; 0 is chance, 1 is perfect."),
     "nmi": Metric("NMI", True, "information that clusters and cell types share; 0 is none, 1 is all."),
+    "ari_ward": Metric("ARI, Ward", True, "the same agreement for clusters by Ward's method."),
     "silhouette": Metric("silhouette", True, "from -1 to 1; above 0, cells lie closer to their own type."),
     "knn_purity": Metric("neighbour purity", True, "mean share of a cell's nearest neighbours that have its type."),
 }
-PAPER_METRICS = {key: CLUSTER_METRICS[key] for key in ("ari", "nmi")}
+PAPER_METRICS = {key: CLUSTER_METRICS[key] for key in ("ari", "nmi")} | {
+    "umap_silhouette": Metric("silhouette on UMAP", True, "of cell types on the two-dimensional picture."),
+    "full_silhouette": Metric("silhouette", True, "of cell types in the embedding itself."),
+}
+INTEGRATION_METRICS = {
+    "overall": Metric("overall", True, "0.6 times the mean of the scores of types, 0.4 times that of batches."),
+    "label_asw": Metric("types: silhouette", True, "whether cells lie near their own type."),
+    "clisi": Metric("types: cLISI", True, "whether neighbours are of one type."),
+    "graph_connectivity": Metric("types: connected", True, "whether cells of a type hang together."),
+    "batch_asw": Metric("batches: silhouette", True, "whether batches of a type lie on top of one another."),
+    "ilisi": Metric("batches: iLISI", True, "whether neighbours are of many batches."),
+    "batch_entropy": Metric("batches: entropy", True, "whether neighbourhoods mix batches."),
+}
+IMPUTATION_METRICS = {
+    "pearson_per_gene": Metric("Pearson per gene", True, "correlation over cells, then the mean over genes."),
+    "pearson_per_cell": Metric("Pearson per cell", True, "correlation over genes, then the mean over cells."),
+    "rmse": Metric("RMSE", False, "root of the mean squared error over hidden values; less is better."),
+    "rmse_vs_mean": Metric("RMSE / gene mean's", False, "1 is no better than the mean of the gene; less is better."),
+}
 GENE_METRICS = {key: replace(m, name=m.name.replace("protein", "gene")) for key, m in PROTEIN_METRICS.items()}
 # Of each task: metrics, the one that decides, what its parts are, and the score of a part.
 TASKS: dict[str, tuple[dict[str, Metric], str, str, str]] = {
-    "annotation": (ANNOTATION_METRICS, "macro_f1", "cell type", "F1"),
+    "annotation": (LABEL_METRICS, "macro_f1", "cell type", "F1"),
     "protein_from_rna": (PROTEIN_METRICS, "pearson_per_protein", "protein", "Pearson r over test cells"),
     "rna_from_protein": (GENE_METRICS, "pearson_per_protein", "gene", "Pearson r over test cells"),
     "clustering": (CLUSTER_METRICS, "ari", "", ""),
+    "integration": (INTEGRATION_METRICS, "overall", "", ""),
+    "imputation": (IMPUTATION_METRICS, "pearson_per_gene", "", ""),
 }
 LEAD = (
     "Models beside baselines that got the same cells. Every number is a mean over folds and seeds with its standard "
-    "deviation (±). All methods learned from the training cells, chose settings on the validation cells, and are scored "
-    "on test cells, unless a table says otherwise. The best number of a column is bold, whoever's it is."
+    "deviation (±). All methods learned from the training cells, chose settings on the validation cells, and are "
+    "scored on test cells, unless a table says otherwise. The best number of a column is bold, whoever's it is."
 )
 INTERVAL_NOTE = (
     "Difference: the model less the best baseline (best by its mean over the same test cells, which favours the "
