@@ -153,7 +153,7 @@ def _run_embedding(bench: Bench, rows: Rows, seed: int, scores: Scores) -> None:
             found = score_clusters(embedding, truth, seed) | clustering_scores(embedding, truth)
         else:
             found = integration_scores(embedding, batches, truth, seed)
-            found["overall"] = 0.6 * np.mean([found[k] for k in BIOLOGY]) + 0.4 * np.mean([found[k] for k in MIXING])
+            found["overall"] = 0.6 * _mean(found, BIOLOGY) + 0.4 * _mean(found, MIXING)
         scores.add(kind, method, inputs, found)
         scores.predictions[f"{method} ({inputs})"] = np.asarray(embedding, np.float32)
 
@@ -228,6 +228,11 @@ def impute(
             output = model(**{key: value.to(device) for key, value in batch.items()})
         results.append(output.rna_reconstruction.float().cpu().numpy())
     return bench.extractor.merge_patches(np.concatenate(results))
+
+
+def _mean(scores: dict[str, float], names: tuple[str, ...]) -> float:
+    """Average the scores that exist: without a type in two batches, some do not."""
+    return float(np.nanmean([scores[name] for name in names]))
 
 
 def _plain(value: Any) -> Any:

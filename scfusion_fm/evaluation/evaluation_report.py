@@ -12,6 +12,7 @@ from scfusion_fm.evaluation.report import Section, render_readings, replace_file
 from scfusion_fm.evaluation.report_page import (
     Spread,
     encode_png,
+    format_value,
     is_number,
     render_facts,
     render_findings,
@@ -45,7 +46,9 @@ PAPER_METRICS = {key: CLUSTER_METRICS[key] for key in ("ari", "nmi")} | {
     "full_silhouette": Metric("silhouette", True, "of cell types in the embedding itself."),
 }
 INTEGRATION_METRICS = {
-    "overall": Metric("overall", True, "0.6 times the mean of the scores of types, 0.4 times that of batches."),
+    "overall": Metric(
+        "overall", True, "0.6 times the mean of the scores of types, 0.4 times that of batches (of those that exist)."
+    ),
     "label_asw": Metric("types: silhouette", True, "whether cells lie near their own type."),
     "clisi": Metric("types: cLISI", True, "whether neighbours are of one type."),
     "graph_connectivity": Metric("types: connected", True, "whether cells of a type hang together."),
@@ -142,17 +145,21 @@ def describe_leaks(title: str, units: list[dict]) -> list[tuple[str, str]]:
     -------
     Pairs of a mark and a sentence, the worst first.
     """
-    found: dict[tuple[str, str], list[tuple[tuple, dict]]] = {}
+    found: dict[tuple[str, str], dict[tuple[int, str], dict]] = {}
     folds = {(unit["seed"], unit["fold"]) for unit in units}
     for unit in units:
         for leak in unit["leaks"]:
             # A message about one model begins with its name: another model is another finding.
             subject = leak["message"].split(": ")[0] if leak["kind"].startswith("seen") else ""
-            found.setdefault((leak["kind"], subject), []).append(((unit["seed"], unit["fold"]), leak))
+            found.setdefault((leak["kind"], subject), {})[unit["seed"], unit["fold"]] = leak
     sentences = []
     for hits in found.values():
-        leak, where = hits[0][1], {fold for fold, _ in hits}
-        often = f" (found in {len(where)} of {len(folds)} folds)" if 1 < len(folds) > len(where) else ""
+        leak, often = next(iter(hits.values())), ""
+        if (
+            leak["count"] and len(folds) > 1 and not leak["kind"].startswith("label")
+        ):  # labels are the same in all folds
+            total = sum(hit["count"] for hit in hits.values())
+            often = f" (so in one fold; {total:,} in {len(hits)} of {len(folds)} folds)"
         sentences.append((leak["severity"], f"{title}: {leak['severity']}. {leak['message']}{often}."))
     order = list(MARKS)
     return [(MARKS[severity], text) for severity, text in sorted(sentences, key=lambda s: order.index(s[0]))]
@@ -245,7 +252,7 @@ def _describe_rows(
     for row in summary[summary["kind"] == "model"].to_dict("records"):
         found = compare_with_best_baseline(table, row, main, metric.more_is_better)
         name = f"{title}, {name_method('model', row['method'])} from {row['inputs']}: {metric.name} "
-        name += f"{row[main]:.3f} over {row['n_units']} folds"
+        name += f"{format_value(row[main])} over {row['n_units']} folds"
         if found is None:
             sentences.append(("", f"{name}; no baseline to compare with."))
             continue
