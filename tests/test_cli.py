@@ -98,6 +98,7 @@ def test_every_command_explains_itself(capsys):
         "annotate",
         "predict-protein",
         "seen",
+        "evaluate",
         "report",
     ):
         with pytest.raises(SystemExit) as exit_info:

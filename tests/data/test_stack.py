@@ -11,7 +11,7 @@ from scfusion_fm.inference import load_extractor, make_inputs, read_aligned
 
 
 @pytest.fixture(scope="module")
-def files(model_dir, tmp_path_factory):
+def two_files(model_dir, tmp_path_factory):
     extractor = load_extractor(model_dir)
     folder = tmp_path_factory.mktemp("stack")
     cells = [read_aligned(write_h5mu(folder / f"{i}.h5mu", 12, seed=50 + i), extractor)[1] for i in range(2)]
@@ -20,8 +20,8 @@ def files(model_dir, tmp_path_factory):
     return extractor, cells[0], second
 
 
-def test_stacked_cells_give_the_inputs_of_their_own_file(files):
-    extractor, first, second = files
+def test_stacked_cells_give_the_inputs_of_their_own_file(two_files):
+    extractor, first, second = two_files
     both = stack_aligned([first, second], ["a", "b"])
     assert list(both.obs["dataset"]) == ["a"] * 12 + ["b"] * 12
     assert both.obs.index.is_unique
@@ -33,8 +33,8 @@ def test_stacked_cells_give_the_inputs_of_their_own_file(files):
     assert both.rna_observed.all()
 
 
-def test_files_that_do_not_fit_are_refused(files):
-    _, first, second = files
+def test_files_that_do_not_fit_are_refused(two_files):
+    _, first, second = two_files
     with pytest.raises(ValueError, match=r"`names` must name each of the 2 files differently, got \['a', 'a'\]"):
         stack_aligned([first, second], ["a", "a"])
     narrow = dataclasses.replace(second, rna=second.rna[:, :5])
