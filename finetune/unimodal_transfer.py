@@ -24,7 +24,7 @@ from scfusion_fm.console import parse_config, run_command
 from scfusion_fm.data.prepare import check_new_path
 from scfusion_fm.evaluation.metrics import clustering_scores
 from scfusion_fm.export import export_model
-from scfusion_fm.finetuning import Source, View, check_test_cells, write_results
+from scfusion_fm.finetuning import Source, check_test_cells, write_results
 from scfusion_fm.inference import load_pretrained
 
 
@@ -39,10 +39,8 @@ def main() -> None:
     file = LabelledFile.read(config, extractor, ("rna",))
     data = file.data
     seen = check_test_cells(config, data.aligned, extractor, file.rows)
-    projected = choose_projected(data, config.proteins) if config.projected_proteins else None
-    proteins = (
-        [] if projected is None else [p for p, is_in in zip(extractor.protein_names, projected, strict=True) if is_in]
-    )
+    projected = choose_projected(data, config.proteins) if config.projected_proteins else []
+    proteins = [extractor.protein_names[place] for place in projected]
 
     # Fine-tune the projection and the head.
     output.mkdir(parents=True)
@@ -52,8 +50,9 @@ def main() -> None:
         config.seed,
         output / "trainer",
         config.balance_classes,
-        view=View(("rna",), projected),
-        trained=() if projected is None else ("adt_projection",),
+        modalities=("rna",),
+        projected=projected,
+        trained=("adt_projection",) if projected else (),
     )
     fitted = fit_annotation(Source(Path(config.model)), data, file.rows, settings)
 
@@ -65,7 +64,7 @@ def main() -> None:
     facts = {
         "task": "cell-type annotation from RNA" + (" and projected proteins" if proteins else ""),
         "classes": ", ".join(data.classes),
-        "proteins to project (`adt_bool_masked_pos`)": ", ".join(proteins) or "none",
+        "proteins projected from RNA": ", ".join(proteins) or "none",
         "fine-tuned on": config.data,
     }
     export_model(fitted.model, extractor, output / "model", facts, seen.cells)

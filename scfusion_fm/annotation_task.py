@@ -4,7 +4,7 @@ Letters: n cells, P proteins.
 """
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ from scfusion_fm.finetuning import (
     CellCollator,
     FitSettings,
     Source,
-    View,
     check_modality_dropout,
     describe_provenance,
     predict_rows,
@@ -96,15 +95,18 @@ class AnnotationSettings(FitSettings):
         Whether the loss gives every class the same weight.
     modality_dropout
         Probability that a paired training cell loses one of its modalities, in [0, 1].
-    view
+    modalities
         What the model is shown.
+    projected
+        Places of the proteins whose latents are projected from RNA; None, unless the model is to read RNA alone.
     trained
         Parts of the model under the head that are trained; all when None.
     """
 
     balance_classes: bool = True
     modality_dropout: float = 0.0
-    view: View = field(default_factory=View)
+    modalities: tuple[str, ...] = ("rna", "adt")
+    projected: list[int] | None = None
     trained: tuple[str, ...] | None = None
 
     def __post_init__(self):
@@ -118,7 +120,7 @@ class FittedAnnotation:
     model: PreTrainedModel
     extractor: ScFusionTTTFeatureExtractor
     classes: list[str]
-    view: View
+    modalities: tuple[str, ...]
 
     def predict(
         self, aligned: AlignedCells, rows: NDArray[np.int64], modalities: tuple[str, ...] = ("rna", "adt")
@@ -135,9 +137,8 @@ class FittedAnnotation:
     def _run(
         self, aligned: AlignedCells, rows: NDArray[np.int64], modalities: tuple[str, ...], output: str
     ) -> NDArray[np.float32]:
-        shown = tuple(m for m in self.view.modalities if m in modalities)
-        collator = CellCollator(aligned, self.extractor, view=dataclasses.replace(self.view, modalities=shown))
-        return predict_rows(self.model, collator, rows, output)
+        shown = tuple(m for m in self.modalities if m in modalities)
+        return predict_rows(self.model, CellCollator(aligned, self.extractor), rows, output, shown)
 
 
 def fit_annotation(
@@ -161,6 +162,7 @@ def fit_annotation(
         ScFusionTTTForCellTypeAnnotation,
         settings.seed,
         num_labels=len(data.classes),
+        projected_proteins=settings.projected,
         id2label=dict(enumerate(data.classes)),
         label2id={c: i for i, c in enumerate(data.classes)},
     )
@@ -170,8 +172,8 @@ def fit_annotation(
             getattr(model.model, part).requires_grad_(True)
     cells = (data.aligned, data.extractor, data.codes)
     collators = {
-        "train": CellCollator(*cells, settings.modality_dropout, settings.seed, settings.view),
-        "val": CellCollator(*cells, view=settings.view),
+        "train": CellCollator(*cells, settings.modality_dropout, settings.seed, settings.modalities),
+        "val": CellCollator(*cells, modalities=settings.modalities),
     }
 
     def score(prediction) -> dict[str, float]:
@@ -181,12 +183,12 @@ def fit_annotation(
     codes = data.codes[rows["train"]]
     loss = BalancedCrossEntropy(codes, len(data.classes)) if settings.balance_classes else None
     train_best(model, rows, collators, score, settings, loss)
-    return FittedAnnotation(model, data.extractor, data.classes, settings.view)
+    return FittedAnnotation(model, data.extractor, data.classes, settings.modalities)
 
 
-def choose_projected(data: LabelledCells, proteins: list[str] | None) -> NDArray[np.bool_]:
+def choose_projected(data: LabelledCells, proteins: list[str] | None) -> list[int]:
     """
-    Mark the proteins whose latents are projected from the RNA, (P,).
+    Choose the proteins whose latents are projected from the RNA, by their places.
 
     Parameters
     ----------
@@ -199,19 +201,17 @@ def choose_projected(data: LabelledCells, proteins: list[str] | None) -> NDArray
     Raises
     ------
     ValueError
-        If a name is unknown.
+        If a name is unknown, or there is none.
     """
-    measured = data.aligned.adt_observed
+    measured = np.flatnonzero(data.aligned.adt_observed)
     if proteins is None:
-        return measured.copy() if measured.any() else np.ones(len(measured), dtype=bool)
+        return measured.tolist() if len(measured) else list(range(data.extractor.num_proteins))
     places = data.extractor.index_proteins(proteins)
     unknown = [name for name, place in zip(proteins, places, strict=True) if place < 0]
     if unknown or not proteins:
         known = ", ".join(data.extractor.protein_names[:5])
         raise ValueError(f"`proteins` must name proteins that the model knows ({known}, ...), got {unknown or 'none'}.")
-    projected = np.zeros(len(measured), dtype=bool)
-    projected[places] = True
-    return projected
+    return sorted(set(places.tolist()))
 
 
 def build_features(data: LabelledCells, rows: NDArray[np.int64]) -> Features:

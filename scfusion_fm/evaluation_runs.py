@@ -23,7 +23,7 @@ from scfusion_fm.evaluation.integration import integration_scores
 from scfusion_fm.evaluation.metrics import annotation_scores, class_scores, clustering_scores
 from scfusion_fm.evaluation.prediction_baselines import fit_prediction
 from scfusion_fm.evaluation_bench import TARGETS, Bench, Rows
-from scfusion_fm.finetuning import CellCollator, FitSettings, Source, View, predict_rows
+from scfusion_fm.finetuning import CellCollator, FitSettings, Source, predict_rows
 from scfusion_fm.inference import load_pretrained, softmax
 from scfusion_fm.model import ScFusionTTTForPreTraining, ScFusionTTTModel
 
@@ -90,7 +90,7 @@ def _run_annotation(bench: Bench, rows: Rows, seed: int, scores: Scores) -> None
         seed,
         balance_classes=config.balance_classes,
         modality_dropout=config.modality_dropout,
-        view=View(data.modalities),
+        modalities=data.modalities,
     )
     every = np.sort(np.concatenate(list(rows.values())))
     embeddings = {}
@@ -217,7 +217,7 @@ def impute(
         model, _ = load_pretrained(Path(source.path), ScFusionTTTForPreTraining)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = model.to(device)
-    collator = CellCollator(bench.aligned, bench.extractor, view=View(("rna",)))
+    collator = CellCollator(bench.aligned, bench.extractor, modalities=("rna",))
     results = []
     for start in range(0, len(rows), batch_size):
         batch = collator(rows[start : start + batch_size])

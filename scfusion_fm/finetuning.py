@@ -90,24 +90,6 @@ class FitSettings:
             yield Path(directory)
 
 
-@dataclass(frozen=True)
-class View:
-    """
-    What a model is shown of the cells.
-
-    Attributes
-    ----------
-    modalities
-        Modalities that it reads.
-    projected
-        (P,), proteins whose latents are projected from the RNA of the cell; none when None. Measured proteins cannot
-        be shown then.
-    """
-
-    modalities: tuple[str, ...] = ("rna", "adt")
-    projected: NDArray[np.bool_] | None = None
-
-
 class CellRows(Dataset):
     """Rows of aligned cells; the collator looks up the cells themselves."""
 
@@ -137,7 +119,7 @@ class CellCollator:
         Probability that a paired cell loses one of its modalities, in [0, 1].
     seed
         Seed of that choice.
-    view
+    modalities
         What of the cells is shown.
     target
         Modality that a task without labels of its own learns.
@@ -155,7 +137,7 @@ class CellCollator:
         labels: NDArray[np.int64] | None = None,
         modality_dropout: float = 0.0,
         seed: int = 0,
-        view: View | None = None,
+        modalities: tuple[str, ...] = ("rna", "adt"),
         target: str = "adt",
     ):
         check_modality_dropout(modality_dropout)
@@ -163,7 +145,7 @@ class CellCollator:
         self.extractor = extractor
         self.labels = labels
         self.modality_dropout = modality_dropout
-        self.view = view or View()
+        self.modalities = modalities
         # What the trainer takes for labels; a task without its own learns the values of a modality.
         self.label_names = [f"{target}_values", f"{target}_observed"] if labels is None else ["labels"]
         self._random = np.random.default_rng(seed)
@@ -172,9 +154,7 @@ class CellCollator:
         """Give the arguments of the model."""
         rows = np.asarray(rows)
         batch = make_inputs(self.aligned, self.extractor, rows)
-        batch = {k: v for k, v in batch.items() if k.split("_")[0] in self.view.modalities}
-        if self.view.projected is not None:
-            batch["adt_bool_masked_pos"] = torch.from_numpy(np.tile(self.view.projected, (len(rows), 1)))
+        batch = {k: v for k, v in batch.items() if k.split("_")[0] in self.modalities}
         if self.modality_dropout > 0 and {"rna_observed", "adt_observed"} <= batch.keys():
             self._drop_modalities(batch)
         if self.labels is not None:

@@ -84,7 +84,9 @@ def annotate(request: Request) -> None:
     key = request.key_added or "cell_type_pred"
     probability_key = f"{key}_probability"
     job = _Job.start(request, ScFusionTTTForCellTypeAnnotation, [("obs", key), ("obs", probability_key)])
-    logits = job.rows_of_container(job.forward("logits", job.read))
+    needs_rna = job.model.config.projected_proteins is not None
+    readable = job.aligned.rna_present if needs_rna else job.read
+    logits = job.rows_of_container(job.forward("logits", readable, source_only=needs_rna))
     names = [job.model.config.id2label[i] for i in range(job.model.config.num_labels)]
     known = np.isfinite(logits).all(1)
     codes = np.full(len(logits), -1)

@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import sys
+import warnings
 
+import mudata as md
 import numpy as np
 import pandas as pd
 import pytest
@@ -20,13 +22,12 @@ from scfusion_fm.finetuning import (
     BalancedCrossEntropy,
     CellCollator,
     Source,
-    View,
     check_test_cells,
     predict_rows,
     rows_by_split,
     split_cells,
 )
-from scfusion_fm.inference import read_aligned
+from scfusion_fm.inference import Request, annotate, read_aligned
 
 SCRIPTS = {
     "annotation": ROOT / "finetune" / "cell_type_annotation.py",
@@ -163,18 +164,37 @@ def test_transfer_trains_projection_and_head_alone_and_stands_beside_baselines(t
 def test_projected_proteins_enter_the_fusion_and_measured_ones_do_not(model_dir, paired_file):
     extractor = ScFusionTTTFeatureExtractor.from_pretrained(model_dir)
     _, aligned = read_aligned(paired_file, extractor)
-    model = Source(model_dir).build(ScFusionTTTForCellTypeAnnotation, 0, num_labels=3)
     rows = np.arange(20)
 
     def logits(cells, projected):
-        view = View(("rna",), projected)
-        return predict_rows(model, CellCollator(cells, extractor, view=view), rows)
+        model = Source(model_dir).build(ScFusionTTTForCellTypeAnnotation, 0, num_labels=3, projected_proteins=projected)
+        return predict_rows(model, CellCollator(cells, extractor), rows)
 
-    panel = np.arange(extractor.num_proteins) < 3
     other = dataclasses.replace(aligned, adt=aligned.adt[::-1].copy())
-    assert np.array_equal(logits(aligned, panel), logits(other, panel))
-    assert np.abs(logits(aligned, panel) - logits(aligned, None)).max() > 1e-4
-    assert np.abs(logits(aligned, panel) - logits(aligned, ~panel)).max() > 1e-4
+    some, rest = logits(aligned, [0, 1, 2]), logits(aligned, [3, 4])
+    assert np.array_equal(some, logits(other, [0, 1, 2]))
+    assert np.abs(some - rest).max() > 1e-4
+    assert np.abs(some - logits(aligned, [])).max() > 1e-4
+    # What the model makes of its configuration is what masks that are given do.
+    plain = Source(model_dir).build(ScFusionTTTForCellTypeAnnotation, 0, num_labels=3).eval()
+    batch = CellCollator(aligned, extractor, modalities=("rna",))(rows.tolist())
+    masked = torch.arange(extractor.num_proteins).expand(20, -1) < 3
+    with torch.inference_mode():
+        given = plain(**batch, adt_bool_masked_pos=masked).logits.numpy()
+    np.testing.assert_allclose(given, some, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="`rna_values` must be given to a model that projects proteins"):
+        Source(model_dir).build(ScFusionTTTForCellTypeAnnotation, 0, projected_proteins=[0])(
+            adt_values=torch.zeros(2, extractor.num_proteins)
+        )
+
+
+@pytest.mark.slow
+def test_a_transferred_model_annotates_from_rna_alone(transfer, paired_file, tmp_path):
+    predictions = pd.read_csv(transfer / "test_predictions.csv", index_col="cell")
+    with warnings.catch_warnings(action="ignore"):
+        annotate(Request(transfer / "model", paired_file, tmp_path / "out.h5mu"))
+        found = md.read_h5mu(tmp_path / "out.h5mu").obs.loc[predictions.index, "cell_type_pred"]
+    assert list(found) == list(predictions["predicted"])
 
 
 def test_proteins_to_project_are_those_of_the_file_or_all_or_the_named(model_dir, paired_file, tmp_path):
@@ -182,15 +202,15 @@ def test_proteins_to_project_are_those_of_the_file_or_all_or_the_named(model_dir
     cells, aligned = read_aligned(paired_file, extractor)
     data = LabelledCells(aligned, extractor, cells.obs["cell_type"].to_numpy(str), ("rna",))
     assert list(data.inputs) == ["rna"]
-    assert np.array_equal(choose_projected(data, None), aligned.adt_observed)
+    assert choose_projected(data, None) == np.flatnonzero(aligned.adt_observed).tolist()
     name = extractor.protein_names[1]
-    assert np.flatnonzero(choose_projected(data, [name])).tolist() == [1]
+    assert choose_projected(data, [name]) == [1]
     with pytest.raises(ValueError, match=r"`proteins` must name proteins that the model knows .* got \['CDX'\]"):
         choose_projected(data, [name, "CDX"])
     make_modalities(40, seed=2)[0].write_h5ad(tmp_path / "rna.h5ad")
     cells, aligned = read_aligned(tmp_path / "rna.h5ad", extractor)
     data = LabelledCells(aligned, extractor, cells.obs["cell_type"].to_numpy(str), ("rna",))
-    assert choose_projected(data, None).all()
+    assert choose_projected(data, None) == list(range(extractor.num_proteins))
 
 
 def test_fresh_weights_depend_on_the_seed_alone(model_dir):
