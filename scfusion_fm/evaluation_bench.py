@@ -187,6 +187,8 @@ class Bench:
             donors=self.aligned.obs["donor"].to_numpy(str) if "donor" in self.aligned.obs else None,
         )
         about_data = [leak for leak in find_leaks(evidence, seed) if not leak.kind.startswith("seen")]
+        advice = ("state `derived_from`", "set `label_derived_from`")
+        about_data = [dataclasses.replace(leak, message=leak.message.replace(*advice)) for leak in about_data]
         return self._find_seen(fold) + about_data
 
     def _find_seen(self, fold: Fold) -> list[Leak]:
