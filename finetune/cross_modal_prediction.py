@@ -4,7 +4,6 @@ python finetune/cross_modal_prediction.py --config configs/finetune/cross_modal_
 """
 
 import dataclasses
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,46 +11,24 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from scfusion_fm import ScFusionTTTFeatureExtractor, ScFusionTTTForCrossModalPrediction, ScFusionTTTModel
+from scfusion_fm import ScFusionTTTModel
 from scfusion_fm.config import CrossModalConfig, save_config
 from scfusion_fm.console import parse_config, run_command
+from scfusion_fm.cross_modal_task import PairedCells, fit_cross_modal, fit_protein_baselines
 from scfusion_fm.data.prepare import check_new_path
-from scfusion_fm.data.schema import AlignedCells, Cells
-from scfusion_fm.evaluation.baselines import predict_protein_baselines
+from scfusion_fm.data.schema import Cells
 from scfusion_fm.evaluation.conformal import PROTEIN_INTERVALS, ProteinIntervals, coverage_by
-from scfusion_fm.evaluation.metrics import protein_scores
 from scfusion_fm.export import export_model
 from scfusion_fm.finetuning import (
-    CellCollator,
+    FitSettings,
+    Source,
     check_test_cells,
     describe_provenance,
-    predict_rows,
     rows_by_split,
     split_cells,
-    train_best,
     write_results,
 )
 from scfusion_fm.inference import load_pretrained, read_aligned
-
-
-@dataclass
-class PairedCells:
-    """Cells of one file with RNA and protein, their split, and the measured proteins of its panel."""
-
-    cells: Cells
-    aligned: AlignedCells
-    extractor: ScFusionTTTFeatureExtractor
-    split: NDArray[np.str_]
-
-    def __post_init__(self):
-        self.paired = np.flatnonzero(self.aligned.rna_present & self.aligned.adt_present)
-        if len(self.paired) == 0:
-            raise ValueError(f"`data` must hold cells with RNA and protein, got none in {self.cells.path!r}.")
-        self.rows = rows_by_split(self.paired, self.split)
-        self.panel = np.flatnonzero(self.aligned.adt_observed)
-        self.names = [self.extractor.protein_names[i] for i in self.panel]
-        counts = self.aligned.adt[:, self.panel]
-        self.measured = self.extractor.normalise_adt(counts, np.ones(counts.shape, dtype=bool))  # (n, panel)
 
 
 def main() -> None:
@@ -63,44 +40,33 @@ def main() -> None:
     # Paired cells, and the split that pretraining held out.
     _, extractor = load_pretrained(Path(config.model), ScFusionTTTModel)
     cells, aligned = read_aligned(Path(config.data), extractor)
-    data = PairedCells(cells, aligned, extractor, split_cells(cells.obs, config.split))
+    data = PairedCells(aligned, extractor)
+    rows = rows_by_split(data.paired, split_cells(cells.obs, config.split))
+    counts = {name: len(part) for name, part in rows.items()}
+    seen = check_test_cells(config, aligned, extractor, rows)
     groups, donors = (read_groups(cells, key) for key in (config.interval_group_key, config.coverage_key))
-    counts = {name: len(rows) for name, rows in data.rows.items()}
-    seen = check_test_cells(config, aligned, extractor, data.rows)
     print(f"{len(data.names)} proteins, cells: {counts}")
 
     # Fine-tune the pretraining pass with all proteins hidden.
-    model = ScFusionTTTForCrossModalPrediction.from_pretrained(
-        config.model, target_modality="adt", predicted_features=data.names
-    )
-    collator = CellCollator(aligned, extractor)
     output.mkdir(parents=True)
     save_config(config, output / "config.yaml")
-
-    def score(prediction) -> dict[str, float]:
-        logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-        summary = score_proteins(data.measured[data.rows["val"]], logits[:, data.panel])[1]
-        return {"score": summary["pearson_per_protein"], **summary}
-
-    collators = {"train": collator, "val": collator}
-    train_best(model, data.rows, collators, score, (config.optim, config.seed, output / "trainer"))
+    settings = FitSettings(config.optim, config.seed, output / "trainer")
+    fitted = fit_cross_modal(Source(Path(config.model)), data, rows, settings)
 
     # Held-out figures beside baselines that got the same cells.
-    test = data.rows["test"]
-    predictions = {"scFusionTTT": predict_rows(model, collator, test, modalities=("rna",))[:, data.panel]}
-    predictions |= fit_baselines(data)
-    scores = {method: score_proteins(data.measured[test], p) for method, p in predictions.items()}
+    test = rows["test"]
+    predictions = {"scFusionTTT": fitted.predict(test), **fit_protein_baselines(data, rows)}
+    scores = {method: data.score(test, values) for method, values in predictions.items()}
     table = [{"method": method, **summary, "n_test": len(test)} for method, (_, summary) in scores.items()]
     facts = {"task": "protein from RNA", "proteins": ", ".join(data.names), "fine-tuned on": config.data}
 
     # Intervals from the validation cells, and how often they hold what was measured in test cells.
-    val = data.rows["val"]
-    on_val = predict_rows(model, collator, val, modalities=("rna",))[:, data.panel]
-    intervals = calibrate_intervals(data, on_val, None if groups is None else groups[val])
-    coverage = measure_coverage(data, intervals, predictions["scFusionTTT"], groups, donors)
+    val = rows["val"]
+    intervals = calibrate_intervals(data, val, fitted.predict(val), None if groups is None else groups[val])
+    coverage = measure_coverage(data, test, intervals, predictions["scFusionTTT"], (groups, donors))
     coverage.to_csv(output / "interval_coverage.csv", index=False)
     files = {PROTEIN_INTERVALS: intervals.to_json().encode()}
-    export_model(model, extractor, output / "model", facts, seen.cells, files)
+    export_model(fitted.model, extractor, output / "model", facts, seen.cells, files)
     pd.concat([t.assign(method=m, protein=data.names) for m, (t, _) in scores.items()]).to_csv(
         output / "per_protein.csv", index=False
     )
@@ -123,13 +89,6 @@ def main() -> None:
     print(f"results, predictions and model are in {output}")
 
 
-def score_proteins(
-    measured: NDArray[np.float32], predicted: NDArray[np.float32]
-) -> tuple[pd.DataFrame, dict[str, float]]:
-    """Score proteins of one panel, all of them measured in every cell."""
-    return protein_scores(measured, predicted, np.ones(measured.shape, dtype=bool))
-
-
 def read_groups(cells: Cells, key: str | None) -> NDArray[np.object_] | None:
     """
     Read a column of obs; None without a key.
@@ -147,35 +106,33 @@ def read_groups(cells: Cells, key: str | None) -> NDArray[np.object_] | None:
 
 
 def calibrate_intervals(
-    data: PairedCells, predicted: NDArray[np.float32], groups: NDArray[np.object_] | None
+    data: PairedCells, rows: NDArray[np.int64], predicted: NDArray[np.float32], groups: NDArray[np.object_] | None
 ) -> ProteinIntervals:
     """
-    Calibrate on the validation cells.
+    Calibrate on held-out cells, the validation cells.
 
     Notes
     -----
     They took no part in the gradient, but chose the epoch: the intervals are a little too narrow for it. The coverage
     on test cells, which chose nothing, is in the results.
     """
-    measured = data.measured[data.rows["val"]]
-    return ProteinIntervals.calibrate(measured, predicted, np.ones(measured.shape, dtype=bool), data.names, groups)
+    return ProteinIntervals.calibrate(data.measured[rows], predicted, data.observed[rows], data.names, groups)
 
 
 def measure_coverage(
     data: PairedCells,
+    rows: NDArray[np.int64],
     intervals: ProteinIntervals,
     predicted: NDArray[np.float32],
-    groups: NDArray[np.object_] | None,
-    donors: NDArray[np.object_] | None,
+    columns: tuple[NDArray[np.object_] | None, NDArray[np.object_] | None],
 ) -> pd.DataFrame:
-    """Count at every level how often the intervals hold what was measured in test cells."""
-    test = data.rows["test"]
-    measured, seen = data.measured[test], np.ones((len(test), len(data.names)), dtype=bool)
+    """Count at every level how often the intervals hold what was measured; `columns` are groups and donors."""
+    groups, donors = (None if column is None else column[rows] for column in columns)
     tables = []
     for level in intervals.rule.levels:
-        width = intervals.widths(level, len(test), None if groups is None else groups[test])
+        width = intervals.widths(level, len(rows), groups)
         ends = (predicted - width, predicted + width)
-        table = coverage_by(measured, *ends, seen, data.names, None if donors is None else donors[test])
+        table = coverage_by(data.measured[rows], *ends, data.observed[rows], data.names, donors)
         tables.append(table.assign(level=level))
     return pd.concat(tables, ignore_index=True)
 
@@ -191,17 +148,6 @@ def describe_intervals(intervals: ProteinIntervals, coverage: pd.DataFrame) -> d
         "min_pearson": intervals.rule.min_pearson,
         "undetermined": [n for n, u in zip(intervals.names, intervals.undetermined, strict=True) if u],
     }
-
-
-def fit_baselines(data: PairedCells) -> dict[str, NDArray[np.float32]]:
-    """Fit the baselines on the genes that the model gets; predictions for test cells by method."""
-    aligned, extractor, paired = data.aligned, data.extractor, data.paired
-    genes = np.flatnonzero(aligned.rna_observed)
-    rna = extractor.normalise_rna(aligned.rna[paired][:, genes].toarray(), aligned.rna_total_counts[paired])
-    column = {extractor.gene_ids[g]: i for i, g in enumerate(genes)}
-    own = [column.get(extractor.protein_gene_ids[i]) for i in data.panel]
-    observed = np.ones(data.measured[paired].shape, dtype=bool)
-    return predict_protein_baselines(rna, data.measured[paired], observed, own, data.split[paired])
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from scfusion_fm.console import run_command
@@ -26,18 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
     prepare.add_argument("--task", metavar="I/N", help="write the I-th of N shares of the pieces, and stop")
     prepare.add_argument("--merge", action="store_true", help="make the atlas of the pieces that tasks wrote")
     prepare.set_defaults(run=_prepare)
-
-    synthesize = commands.add_parser("synthesize", help="write an atlas of made-up cells, to size a machine")
-    synthesize.add_argument("output", help="directory or URL of the new atlas")
-    synthesize.add_argument("--cells", type=int, required=True)
-    synthesize.add_argument("--genes", type=int, default=20_000)
-    synthesize.add_argument("--density", type=float, default=0.07, help="share of counts that are not zero")
-    synthesize.add_argument("--proteins", type=int, default=140)
-    synthesize.add_argument("--datasets", type=int, default=24)
-    synthesize.add_argument("--cell-types", type=int, default=40)
-    synthesize.add_argument("--seed", type=int, default=0)
-    synthesize.add_argument("--workers", type=int, default=1, help="processes")
-    synthesize.set_defaults(run=_synthesize)
+    _add_synthesize(commands)
 
     verify = commands.add_parser("verify", help="compare the files of an atlas with its checksums")
     verify.add_argument("atlas", help="directory or URL of the atlas")
@@ -72,6 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     seen.add_argument("--json", action="store_true", help="print JSON")
     seen.set_defaults(run=_seen)
 
+    _add_evaluate(commands)
     plot = commands.add_parser("plot", help="draw losses, learning rate, speed and memory of pretraining runs")
     plot.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="directory of a pretraining run")
     plot.add_argument("--output", type=Path, metavar="OUT.png", help="picture to write; RUN/plot.png of the first run")
@@ -84,6 +76,29 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument("--output", type=Path, required=True, help="report.html to write")
     report.set_defaults(run=_report)
     return parser
+
+
+def _add_synthesize(commands: argparse._SubParsersAction) -> None:
+    synthesize = commands.add_parser("synthesize", help="write an atlas of made-up cells, to size a machine")
+    synthesize.add_argument("output", help="directory or URL of the new atlas")
+    synthesize.add_argument("--cells", type=int, required=True)
+    synthesize.add_argument("--genes", type=int, default=20_000)
+    synthesize.add_argument("--density", type=float, default=0.07, help="share of counts that are not zero")
+    synthesize.add_argument("--proteins", type=int, default=140)
+    synthesize.add_argument("--datasets", type=int, default=24)
+    synthesize.add_argument("--cell-types", type=int, default=40)
+    synthesize.add_argument("--seed", type=int, default=0)
+    synthesize.add_argument("--workers", type=int, default=1, help="processes")
+    synthesize.set_defaults(run=_synthesize)
+
+
+def _add_evaluate(commands: argparse._SubParsersAction) -> None:
+    evaluate = commands.add_parser(
+        "evaluate", help="score models beside baselines over folds and seeds; go on if begun"
+    )
+    evaluate.add_argument("--config", required=True, help="YAML file with the settings of EvaluateConfig")
+    evaluate.add_argument("overrides", nargs="*", help="settings that replace those of the file: key=value")
+    evaluate.set_defaults(run=_evaluate)
 
 
 def _add_plan(commands: argparse._SubParsersAction) -> None:
@@ -249,6 +264,16 @@ def _seen(args: argparse.Namespace) -> None:
     print(json.dumps(answer.to_dict(), indent=1) if args.json else answer.to_text())
     if answer.beyond_chance:
         sys.exit(1)
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from scfusion_fm.config import load_config
+    from scfusion_fm.config_evaluate import EvaluateConfig
+    from scfusion_fm.evaluating import Evaluation
+
+    config = load_config(EvaluateConfig, args.config, args.overrides)
+    command = shlex.join(["scfusion", "evaluate", "--config", args.config, *args.overrides])
+    Evaluation(config, partial(print, flush=True), command).run()
 
 
 def _plot(args: argparse.Namespace) -> None:

@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -285,6 +285,39 @@ class AnnotationConfig:
 
 
 @dataclass
+class UnimodalTransferConfig:
+    """`finetune/unimodal_transfer.py`: pretrained model and labelled RNA to a classifier of cells without proteins."""
+
+    model: str = MISSING
+    """Directory of a pretrained model."""
+    data: str = MISSING
+    """Labelled file; proteins in it are not shown."""
+    output_dir: str = MISSING
+    """Directory of the run; must not exist."""
+    projected_proteins: bool = True
+    """Whether the latents of proteins, projected from the RNA, enter the fusion; false leaves proteins out."""
+    proteins: list[str] | None = None
+    """Proteins to project, by their names in the model. Null: those that the file measured; for a file without
+    proteins all that the model knows, so name them where the vocabulary is wider than the data of its pretraining."""
+    label_key: str = "cell_type"
+    """Column of obs with the labels."""
+    unlabelled: list[str] = field(default_factory=lambda: ["unknown", "nan", ""])
+    """Values of the column that mean: no label."""
+    min_cells_per_class: int = 10
+    """Classes with fewer cells are left out, and listed in the results."""
+    balance_classes: bool = False
+    """Whether the loss gives every class the same weight; the paper's plain cross-entropy does not."""
+    seed: int = 0
+    """Seed of head, order and dropout."""
+    split: SplitConfig = field(default_factory=SplitConfig)
+    """Held-out cells; keep it equal to that of the atlas."""
+    allow_seen_test_cells: bool = False
+    """Whether to go on, and say so in the results, when the model was trained on some of the test cells."""
+    optim: FinetuneOptimConfig = field(default_factory=FinetuneOptimConfig)
+    """How it is trained."""
+
+
+@dataclass
 class CrossModalConfig:
     """`finetune/cross_modal_prediction.py`: pretrained model and paired file to a protein predictor."""
 
@@ -344,6 +377,8 @@ def load_config(schema: type[T], path: str | Path, overrides: list[str] = ()) ->
         raise ValueError(
             f"Overrides must replace a list as a whole, such as `sources=[{{path: a.h5ad}}]`, got {overrides}."
         ) from error
+    if hasattr(schema, "complete"):
+        given = schema.complete(given)
     _check_keys(schema, given, str(path))
     try:
         merged = OmegaConf.merge(OmegaConf.structured(schema), given)
@@ -378,8 +413,12 @@ def _check_keys(schema: type, given: Any, where: str, prefix: str = "") -> None:
             raise ValueError(f"Unknown setting `{name}` in {where}.{hint}")
         value = given._get_node(key)
         kind = fields[key].type
+        inner = next(filter(dataclasses.is_dataclass, get_args(kind)), None)  # of list[X] and dict[str, X]
         if dataclasses.is_dataclass(kind) and OmegaConf.is_dict(value):
             _check_keys(kind, value, where, f"{name}.")
-        elif key == "sources" and OmegaConf.is_list(value):
-            for i, source in enumerate(value):
-                _check_keys(SourceConfig, source, where, f"{name}[{i}].")
+        elif inner and OmegaConf.is_list(value):
+            for i, entry in enumerate(value):
+                _check_keys(inner, entry, where, f"{name}[{i}].")
+        elif inner and OmegaConf.is_dict(value):
+            for entry in value:
+                _check_keys(inner, value._get_node(entry), where, f"{name}.{entry}.")

@@ -1,9 +1,11 @@
 """What the fine-tuning scripts share: cells as a data set, the trainer, and files of results."""
 
 import json
+import tempfile
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +16,78 @@ from anndata import AnnData
 from mudata import MuData
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
-from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainingArguments
+from transformers import EarlyStoppingCallback, PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 
-from scfusion_fm.config import AnnotationConfig, CrossModalConfig, FinetuneOptimConfig, SplitConfig
+from scfusion_fm.config import (
+    AnnotationConfig,
+    CrossModalConfig,
+    FinetuneOptimConfig,
+    SplitConfig,
+    UnimodalTransferConfig,
+)
 from scfusion_fm.data.fingerprints import fingerprint_cells
 from scfusion_fm.data.schema import AlignedCells
-from scfusion_fm.data.seen import SeenCells, SeenPart, load_seen
+from scfusion_fm.data.seen import SeenAnswer, SeenCells, SeenPart, load_seen
 from scfusion_fm.data.split import assign_split
-from scfusion_fm.inference import make_inputs
-from scfusion_fm.model import ScFusionTTTFeatureExtractor
+from scfusion_fm.inference import make_inputs, silence_transformers
+from scfusion_fm.model import ScFusionTTTConfig, ScFusionTTTFeatureExtractor
+
+FinetuneConfig = AnnotationConfig | CrossModalConfig | UnimodalTransferConfig
+
+
+@dataclass(frozen=True)
+class Source:
+    """
+    Where the weights of a model come from that will be fine-tuned.
+
+    Attributes
+    ----------
+    path
+        Directory of a pretrained model.
+    from_scratch
+        Whether to take its architecture only, and fresh weights.
+    """
+
+    path: Path
+    from_scratch: bool = False
+
+    def build(self, model_class: type[PreTrainedModel], seed: int, **settings: Any) -> PreTrainedModel:
+        """Build a model; what is not loaded (the head, or all of it) depends on the seed alone."""
+        silence_transformers()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            if self.from_scratch:
+                return model_class(ScFusionTTTConfig.from_pretrained(self.path, **settings))
+            return model_class.from_pretrained(self.path, **settings)
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """
+    How a model is fine-tuned for a task.
+
+    Attributes
+    ----------
+    optim
+        Optimisation.
+    seed
+        Seed of what is not loaded, of the order of cells and of dropout.
+    directory
+        Where the trainer's files stay; None keeps none, and prints nothing.
+    """
+
+    optim: FinetuneOptimConfig = field(default_factory=FinetuneOptimConfig)
+    seed: int = 0
+    directory: Path | None = None
+
+    @contextmanager
+    def open_directory(self) -> Iterator[Path]:
+        """Give the directory for the trainer's files."""
+        if self.directory is not None:
+            yield self.directory
+            return
+        with tempfile.TemporaryDirectory(prefix="scfusion-trainer-") as directory:
+            yield Path(directory)
 
 
 class CellRows(Dataset):
@@ -54,6 +119,10 @@ class CellCollator:
         Probability that a paired cell loses one of its modalities, in [0, 1].
     seed
         Seed of that choice.
+    modalities
+        What of the cells is shown.
+    target
+        Modality that a task without labels of its own learns.
 
     Raises
     ------
@@ -68,21 +137,24 @@ class CellCollator:
         labels: NDArray[np.int64] | None = None,
         modality_dropout: float = 0.0,
         seed: int = 0,
+        modalities: tuple[str, ...] = ("rna", "adt"),
+        target: str = "adt",
     ):
-        if not 0 <= modality_dropout <= 1:
-            raise ValueError(f"`modality_dropout` must lie in [0, 1], got {modality_dropout}.")
+        check_modality_dropout(modality_dropout)
         self.aligned = aligned
         self.extractor = extractor
         self.labels = labels
         self.modality_dropout = modality_dropout
+        self.modalities = modalities
         # What the trainer takes for labels; a task without its own learns the values of a modality.
-        self.label_names = ["adt_values", "adt_observed"] if labels is None else ["labels"]
+        self.label_names = [f"{target}_values", f"{target}_observed"] if labels is None else ["labels"]
         self._random = np.random.default_rng(seed)
 
     def __call__(self, rows: list[int]) -> dict[str, torch.Tensor]:
         """Give the arguments of the model."""
         rows = np.asarray(rows)
         batch = make_inputs(self.aligned, self.extractor, rows)
+        batch = {k: v for k, v in batch.items() if k.split("_")[0] in self.modalities}
         if self.modality_dropout > 0 and {"rna_observed", "adt_observed"} <= batch.keys():
             self._drop_modalities(batch)
         if self.labels is not None:
@@ -98,14 +170,20 @@ class CellCollator:
         batch["adt_observed"] = adt & ~drop_adt[:, None]
 
 
+def check_modality_dropout(probability: float) -> None:
+    """Refuse what is no probability."""
+    if not 0 <= probability <= 1:
+        raise ValueError(f"`modality_dropout` must lie in [0, 1], got {probability}.")
+
+
 def train_best(
     model: PreTrainedModel,
     rows: dict[str, NDArray[np.int64]],
     collators: dict[str, CellCollator],
     score: Callable[[Any], dict[str, float]],
-    settings: tuple[FinetuneOptimConfig, int, Path],
+    settings: FitSettings,
     loss: Callable[..., torch.Tensor] | None = None,
-) -> Trainer:
+) -> None:
     """
     Fine-tune and keep the epoch with the best validation score.
 
@@ -124,9 +202,27 @@ def train_best(
     loss
         Called with outputs and labels instead of taking the loss of the model.
     """
-    optim, seed, directory = settings
-    torch.set_num_threads(optim.threads)
-    arguments = TrainingArguments(
+    torch.set_num_threads(settings.optim.threads)
+    with settings.open_directory() as directory:
+        trainer = _TwoCollatorTrainer(
+            model=model,
+            args=_training_arguments(settings, directory, collators["val"].label_names),
+            train_dataset=CellRows(rows["train"]),
+            eval_dataset=CellRows(rows["val"]),
+            data_collator=collators["train"],
+            compute_metrics=score,
+            compute_loss_func=loss,
+            callbacks=[EarlyStoppingCallback(early_stopping_patience=settings.optim.patience)],
+        )
+        trainer.eval_collator = collators["val"]
+        if settings.directory is None:
+            trainer.remove_callback(PrinterCallback)
+        trainer.train()
+
+
+def _training_arguments(settings: FitSettings, directory: Path, label_names: list[str]) -> TrainingArguments:
+    optim = settings.optim
+    return TrainingArguments(
         output_dir=str(directory),
         num_train_epochs=optim.epochs,
         per_device_train_batch_size=optim.batch_size,
@@ -143,25 +239,13 @@ def train_best(
         metric_for_best_model="score",
         greater_is_better=True,
         remove_unused_columns=False,
-        label_names=collators["val"].label_names,
+        label_names=label_names,
         report_to=[],
-        seed=seed,
+        seed=settings.seed,
         use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),
+        disable_tqdm=settings.directory is None,
     )
-    trainer = _TwoCollatorTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=CellRows(rows["train"]),
-        eval_dataset=CellRows(rows["val"]),
-        data_collator=collators["train"],
-        compute_metrics=score,
-        compute_loss_func=loss,
-        callbacks=[EarlyStoppingCallback(early_stopping_patience=optim.patience)],
-    )
-    trainer.eval_collator = collators["val"]
-    trainer.train()
-    return trainer
 
 
 class _TwoCollatorTrainer(Trainer):
@@ -273,7 +357,7 @@ class SeenByModel:
 
 
 def check_test_cells(
-    config: AnnotationConfig | CrossModalConfig,
+    config: FinetuneConfig,
     aligned: AlignedCells,
     extractor: ScFusionTTTFeatureExtractor,
     rows: dict[str, NDArray[np.int64]],
@@ -308,13 +392,7 @@ def check_test_cells(
         return SeenByModel(None, {"known": False})
     prints = fingerprint_cells(aligned, extractor.gene_ids, extractor.protein_names)
     answer = seen.look_up(prints[rows["test"]])
-    if answer.beyond_chance and not config.allow_seen_test_cells:
-        raise ValueError(
-            f"`data` must hold test cells that the model was not trained on, got {answer.seen:,} of "
-            f"{answer.num_cells:,} that it was ({', '.join(f'{n:,} in {name}' for name, n in answer.seen_in.items())}; "
-            f"chance explains {answer.expected_by_chance:.2g}). Use the `split` of the atlas or other data; or set "
-            "`allow_seen_test_cells: true`, and the results will tell of it."
-        )
+    refuse_seen_cells(answer, config.allow_seen_test_cells)
     used = np.concatenate([rows["train"], rows["val"]])
     return SeenByModel(
         seen + SeenPart.build(f"fine-tuning on {Path(config.data).name}", prints[used]),
@@ -326,6 +404,24 @@ def check_test_cells(
             "beyond_chance": answer.beyond_chance,
         },
     )
+
+
+def refuse_seen_cells(answer: SeenAnswer, allowed: bool) -> None:
+    """
+    Refuse test cells that a model was trained on, unless that is allowed.
+
+    Raises
+    ------
+    ValueError
+        If more test cells were seen than chance explains.
+    """
+    if answer.beyond_chance and not allowed:
+        raise ValueError(
+            f"`data` must hold test cells that the model was not trained on, got {answer.seen:,} of "
+            f"{answer.num_cells:,} that it was ({', '.join(f'{n:,} in {name}' for name, n in answer.seen_in.items())}; "
+            f"chance explains {answer.expected_by_chance:.2g}). Use the `split` of the atlas or other data; or set "
+            "`allow_seen_test_cells: true`, and the results will tell of it."
+        )
 
 
 def describe_provenance(container: AnnData | MuData) -> str:

@@ -110,7 +110,9 @@ def annotate(request: Request) -> None:
     key = request.key_added or "cell_type_pred"
     probability_key = f"{key}_probability"
     job = Job.start(request, ScFusionTTTForCellTypeAnnotation, [("obs", key), ("obs", probability_key)])
-    logits = job.rows_of_container(job.forward("logits", job.read))
+    needs_rna = job.model.config.projected_proteins is not None
+    readable = job.aligned.rna_present if needs_rna else job.read
+    logits = job.rows_of_container(job.forward("logits", readable, source_only=needs_rna))
     names = [job.model.config.id2label[i] for i in range(job.model.config.num_labels)]
     known = np.isfinite(logits).all(1)
     codes = np.full(len(logits), -1)
@@ -226,13 +228,13 @@ def make_inputs(
     if aligned.rna_observed.any():
         arguments |= {
             "rna_counts": aligned.rna[rows].toarray(),
-            "rna_observed": aligned.rna_observed & aligned.rna_present[rows, None],
+            "rna_observed": aligned.rna_observed_in(rows),
             "rna_total_counts": aligned.rna_total_counts[rows],
         }
     if aligned.adt_observed.any():
         arguments |= {
             "adt_counts": aligned.adt[rows],
-            "adt_observed": aligned.adt_observed & aligned.adt_present[rows, None],
+            "adt_observed": aligned.adt_observed_in(rows),
         }
     return dict(extractor(**arguments))
 
@@ -293,10 +295,15 @@ def load_pretrained(
             f"`model` must be a {model_class.__name__} for this command, got a {saved}; fine-tune one with the "
             "scripts in finetune/."
         )
-    transformers.logging.set_verbosity_error()  # heads that are not needed here are left out on purpose
-    transformers.logging.disable_progress_bar()
+    silence_transformers()
     model = model_class.from_pretrained(path)
     return model.eval(), load_extractor(path)
+
+
+def silence_transformers() -> None:
+    """Keep loading quiet: heads that are not needed are left out on purpose."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
 
 
 def load_extractor(path: Path) -> ScFusionTTTFeatureExtractor:

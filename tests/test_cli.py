@@ -99,6 +99,7 @@ def test_every_command_explains_itself(capsys):
         "predict-protein",
         "surprise",
         "seen",
+        "evaluate",
         "report",
     ):
         with pytest.raises(SystemExit) as exit_info:

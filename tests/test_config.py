@@ -10,17 +10,21 @@ from scfusion_fm.config import (
     CrossModalConfig,
     PrepareConfig,
     PretrainConfig,
+    UnimodalTransferConfig,
     config_differences,
     load_config,
     save_config,
 )
+from scfusion_fm.config_evaluate import EvaluateConfig
 
 ROOT = Path(__file__).parent.parent
 SCHEMAS = {
     "data": PrepareConfig,
     "pretrain": PretrainConfig,
+    "evaluate": EvaluateConfig,
     "cell_type_annotation": AnnotationConfig,
     "cross_modal_prediction": CrossModalConfig,
+    "unimodal_transfer": UnimodalTransferConfig,
 }
 FILES = sorted(ROOT.glob("configs/**/*.yaml"))
 
@@ -36,14 +40,14 @@ def test_every_yaml_loads_and_saves(path, tmp_path):
     assert load_config(schema_of(path), tmp_path / "again.yaml") == config
 
 
-@pytest.mark.parametrize("stem", ["cell_type_annotation", "cross_modal_prediction"])
+@pytest.mark.parametrize("stem", ["cell_type_annotation", "cross_modal_prediction", "unimodal_transfer"])
 def test_one_stem_per_task(stem):
     assert (ROOT / "finetune" / f"{stem}.py").is_file()
     assert (ROOT / "configs" / "finetune" / f"{stem}.yaml").is_file()
 
 
 def test_demo_configs_hold_out_the_same_cells():
-    splits = [yaml.safe_load(p.read_text()).get("split") for p in FILES if "pretrain" not in p.parts]
+    splits = [yaml.safe_load(p.read_text()).get("split") for p in FILES if p.parent.name in ("data", "finetune")]
     assert len(splits) >= 3
     assert all(s == splits[0] for s in splits)
 
@@ -109,6 +113,53 @@ def test_differences_name_the_setting():
     assert config_differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}) == ["a.c: 2 -> 3"]
     assert config_differences({"a": 1}, {"a": 1}) == []
     assert config_differences({}, {"new": 1}) == ["new: None -> 1"]
+
+
+EVALUATE = ROOT / "configs" / "evaluate" / "demo.yaml"
+
+
+def test_experiments_get_the_defaults_that_they_do_not_replace(tmp_path):
+    overrides = ["defaults.seeds=[3,4]", "experiments.cell types.optim.lr=0.5"]
+    config = load_config(EvaluateConfig, EVALUATE, overrides)
+    first, second, _ = config.experiments.values()
+    assert (first.seeds, second.seeds) == ([3, 4], [3, 4])
+    assert (first.optim.lr, second.optim.lr) == (0.5, config.defaults.optim.lr)
+    assert first.optim.epochs == second.optim.epochs == config.defaults.optim.epochs
+    assert first.data == second.data == config.defaults.data
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "experiments.x.tsak=annotation",
+            r"Unknown setting `experiments\.x\.tsak` .* Did you mean .*task",
+        ),
+        ("experiments.x.models.a.pth=b", r"Unknown setting `experiments\.x\.models\.a\.pth`"),
+        ("experiments.x.task=poetry", r"`experiments\.x\.task` must be one of annotation, .* got 'poetry'"),
+        ("experiments.x.split.kind=luck", r"`experiments\.x\.split\.kind` must be one of"),
+        ("experiments.x.seeds=[]", r"`experiments\.x\.seeds` must have an entry"),
+        ("experiments.x.seeds=[1,1]", r"`experiments\.x\.seeds` must name everything once"),
+        ("experiments.x.inputs=[dna]", r"`experiments\.x\.inputs` must be of rna, adt, rna\+adt, got \['dna'\]"),
+        ("experiments.x.scored_genes=1", r"`experiments\.x\.scored_genes` must be at least 2"),
+        ("experiments.x.hidden_fraction=1", r"`experiments\.x\.hidden_fraction` must lie in \(0, 1\)"),
+        (
+            "experiments.x.task=clustering experiments.x.label_budgets=[9]",
+            "`.*label_budgets` is for the task annotation",
+        ),
+        ("experiments.x.task=clustering experiments.x.protocol=paper", "`.*protocol` paper is for the task annotation"),
+        ("experiments.x.task=integration experiments.x.split.kind=leave_group_out", "must be k_fold for integration"),
+    ],
+)
+def test_mistakes_in_experiments_are_named(override, message):
+    with pytest.raises(ValueError, match=message):
+        load_config(EvaluateConfig, EVALUATE, ["experiments.x.task=annotation", *override.split()])
+
+
+def test_an_evaluation_needs_an_experiment(tmp_path):
+    (tmp_path / "empty.yaml").write_text("output_dir: x\n")
+    with pytest.raises(ValueError, match="`experiments` must hold at least one experiment, got none"):
+        load_config(EvaluateConfig, tmp_path / "empty.yaml")
 
 
 @pytest.mark.parametrize(

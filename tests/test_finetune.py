@@ -1,8 +1,11 @@
 """The fine-tuning scripts as processes: results beside baselines, a model that loads, honest refusals."""
 
+import dataclasses
 import json
 import sys
+import warnings
 
+import mudata as md
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,6 +14,7 @@ from launch import ROOT, run
 from make_cells import make_modalities
 
 from scfusion_fm import ScFusionTTTFeatureExtractor, ScFusionTTTForCellTypeAnnotation
+from scfusion_fm.annotation_task import LabelledCells, choose_projected
 from scfusion_fm.config import CrossModalConfig, SplitConfig
 from scfusion_fm.data.seen import SeenCells
 from scfusion_fm.data.split import assign_split
@@ -18,16 +22,18 @@ from scfusion_fm.evaluation.conformal import ProteinIntervals
 from scfusion_fm.finetuning import (
     BalancedCrossEntropy,
     CellCollator,
+    Source,
     check_test_cells,
     predict_rows,
     rows_by_split,
     split_cells,
 )
-from scfusion_fm.inference import read_aligned
+from scfusion_fm.inference import Request, annotate, read_aligned
 
 SCRIPTS = {
     "annotation": ROOT / "finetune" / "cell_type_annotation.py",
     "cross_modal": ROOT / "finetune" / "cross_modal_prediction.py",
+    "transfer": ROOT / "finetune" / "unimodal_transfer.py",
 }
 
 
@@ -50,6 +56,13 @@ def annotation(model_dir, paired_file, tmp_path_factory):
 def cross_modal(model_dir, paired_file, tmp_path_factory):
     output = tmp_path_factory.mktemp("cross_modal") / "run"
     finetune("cross_modal", model_dir, paired_file, output, "interval_group_key=cell_type", "coverage_key=donor")
+    return output
+
+
+@pytest.fixture(scope="module")
+def transfer(model_dir, paired_file, tmp_path_factory):
+    output = tmp_path_factory.mktemp("transfer") / "run"
+    finetune("transfer", model_dir, paired_file, output)
     return output
 
 
@@ -144,11 +157,89 @@ def test_a_model_without_memory_is_used_with_a_warning(model_dir, paired_file, t
 
 
 @pytest.mark.slow
-def test_report_is_made_from_these_runs(annotation, cross_modal, tmp_path):
+def test_report_is_made_from_these_runs(annotation, cross_modal, transfer, tmp_path):
     from scfusion_fm.evaluation.report import write_report
 
     write_report(tmp_path / "report.html", None, annotation, cross_modal)
     assert "scFusionTTT" in (tmp_path / "report.html").read_text()
+    write_report(tmp_path / "transfer.html", None, transfer, None)
+    assert "scFusionTTT" in (tmp_path / "transfer.html").read_text()
+
+
+@pytest.mark.slow
+def test_transfer_trains_projection_and_head_alone_and_stands_beside_baselines(transfer, model_dir):
+    results = json.loads((transfer / "results.json").read_text())
+    assert {(r["method"], r["inputs"]) for r in results["table"]} == {
+        (m, "rna") for m in ("scFusionTTT", "majority", "PCA + logistic regression", "PCA + kNN")
+    }
+    assert len(results["projected_proteins"]) == 5
+    before = ScFusionTTTForCellTypeAnnotation.from_pretrained(model_dir).model.state_dict()
+    after = ScFusionTTTForCellTypeAnnotation.from_pretrained(transfer / "model").model.state_dict()
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"adt_projection"}
+
+
+def test_projected_proteins_enter_the_fusion_and_measured_ones_do_not(model_dir, paired_file):
+    extractor = ScFusionTTTFeatureExtractor.from_pretrained(model_dir)
+    _, aligned = read_aligned(paired_file, extractor)
+    rows = np.arange(20)
+
+    def logits(cells, projected):
+        model = Source(model_dir).build(ScFusionTTTForCellTypeAnnotation, 0, num_labels=3, projected_proteins=projected)
+        return predict_rows(model, CellCollator(cells, extractor), rows)
+
+    other = dataclasses.replace(aligned, adt=aligned.adt[::-1].copy())
+    some, rest = logits(aligned, [0, 1, 2]), logits(aligned, [3, 4])
+    assert np.array_equal(some, logits(other, [0, 1, 2]))
+    assert np.abs(some - rest).max() > 1e-4
+    assert np.abs(some - logits(aligned, [])).max() > 1e-4
+    # What the model makes of its configuration is what masks that are given do.
+    plain = Source(model_dir).build(ScFusionTTTForCellTypeAnnotation, 0, num_labels=3).eval()
+    batch = CellCollator(aligned, extractor, modalities=("rna",))(rows.tolist())
+    masked = torch.arange(extractor.num_proteins).expand(20, -1) < 3
+    with torch.inference_mode():
+        given = plain(**batch, adt_bool_masked_pos=masked).logits.numpy()
+    np.testing.assert_allclose(given, some, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="`rna_values` must be given to a model that projects proteins"):
+        Source(model_dir).build(ScFusionTTTForCellTypeAnnotation, 0, projected_proteins=[0])(
+            adt_values=torch.zeros(2, extractor.num_proteins)
+        )
+
+
+@pytest.mark.slow
+def test_a_transferred_model_annotates_from_rna_alone(transfer, paired_file, tmp_path):
+    predictions = pd.read_csv(transfer / "test_predictions.csv", index_col="cell")
+    with warnings.catch_warnings(action="ignore"):
+        annotate(Request(transfer / "model", paired_file, tmp_path / "out.h5mu"))
+        found = md.read_h5mu(tmp_path / "out.h5mu").obs.loc[predictions.index, "cell_type_pred"]
+    assert list(found) == list(predictions["predicted"])
+
+
+def test_proteins_to_project_are_those_of_the_file_or_all_or_the_named(model_dir, paired_file, tmp_path):
+    extractor = ScFusionTTTFeatureExtractor.from_pretrained(model_dir)
+    cells, aligned = read_aligned(paired_file, extractor)
+    data = LabelledCells(aligned, extractor, cells.obs["cell_type"].to_numpy(str), ("rna",))
+    assert list(data.inputs) == ["rna"]
+    assert choose_projected(data, None) == np.flatnonzero(aligned.adt_observed).tolist()
+    name = extractor.protein_names[1]
+    assert choose_projected(data, [name]) == [1]
+    with pytest.raises(ValueError, match=r"`proteins` must name proteins that the model knows .* got \['CDX'\]"):
+        choose_projected(data, [name, "CDX"])
+    make_modalities(40, seed=2)[0].write_h5ad(tmp_path / "rna.h5ad")
+    cells, aligned = read_aligned(tmp_path / "rna.h5ad", extractor)
+    data = LabelledCells(aligned, extractor, cells.obs["cell_type"].to_numpy(str), ("rna",))
+    assert choose_projected(data, None) == list(range(extractor.num_proteins))
+
+
+def test_fresh_weights_depend_on_the_seed_alone(model_dir):
+    loaded = Source(model_dir).build(ScFusionTTTForCellTypeAnnotation, 0, num_labels=3)
+    fresh = [Source(model_dir, True).build(ScFusionTTTForCellTypeAnnotation, s, num_labels=3) for s in (5, 5, 6)]
+    states = [m.state_dict() for m in (loaded, *fresh)]
+    name = "model.rna_embeddings.weight"
+    assert not torch.equal(states[0][name], states[1][name])
+    assert all(torch.equal(states[1][n], states[2][n]) for n in states[1])
+    assert not torch.equal(states[1][name], states[3][name])
+    assert [s["classifier.weight"].shape for s in states] == [(3, 16)] * 4
 
 
 @pytest.mark.slow
@@ -162,6 +253,7 @@ def test_report_is_made_from_these_runs(annotation, cross_modal, tmp_path):
         ("cross_modal", "split.test_fraction=0", "`split` must leave cells for train, val and test"),
         ("cross_modal", "coverage_key=site", "`site` must be a column of obs, to group cells by"),
         ("cross_modal", "output_dir=configs", "`output_dir` must not exist yet"),
+        ("transfer", "proteins=[CDX]", "`proteins` must name proteins that the model knows"),
         ("annotation", "split.seed=1", "`data` must hold test cells that the model was not trained on, got"),
         ("cross_modal", "split.seed=1", "`allow_seen_test_cells: true`, and the results will tell of it"),
         ("cross_modal", "model=configs", "`model` must be a directory with config.json"),

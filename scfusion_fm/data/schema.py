@@ -100,6 +100,14 @@ class AlignedCells:
     adt_observed: np.ndarray
     adt_present: np.ndarray
 
+    def rna_observed_in(self, rows: np.ndarray) -> np.ndarray:
+        """Tell which genes were measured in some cells, (len(rows), num_genes)."""
+        return self.rna_observed & self.rna_present[rows, None]
+
+    def adt_observed_in(self, rows: np.ndarray) -> np.ndarray:
+        """Tell which proteins were measured in some cells, (len(rows), num_proteins)."""
+        return self.adt_observed & self.adt_present[rows, None]
+
 
 def check_counts(matrix: Any, name: str) -> None:
     """Check that a matrix holds raw counts: finite, non-negative, whole numbers.

@@ -132,7 +132,7 @@ def write_report(out_html: Path, pretraining: Path | None, annotation: Path | No
         out_html.parent / f"{out_html.stem}_figures",
         {name: png for section in sections for name, png in section.figures.items()},
     )
-    _replace_file(out_html, render_page("scFusionTTT: report of a run", LEAD, body).encode())
+    replace_file(out_html, render_page("scFusionTTT: report of a run", LEAD, body).encode())
     return out_html
 
 
@@ -376,12 +376,12 @@ def _write_figures(directory: Path, figures: dict[str, bytes]) -> None:
     """Write the pictures and take away those that an earlier report left under the same names."""
     directory.mkdir(parents=True, exist_ok=True)
     for name, png in figures.items():
-        _replace_file(directory / name, png)
+        replace_file(directory / name, png)
     for name in set(FIGURES) - set(figures):
         (directory / name).unlink(missing_ok=True)
 
 
-def _replace_file(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes) -> None:
     """Write a file so that nobody ever sees a part of it."""
     temporary = None
     try:

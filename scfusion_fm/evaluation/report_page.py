@@ -42,6 +42,16 @@ summary { cursor: pointer; }
 """
 
 
+class Spread(float):
+    """A mean with the standard deviation of what it is the mean of; NaN where that is of a single value."""
+
+    def __new__(cls, mean: float, sd: float):
+        """Make a number that remembers its spread."""
+        made = super().__new__(cls, mean)
+        made.sd = sd
+        return made
+
+
 def render_page(title: str, lead: str, body: str) -> str:
     """Put the parts of the report into one page without external resources.
 
@@ -198,6 +208,8 @@ def format_value(value: object) -> str:
         return ", ".join(format_value(item) for item in value)
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return "n/a"
+    if isinstance(value, Spread) and math.isfinite(value.sd):
+        return f"{value:.3f} ± {value.sd:.3f}"
     if isinstance(value, float):
         return f"{value:.3f}"
     return escape(f"{value:,}" if isinstance(value, int) else str(value))

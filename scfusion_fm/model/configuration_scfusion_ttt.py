@@ -58,6 +58,9 @@ class ScFusionTTTConfig(PreTrainedConfig):
         Standard deviation of the initial weights.
     classifier_dropout
         Dropout before the classification head, in [0, 1).
+    projected_proteins
+        Places of the proteins whose latents `ScFusionTTTForCellTypeAnnotation` projects from the RNA (the paper's third
+        stage); a classifier with such a list, even an empty one, reads no measured protein. None reads what is given.
     target_modality
         What `ScFusionTTTForCrossModalPrediction` predicts, `adt` or `rna`.
     predicted_features
@@ -92,6 +95,7 @@ class ScFusionTTTConfig(PreTrainedConfig):
     rms_norm_eps: float = 1e-6
     initializer_range: float = 0.02
     classifier_dropout: float = 0.1
+    projected_proteins: list[int] | None = None
     target_modality: str = "adt"
     predicted_features: list[str] | None = None
 

@@ -387,6 +387,8 @@ class ScFusionTTTForCellTypeAnnotation(ScFusionTTTPreTrainedModel):
         rna_observed: Tensor | None = None,
         adt_values: Tensor | None = None,
         adt_observed: Tensor | None = None,
+        rna_bool_masked_pos: Tensor | None = None,
+        adt_bool_masked_pos: Tensor | None = None,
         labels: Tensor | None = None,
         return_dict: bool | None = None,
     ) -> ScFusionTTTPredictionOutput | tuple:
@@ -397,16 +399,43 @@ class ScFusionTTTForCellTypeAnnotation(ScFusionTTTPreTrainedModel):
         ----------
         rna_values, rna_observed, adt_values, adt_observed
             What was measured.
+        rna_bool_masked_pos, adt_bool_masked_pos
+            Tokens of a modality that was not measured which are to be projected from the other one (the paper's third
+            stage); none when None. A model with `config.projected_proteins` makes its own.
         labels
             (B,) class indices; -100 for a cell without a label.
         return_dict
             Whether to return an output object instead of a tuple.
+
+        Raises
+        ------
+        ValueError
+            If there is no RNA to project from.
         """
-        encoded = self.model(rna_values, rna_observed, adt_values, adt_observed, return_dict=True)
+        if self.config.projected_proteins is not None:
+            adt_values = adt_observed = None
+            adt_bool_masked_pos = self._hide_proteins(rna_values)
+        encoded = self.model(
+            rna_values,
+            rna_observed,
+            adt_values,
+            adt_observed,
+            rna_bool_masked_pos,
+            adt_bool_masked_pos,
+            return_dict=True,
+        )
         logits = self.classifier(self.dropout(encoded.pooler_output))
         loss = None if labels is None else F.cross_entropy(logits.float(), labels)
         output = ScFusionTTTPredictionOutput(loss, logits, encoded.pooler_output)
         return output if self.model._wants_dict(return_dict) else output.to_tuple()
+
+    def _hide_proteins(self, rna_values: Tensor | None) -> Tensor:
+        """Mark the proteins to project, (B, P)."""
+        if rna_values is None:
+            raise ValueError("`rna_values` must be given to a model that projects proteins from RNA, got None.")
+        hidden = torch.zeros(self.config.num_proteins, device=rna_values.device, dtype=torch.bool)
+        hidden[self.config.projected_proteins] = True
+        return hidden.expand(len(rna_values), -1)
 
 
 class ScFusionTTTForCrossModalPrediction(ScFusionTTTPreTrainedModel):

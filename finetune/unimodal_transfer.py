@@ -1,0 +1,86 @@
+"""Teach a pretrained model to name cell types from RNA alone, through the protein latents that it projects.
+
+The third stage of the paper: encoders and fusion stay as pretraining left them; the projection, which makes the latents
+of the missing proteins from those of the RNA, and the head are trained. Run it with
+`projected_proteins=false` and another `output_dir` to see what the projected proteins add.
+
+python finetune/unimodal_transfer.py --config configs/finetune/unimodal_transfer.yaml
+"""
+
+from pathlib import Path
+
+import pandas as pd
+
+from scfusion_fm import ScFusionTTTModel
+from scfusion_fm.annotation_task import (
+    AnnotationSettings,
+    LabelledFile,
+    choose_projected,
+    fit_annotation,
+    fit_annotation_baselines,
+)
+from scfusion_fm.config import UnimodalTransferConfig, save_config
+from scfusion_fm.console import parse_config, run_command
+from scfusion_fm.data.prepare import check_new_path
+from scfusion_fm.evaluation.metrics import clustering_scores
+from scfusion_fm.export import export_model
+from scfusion_fm.finetuning import Source, check_test_cells, write_results
+from scfusion_fm.inference import load_pretrained
+
+
+def main() -> None:
+    """Run the fine-tuning from top to bottom."""
+    config = parse_config(UnimodalTransferConfig, __doc__)
+    output = Path(config.output_dir)
+    check_new_path(output, "output_dir")
+
+    # RNA, labels, the split that pretraining held out, and the proteins to project.
+    _, extractor = load_pretrained(Path(config.model), ScFusionTTTModel)
+    file = LabelledFile.read(config, extractor, ("rna",))
+    data = file.data
+    seen = check_test_cells(config, data.aligned, extractor, file.rows)
+    projected = choose_projected(data, config.proteins) if config.projected_proteins else []
+    proteins = [extractor.protein_names[place] for place in projected]
+
+    # Fine-tune the projection and the head.
+    output.mkdir(parents=True)
+    save_config(config, output / "config.yaml")
+    settings = AnnotationSettings(
+        config.optim,
+        config.seed,
+        output / "trainer",
+        config.balance_classes,
+        modalities=("rna",),
+        projected=projected,
+        trained=("adt_projection",) if projected else (),
+    )
+    fitted = fit_annotation(Source(Path(config.model)), data, file.rows, settings)
+
+    # Held-out figures beside baselines that got the same cells, their RNA and their labels.
+    logits = fitted.predict(data.aligned, file.rows["test"])
+    predicted = {("scFusionTTT", "rna"): data.names_of(logits)} | fit_annotation_baselines(data, file.rows)
+    table = file.score(predicted)
+    embedding = fitted.embed(data.aligned, data.used)
+    facts = {
+        "task": "cell-type annotation from RNA" + (" and projected proteins" if proteins else ""),
+        "classes": ", ".join(data.classes),
+        "proteins projected from RNA": ", ".join(proteins) or "none",
+        "fine-tuned on": config.data,
+    }
+    export_model(fitted.model, extractor, output / "model", facts, seen.cells)
+    file.write_cells(output, logits, embedding)
+    results = {
+        "task": "unimodal_transfer",
+        **file.describe(),
+        "projected_proteins": proteins,
+        "table": table,
+        "embedding": clustering_scores(embedding, data.labels[data.used]),
+        "seen_test_cells": seen.test_cells,
+    }
+    write_results(output, results)
+    print(pd.DataFrame(table).round(3).to_string(index=False))
+    print(f"results, predictions and model are in {output}")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,165 @@
+"""Predicting one modality from the other: paired cells, a model fitted on some, baselines fitted on the same ones.
+
+Letters: n cells, T targets (measured proteins or genes of the panel).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from transformers import PreTrainedModel
+
+from scfusion_fm.annotation_task import join_rows
+from scfusion_fm.data.schema import AlignedCells
+from scfusion_fm.evaluation.baselines import predict_protein_baselines
+from scfusion_fm.evaluation.metrics import protein_scores
+from scfusion_fm.evaluation.prediction_baselines import PredictionTask
+from scfusion_fm.finetuning import CellCollator, FitSettings, Source, predict_rows, train_best
+from scfusion_fm.model import ScFusionTTTFeatureExtractor, ScFusionTTTForCrossModalPrediction
+
+SOURCE_OF = {"adt": "rna", "rna": "adt"}
+
+
+@dataclass
+class PairedCells:
+    """
+    Cells with RNA and protein, and what is predicted of them.
+
+    Attributes
+    ----------
+    aligned
+        The cells.
+    extractor
+        Vocabulary and normaliser.
+    target
+        Modality that is predicted, `adt` or `rna`.
+    panel
+        (T,), places of the targets in the vocabulary; all that were measured when None is given.
+    paired
+        Rows with both modalities.
+    names
+        (T,), names of the targets.
+    measured, observed
+        (n, T), normalised values, and where they were measured.
+    """
+
+    aligned: AlignedCells
+    extractor: ScFusionTTTFeatureExtractor
+    target: str = "adt"
+    panel: NDArray[np.int64] | None = None
+
+    def __post_init__(self):
+        aligned, extractor = self.aligned, self.extractor
+        self.paired = np.flatnonzero(aligned.rna_present & aligned.adt_present)
+        if len(self.paired) == 0:
+            raise ValueError("`data` must hold cells with RNA and protein, got none; choose a paired file.")
+        if self.panel is None:
+            self.panel = np.flatnonzero(aligned.adt_observed if self.target == "adt" else aligned.rna_observed)
+        every = np.arange(len(aligned.obs))
+        names = extractor.protein_names if self.target == "adt" else extractor.gene_symbols
+        self.names = [names[i] for i in self.panel]
+        if self.target == "adt":
+            self.observed = aligned.adt_observed_in(every)
+            self.measured = extractor.normalise_adt(aligned.adt, self.observed)[:, self.panel]
+            self.observed = self.observed[:, self.panel]
+        else:
+            self.observed = aligned.rna_observed_in(every)[:, self.panel]
+            counts = aligned.rna[:, self.panel].toarray()
+            self.measured = extractor.normalise_rna(counts, aligned.rna_total_counts)
+
+    def score(self, rows: NDArray[np.int64], predicted: NDArray) -> tuple[pd.DataFrame, dict[str, float]]:
+        """Score predictions for some rows, (len(rows), T): a table per target, and a summary."""
+        return protein_scores(self.measured[rows], predicted, self.observed[rows])
+
+
+@dataclass(frozen=True)
+class FittedCrossModal:
+    """A fitted predictor of the panel."""
+
+    model: PreTrainedModel
+    data: PairedCells
+
+    def predict(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Predict the targets of some cells from their other modality alone, (len(rows), T)."""
+        collator = CellCollator(self.data.aligned, self.data.extractor)
+        shown = (SOURCE_OF[self.data.target],)
+        return _columns(self.data, predict_rows(self.model, collator, rows, modalities=shown))
+
+
+def fit_cross_modal(
+    source: Source, data: PairedCells, rows: dict[str, NDArray[np.int64]], settings: FitSettings
+) -> FittedCrossModal:
+    """
+    Fine-tune the pretraining pass with the target hidden; the epoch with the best validation correlation is kept.
+
+    Parameters
+    ----------
+    source
+        Where the weights come from.
+    data
+        All cells.
+    rows
+        Rows of `train` and `val`.
+    settings
+        How to train.
+    """
+    model = source.build(
+        ScFusionTTTForCrossModalPrediction, settings.seed, target_modality=data.target, predicted_features=data.names
+    )
+    collator = CellCollator(data.aligned, data.extractor, target=data.target)
+
+    def score(prediction) -> dict[str, float]:
+        logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
+        summary = data.score(rows["val"], _columns(data, logits))[1]
+        return {"score": np.nan_to_num(summary["pearson_per_protein"], nan=-1.0), **summary}
+
+    train_best(model, rows, {"train": collator, "val": collator}, score, settings)
+    return FittedCrossModal(model, data)
+
+
+def _columns(data: PairedCells, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Select the panel from predictions over the whole vocabulary."""
+    return (logits if data.target == "adt" else data.extractor.merge_patches(logits))[:, data.panel]
+
+
+def choose_genes(
+    aligned: AlignedCells, extractor: ScFusionTTTFeatureExtractor, rows: NDArray[np.int64], number: int
+) -> NDArray[np.int64]:
+    """Give the places of the genes that vary most among some cells, in the order of the vocabulary."""
+    genes = np.flatnonzero(aligned.rna_observed)
+    values = extractor.normalise_rna(aligned.rna[rows][:, genes].toarray(), aligned.rna_total_counts[rows])
+    return np.sort(genes[np.argsort(-values.var(0), kind="stable")[:number]])
+
+
+def build_baseline_task(data: PairedCells, rows: dict[str, NDArray[np.int64]], seed: int = 0) -> PredictionTask:
+    """Give the baselines the cells and features that the model gets."""
+    used, split = join_rows(rows)
+    aligned, extractor = data.aligned, data.extractor
+    if data.target == "adt":
+        shown = np.flatnonzero(aligned.rna_observed)
+        x = extractor.normalise_rna(aligned.rna[used][:, shown].toarray(), aligned.rna_total_counts[used])
+        own, wanted = extractor.gene_ids, extractor.protein_gene_ids
+    else:
+        shown = np.flatnonzero(aligned.adt_observed)
+        observed = aligned.adt_observed_in(used)
+        x = np.where(observed, extractor.normalise_adt(aligned.adt[used], observed), np.nan)[:, shown]
+        own, wanted = extractor.protein_gene_ids, extractor.gene_ids
+    column = {own[place]: i for i, place in reversed(list(enumerate(shown)))}
+    return PredictionTask(
+        x=x,
+        y=data.measured[used],
+        observed=data.observed[used],
+        split=split,
+        inputs=SOURCE_OF[data.target],
+        own_columns=[column.get(wanted[i]) for i in data.panel],
+        seed=seed,
+    )
+
+
+def fit_protein_baselines(
+    data: PairedCells, rows: dict[str, NDArray[np.int64]], seed: int = 0
+) -> dict[str, NDArray[np.float64]]:
+    """Fit the quick baselines that predict proteins; predictions for `test` by method."""
+    task = build_baseline_task(data, rows, seed)
+    return predict_protein_baselines(task.x, task.y, task.observed, task.own_columns, task.split, seed)

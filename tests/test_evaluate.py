@@ -1,0 +1,245 @@
+"""scfusion evaluate: units that can be interrupted, the same rows for all, spread, leaks, and one report."""
+
+import json
+import sys
+import warnings
+
+import numpy as np
+import pytest
+import yaml
+from make_cells import make_modalities, write_h5mu
+from mudata import MuData
+
+from scfusion_fm import annotation_task, evaluating, evaluation_runs
+from scfusion_fm.cli import main
+from scfusion_fm.config import load_config
+from scfusion_fm.config_evaluate import EvaluateConfig
+from scfusion_fm.cross_modal_task import PairedCells
+from scfusion_fm.evaluating import Evaluation
+
+# Of cells made up at random, gates and few proteins look suspicious; scikit-learn tells of tiny folds.
+pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning", "ignore:.*least populated")
+
+DEFAULTS = {
+    "split": {"kind": "k_fold", "folds": 2, "val_fraction": 0.2},
+    "optim": {"epochs": 1, "batch_size": 16, "lr": 0.01, "threads": 1},
+    "baselines": ["majority", "PCA + kNN"],
+    "min_cells_per_class": 5,
+}
+TWO = {
+    "types": {"task": "annotation", "label_budgets": [30, None], "inputs": ["rna", "rna+adt"]},
+    "proteins": {"task": "protein_from_rna", "baselines": ["mean", "PCA + ridge"]},
+}
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """Files whose cells the model has not seen."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    for i, cells in enumerate((90, 60)):
+        write_h5mu(folder / f"new{i}.h5mu", cells, seed=70 + i)
+    return folder
+
+
+@pytest.fixture
+def build(data_dir, model_dir, tmp_path):
+    """Build an evaluation of experiments in a directory of its own."""
+
+    def build(experiments, name="run", **defaults):
+        shared = DEFAULTS | {"data": ["new0.h5mu"], "models": {"tiny": {"path": str(model_dir)}}} | defaults
+        settings = {"output_dir": str(tmp_path / name), "data_dir": str(data_dir)}
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(settings | {"defaults": shared, "experiments": experiments}))
+        return Evaluation(load_config(EvaluateConfig, path), report_line=lambda line: None)
+
+    return build
+
+
+def read_units(evaluation):
+    units = {p.stem: json.loads(p.read_text()) for p in sorted((evaluation.output / "units").glob("*.json"))}
+    return {name: {k: v for k, v in unit.items() if k != "seconds"} for name, unit in units.items()}
+
+
+def test_report_holds_every_experiment_beside_its_baselines(build):
+    evaluation = build(TWO)
+    page = evaluation.run().read_text()
+    units = read_units(evaluation)
+    assert len(units) == 2 * 2 + 2
+    for text in ("<h2>types</h2>", "<h2>proteins</h2>", "scFusionTTT (tiny)", "PCA + kNN", "PCA + ridge", "±"):
+        assert text in page, text
+    assert page.count("data:image/png") == 3  # few labels, per class, per protein
+    assert "What to distrust" in page
+    assert "nobody said what the labels were made from" in page
+    assert "has seen" not in page
+    f1 = [
+        score["macro_f1"]
+        for unit in units.values()
+        for score in unit["scores"]
+        if (unit["experiment"], unit["budget"]) == ("types", None)
+        and (score["method"], score["inputs"]) == ("tiny", "rna")
+    ]
+    assert f"{np.mean(f1):.3f} ± {np.std(f1, ddof=1):.3f}" in page
+    few = next(unit for unit in units.values() if unit["budget"] == 30)
+    assert few["cells"]["train"] + few["cells"]["val"] == 30
+    stored = np.load(evaluation.output / "units" / f"{few['id']}.npz")
+    assert (stored["tiny (rna)"] == stored["labels"]).mean() == pytest.approx(
+        next(s["accuracy"] for s in few["scores"] if (s["method"], s["inputs"]) == ("tiny", "rna"))
+    )
+    assert not list(evaluation.output.rglob(".*"))
+
+
+def test_an_interrupted_run_goes_on_and_ends_alike(build, monkeypatch):
+    whole = build({"types": TWO["types"]}, "whole")
+    whole.run()
+    calls = []
+
+    def run_until_third(bench, rows, seed):
+        calls.append(seed)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return evaluation_runs.run_fold(bench, rows, seed)
+
+    monkeypatch.setattr(evaluating, "run_fold", run_until_third)
+    with pytest.raises(KeyboardInterrupt):
+        build({"types": TWO["types"]}, "broken").run()
+    broken = build({"types": TWO["types"]}, "broken")
+    assert len(read_units(broken)) == 2
+    broken.run()
+    assert len(calls) == 3 + 2
+    assert read_units(broken) == read_units(whole)
+    build({"types": TWO["types"]}, "broken").run()
+    assert len(calls) == 5
+
+
+def test_other_settings_and_other_data_are_refused_by_name(build, data_dir, tmp_path):
+    build({"types": TWO["types"]}).run()
+    message = r"got '.*run' with others: .*experiments\.types\.optim\.lr: 0\.01 -> 0\.5"
+    with pytest.raises(ValueError, match=message):
+        build({"types": TWO["types"] | {"optim": {"lr": 0.5}}})
+    plan = json.loads((tmp_path / "run" / "plan.json").read_text())
+    plan["inputs"] |= {str(data_dir / "new0.h5mu"): "0"}
+    (tmp_path / "run" / "plan.json").write_text(json.dumps(plan))
+    with pytest.raises(ValueError, match=r"content of .*new0\.h5mu"):
+        build({"types": TWO["types"]})
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match="`output_dir` must be new or hold an evaluation"):
+        build({"types": TWO["types"]}, "full")
+
+
+def test_seen_cells_are_refused_or_told(build, paired_file):
+    seen = {"types": TWO["types"] | {"data": [str(paired_file)], "label_budgets": [30], "label_derived_from": "adt"}}
+    with pytest.raises(ValueError, match="`data` must hold test cells that the model was not trained on"):
+        build(seen)
+    page = build({"types": seen["types"] | {"allow_seen_test_cells": True}}).run().read_text()
+    assert "types: leak. tiny: the model has seen" in page
+    assert "types: leak. labels were made from adt" in page
+
+
+def test_fresh_weights_have_seen_nothing(build, paired_file, model_dir):
+    models = {"fresh": {"path": str(model_dir), "from_scratch": True}}
+    experiment = {"task": "annotation", "data": [str(paired_file)]}
+    assert build({"types": experiment}, models=models).units
+
+
+def test_models_and_baselines_see_the_same_rows(build, monkeypatch):
+    evaluation = build({"types": TWO["types"]})
+    seen = []
+    for name in ("fit_annotation", "build_baseline_task"):
+        real = getattr(annotation_task, name)
+
+        def record(*args, name=name, real=real, **kwargs):
+            rows = next(a for a in args if isinstance(a, dict))
+            seen.append((name, {k: v.tolist() for k, v in rows.items()}))
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(annotation_task, name, record)
+    rows = {role: evaluation.units[0].fold.rows(role) for role in ("train", "val", "test")}
+    evaluation_runs.run_fold(evaluation.benches["types"], rows, 0)
+    assert [name for name, _ in seen] == ["build_baseline_task", "fit_annotation"]
+    assert seen[0][1] == seen[1][1] == {role: part.tolist() for role, part in rows.items()}
+    assert not set(seen[0][1]["test"]) & {*seen[0][1]["train"], *seen[0][1]["val"]}
+
+
+@pytest.mark.slow
+def test_every_other_task_runs_on_files_together(build):
+    both = {"data": ["new0.h5mu", "new1.h5mu"]}
+    out = {"kind": "leave_group_out", "group_key": "dataset"}
+    evaluation = build(
+        {
+            "clusters": {"task": "clustering", "inputs": ["rna+adt"], **both},
+            "batches": {"task": "integration", "inputs": ["rna"], **both},
+            "hidden RNA": {"task": "imputation", "hidden_fraction": 0.3, "baselines": ["gene mean"]},
+            "genes": {"task": "rna_from_protein", "split": out, "scored_genes": 8, "baselines": ["mean"], **both},
+            "paper": {"task": "annotation", "protocol": "paper", "inputs": ["rna+adt"], "baselines": []},
+        },
+        baselines=None,
+    )
+    page = evaluation.run().read_text()
+    for text in (
+        "ARI, Ward",
+        "batches: iLISI",
+        "RMSE / gene mean",
+        "Pearson per gene",
+        "The paper's way",
+    ):
+        assert text in page, text
+    units = read_units(evaluation)
+    genes = [unit for unit in units.values() if unit["experiment"] == "genes"]
+    assert [(unit["fold"], unit["cells"]["test"]) for unit in genes] == [("new0.h5mu", 90), ("new1.h5mu", 60)]
+    assert all(len(score["parts"]) == 8 for unit in genes for score in unit["scores"])
+    protocols = {s["protocol"] for u in units.values() if u["experiment"] == "paper" for s in u["scores"]}
+    assert protocols == {"held_out", "paper", "paper, test cells only"}
+
+
+def test_mistakes_are_named_before_anything_is_computed(build, data_dir, model_dir, tmp_path):
+    cases = [
+        ({"label_key": "tissue"}, "`label_key` must be a column of obs, got 'tissue'"),
+        ({"baselines": ["oracle"]}, r"`experiments\.types\.baselines` must be among .* got \['oracle'\]"),
+        ({"split": {"kind": "leave_group_out", "group_key": "site"}}, r"`split\.group_key` must be a column of obs"),
+        ({"label_budgets": [5000]}, r"`budget` must lie in \[3, "),
+        ({"models": {"none": {"path": str(tmp_path)}}}, r"`model` must be a directory with config\.json"),
+    ]
+    for changes, message in cases:
+        with pytest.raises(ValueError, match=message):
+            build({"types": {"task": "annotation"} | changes})
+    assert not (tmp_path / "run").exists()
+
+
+def test_models_of_other_vocabularies_are_refused(build, model_dir, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in ("config.json", "preprocessor_config.json"):
+        settings = json.loads((model_dir / name).read_text())
+        if "patch_size" in settings:
+            settings["patch_size"] = 3
+        (other / name).write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=r"`experiments\.types\.models` must share vocabulary and patches"):
+        build({"types": {"task": "annotation", "models": {"other": {"path": str(other)}}}})
+
+
+def test_values_that_a_file_did_not_measure_are_not_scored(model_dir, data_dir, tmp_path, build):
+    rna, adt = make_modalities(50, seed=90)
+    with warnings.catch_warnings(action="ignore"):
+        MuData({"rna": rna, "adt": adt[:, :3].copy()}).write(data_dir / "few.h5mu")
+    evaluation = build({"proteins": TWO["proteins"] | {"data": ["new0.h5mu", "few.h5mu"]}})
+    bench = evaluation.benches["proteins"]
+    paired = PairedCells(bench.aligned, bench.extractor)
+    assert len(paired.names) == 5
+    assert paired.observed[:90].all()
+    assert (paired.observed[90:].sum(1) == 3).all()
+    rows = {role: evaluation.units[0].fold.rows(role) for role in ("train", "val", "test")}
+    assert all(np.isfinite(s["rmse"]) for s in evaluation_runs.run_fold(bench, rows, 0).rows)
+
+
+def test_the_command_evaluates_and_prints_its_way(build, monkeypatch, tmp_path, capsys):
+    build({"types": {"task": "clustering", "inputs": ["rna"], "baselines": ["PCA"]}})
+    config = str(tmp_path / "run.yaml")
+    monkeypatch.setattr(sys, "argv", ["scfusion", "evaluate", "--config", config, "defaults.seeds=[1]"])
+    main()
+    printed = capsys.readouterr().out
+    assert "2 units of work, 0 of them done before" in printed
+    assert "2/2 types-seed1-fold2-all" in printed
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "scfusion evaluate --config" in page
+    assert "defaults.seeds=[1]" in page
