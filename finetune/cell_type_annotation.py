@@ -9,9 +9,11 @@ import pandas as pd
 
 from scfusion_fm import ScFusionTTTModel
 from scfusion_fm.annotation_task import AnnotationSettings, LabelledFile, fit_annotation, fit_annotation_baselines
+from scfusion_fm.calibrating import calibrate_annotation, describe_calibration, describe_open_set, score_open_set
 from scfusion_fm.config import AnnotationConfig, save_config
 from scfusion_fm.console import parse_config, run_command
 from scfusion_fm.data.prepare import check_new_path
+from scfusion_fm.evaluation.annotation_calibration import ANNOTATION_CALIBRATION, check_served_score
 from scfusion_fm.evaluation.metrics import clustering_scores
 from scfusion_fm.export import export_model
 from scfusion_fm.finetuning import CellCollator, Source, check_test_cells, predict_rows, write_results
@@ -23,6 +25,7 @@ def main() -> None:
     config = parse_config(AnnotationConfig, __doc__)
     output = Path(config.output_dir)
     check_new_path(output, "output_dir")
+    check_served_score(config.unknown_score)
 
     # Cells, labels, and the split that pretraining held out.
     pretrained, extractor = load_pretrained(Path(config.model), ScFusionTTTModel)
@@ -36,7 +39,16 @@ def main() -> None:
     # Fine-tune; each modality is hidden now and then, so that the model also serves cells that lack it.
     output.mkdir(parents=True)
     save_config(config, output / "config.yaml")
-    fitted = fit_annotation(Source(Path(config.model)), data, file.rows, settings)
+    source = Source(Path(config.model))
+    fitted = fit_annotation(source, data, file.rows, settings)
+
+    # Temperature and thresholds from held-out cells; and what becomes of types that training did not have.
+    calibration = calibrate_annotation(fitted, data, file.rows, config.unknown_score)
+    told = {"calibration": describe_calibration(calibration, fitted, data, file.rows["test"])}
+    if config.leave_out_types:
+        open_set = score_open_set(source, data, file.rows, settings, config.leave_out_types)
+        open_set.to_csv(output / "open_set.csv", index=False)
+        told["open_set"] = describe_open_set(open_set)
 
     # Held-out figures beside baselines that got the same cells and labels.
     test = file.rows["test"]
@@ -45,14 +57,17 @@ def main() -> None:
     table = file.score(predicted | fit_annotation_baselines(data, file.rows))
     embedding = predict_rows(pretrained, CellCollator(data.aligned, extractor), data.used, "pooler_output")
     facts = {"task": "cell-type annotation", "classes": ", ".join(data.classes), "fine-tuned on": config.data}
-    export_model(fitted.model, extractor, output / "model", facts, seen.cells)
-    file.write_cells(output, logits[list(data.inputs)[-1]], embedding)
+    files = {ANNOTATION_CALIBRATION: calibration.to_json().encode()}
+    export_model(fitted.model, extractor, output / "model", facts, seen.cells, files)
+    inputs = list(data.inputs)[-1]
+    file.write_cells(output, calibration.scale(logits[inputs], inputs), embedding)
     results = {
         "task": "cell_type_annotation",
         **file.describe(),
         "table": table,
         "embedding": clustering_scores(embedding, data.labels[data.used]),
         "seen_test_cells": seen.test_cells,
+        **told,
     }
     write_results(output, results)
     print(pd.DataFrame(table).round(3).to_string(index=False))

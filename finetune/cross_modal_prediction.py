@@ -25,6 +25,7 @@ from scfusion_fm.finetuning import (
     check_test_cells,
     describe_provenance,
     rows_by_split,
+    set_apart_calibration,
     split_cells,
     write_results,
 )
@@ -42,6 +43,7 @@ def main() -> None:
     cells, aligned = read_aligned(Path(config.data), extractor)
     data = PairedCells(aligned, extractor)
     rows = rows_by_split(data.paired, split_cells(cells.obs, config.split))
+    rows = set_apart_calibration(rows, config.calibration_fraction, config.seed)
     counts = {name: len(part) for name, part in rows.items()}
     seen = check_test_cells(config, aligned, extractor, rows)
     groups, donors = (read_groups(cells, key) for key in (config.interval_group_key, config.coverage_key))
@@ -60,9 +62,10 @@ def main() -> None:
     table = [{"method": method, **summary, "n_test": len(test)} for method, (_, summary) in scores.items()]
     facts = {"task": "protein from RNA", "proteins": ", ".join(data.names), "fine-tuned on": config.data}
 
-    # Intervals from the validation cells, and how often they hold what was measured in test cells.
-    val = rows["val"]
-    intervals = calibrate_intervals(data, val, fitted.predict(val), None if groups is None else groups[val])
+    # Intervals from the calibration cells, and how often they hold what was measured in test cells.
+    held_out = rows["calibration"]
+    own = None if groups is None else groups[held_out]
+    intervals = calibrate_intervals(data, held_out, fitted.predict(held_out), own)
     coverage = measure_coverage(data, test, intervals, predictions["scFusionTTT"], (groups, donors))
     coverage.to_csv(output / "interval_coverage.csv", index=False)
     files = {PROTEIN_INTERVALS: intervals.to_json().encode()}
@@ -108,14 +111,7 @@ def read_groups(cells: Cells, key: str | None) -> NDArray[np.object_] | None:
 def calibrate_intervals(
     data: PairedCells, rows: NDArray[np.int64], predicted: NDArray[np.float32], groups: NDArray[np.object_] | None
 ) -> ProteinIntervals:
-    """
-    Calibrate on held-out cells, the validation cells.
-
-    Notes
-    -----
-    They took no part in the gradient, but chose the epoch: the intervals are a little too narrow for it. The coverage
-    on test cells, which chose nothing, is in the results.
-    """
+    """Calibrate on cells that neither trained nor chose the epoch."""
     return ProteinIntervals.calibrate(data.measured[rows], predicted, data.observed[rows], data.names, groups)
 
 

@@ -19,9 +19,11 @@ from scfusion_fm.annotation_task import (
     fit_annotation,
     fit_annotation_baselines,
 )
+from scfusion_fm.calibrating import calibrate_annotation, describe_calibration
 from scfusion_fm.config import UnimodalTransferConfig, save_config
 from scfusion_fm.console import parse_config, run_command
 from scfusion_fm.data.prepare import check_new_path
+from scfusion_fm.evaluation.annotation_calibration import ANNOTATION_CALIBRATION, check_served_score
 from scfusion_fm.evaluation.metrics import clustering_scores
 from scfusion_fm.export import export_model
 from scfusion_fm.finetuning import Source, check_test_cells, write_results
@@ -33,6 +35,7 @@ def main() -> None:
     config = parse_config(UnimodalTransferConfig, __doc__)
     output = Path(config.output_dir)
     check_new_path(output, "output_dir")
+    check_served_score(config.unknown_score)
 
     # RNA, labels, the split that pretraining held out, and the proteins to project.
     _, extractor = load_pretrained(Path(config.model), ScFusionTTTModel)
@@ -56,6 +59,9 @@ def main() -> None:
     )
     fitted = fit_annotation(Source(Path(config.model)), data, file.rows, settings)
 
+    # Temperature and thresholds from held-out cells.
+    calibration = calibrate_annotation(fitted, data, file.rows, config.unknown_score)
+
     # Held-out figures beside baselines that got the same cells, their RNA and their labels.
     logits = fitted.predict(data.aligned, file.rows["test"])
     predicted = {("scFusionTTT", "rna"): data.names_of(logits)} | fit_annotation_baselines(data, file.rows)
@@ -67,8 +73,9 @@ def main() -> None:
         "proteins projected from RNA": ", ".join(proteins) or "none",
         "fine-tuned on": config.data,
     }
-    export_model(fitted.model, extractor, output / "model", facts, seen.cells)
-    file.write_cells(output, logits, embedding)
+    files = {ANNOTATION_CALIBRATION: calibration.to_json().encode()}
+    export_model(fitted.model, extractor, output / "model", facts, seen.cells, files)
+    file.write_cells(output, calibration.scale(logits, "rna"), embedding)
     results = {
         "task": "unimodal_transfer",
         **file.describe(),
@@ -76,6 +83,7 @@ def main() -> None:
         "table": table,
         "embedding": clustering_scores(embedding, data.labels[data.used]),
         "seen_test_cells": seen.test_cells,
+        "calibration": describe_calibration(calibration, fitted, data, file.rows["test"]),
     }
     write_results(output, results)
     print(pd.DataFrame(table).round(3).to_string(index=False))

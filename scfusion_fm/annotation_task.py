@@ -27,6 +27,7 @@ from scfusion_fm.finetuning import (
     describe_provenance,
     predict_rows,
     rows_by_split,
+    set_apart_calibration,
     split_cells,
     train_best,
 )
@@ -281,7 +282,8 @@ class LabelledFile:
     split: NDArray[np.str_]
 
     def __post_init__(self):
-        self.rows = rows_by_split(self.data.used, self.split)
+        rows = rows_by_split(self.data.used, self.split)
+        self.rows = set_apart_calibration(rows, self.config.calibration_fraction, self.config.seed)
         self.counts = {name: len(rows) for name, rows in self.rows.items()}
 
     @classmethod

@@ -122,6 +122,16 @@ def _add_inference(commands: argparse._SubParsersAction, name: str, text: str) -
     parser.add_argument("--modality", choices=("auto", "rna", "adt"), default="auto", help="of a single AnnData")
     parser.add_argument("--batch-size", type=int, default=64, help="cells per forward pass")
     parser.add_argument("--device", help="torch device; cuda where there is one by default")
+    if name == "annotate":
+        parser.add_argument(
+            "--reject-rate",
+            type=float,
+            help="share of cells of known types that may be called unknown; none is without",
+        )
+        parser.add_argument("--ontology", type=Path, help="TSV with the columns label, ontology_id and parent")
+        parser.add_argument(
+            "--min-probability", type=float, default=0.5, help="below it, a label of --ontology goes up to its parent"
+        )
     if name == "predict-protein":
         parser.add_argument("--level", type=float, help="coverage of the intervals; 0.9 by default")
         parser.add_argument("--group-key", help="column of obs whose groups get their own intervals, if calibrated")
@@ -246,15 +256,20 @@ def _infer(name: str, args: argparse.Namespace) -> None:
         batch_size=args.batch_size,
         device=args.device,
     )
-    if name == "predict-protein":
-        wanted = inference.IntervalRequest(args.level, args.group_key, args.drop_undetermined)
-        inference.predict_protein(request, wanted)
-    elif name == "surprise":
+    if name == "embed":
+        inference.embed(request)
+    elif name == "annotate":
+        from scfusion_fm.annotating import AnnotationRequest, annotate
+
+        annotate(request, AnnotationRequest(args.reject_rate, args.ontology, args.min_probability))
+    elif name == "predict-protein":
+        from scfusion_fm.predicting import IntervalRequest, predict_protein
+
+        predict_protein(request, IntervalRequest(args.level, args.group_key, args.drop_undetermined))
+    else:
         from scfusion_fm.surprise import SurpriseRequest, surprise
 
         surprise(request, SurpriseRequest(args.reference, args.draws))
-    else:
-        {"embed": inference.embed, "annotate": inference.annotate}[name](request)
 
 
 def _seen(args: argparse.Namespace) -> None:

@@ -274,6 +274,12 @@ class AnnotationConfig:
     """Whether the loss gives every class the same weight, however many cells it has."""
     modality_dropout: float = 0.3
     """Probability that a paired training cell loses one of its modalities, in [0, 1]."""
+    calibration_fraction: float = 0.5
+    """Share of the validation cells that sets temperature and thresholds, and does not choose the epoch; in (0, 1)."""
+    unknown_score: str = "max_softmax"
+    """What cells of unknown types are recognised by: max_softmax, energy or mahalanobis."""
+    leave_out_types: list[str] = field(default_factory=list)
+    """Cell types that are left out in turn, to tell how many of their cells are accepted; each costs a fine-tuning."""
     seed: int = 0
     """Seed of head, order and dropout."""
     split: SplitConfig = field(default_factory=SplitConfig)
@@ -307,6 +313,10 @@ class UnimodalTransferConfig:
     """Classes with fewer cells are left out, and listed in the results."""
     balance_classes: bool = False
     """Whether the loss gives every class the same weight; the paper's plain cross-entropy does not."""
+    calibration_fraction: float = 0.5
+    """Share of the validation cells that sets temperature and thresholds, and does not choose the epoch; in (0, 1)."""
+    unknown_score: str = "max_softmax"
+    """What cells of unknown types are recognised by: max_softmax, energy or mahalanobis."""
     seed: int = 0
     """Seed of head, order and dropout."""
     split: SplitConfig = field(default_factory=SplitConfig)
@@ -329,6 +339,8 @@ class CrossModalConfig:
     """Directory of the run; must not exist."""
     seed: int = 0
     """Seed of order."""
+    calibration_fraction: float = 0.5
+    """Share of the validation cells that calibrates the intervals, and does not choose the epoch; in (0, 1)."""
     interval_group_key: str | None = None
     """Column of obs, such as a cell type, whose groups get intervals of their own beside the pooled ones."""
     coverage_key: str | None = None

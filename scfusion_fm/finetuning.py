@@ -339,6 +339,29 @@ def rows_by_split(rows: NDArray[np.int64], split: NDArray[np.str_]) -> dict[str,
     return parts
 
 
+def set_apart_calibration(
+    rows: dict[str, NDArray[np.int64]], fraction: float, seed: int
+) -> dict[str, NDArray[np.int64]]:
+    """
+    Move some rows of `val` to `calibration`, so that they neither train nor choose anything.
+
+    Raises
+    ------
+    ValueError
+        If the fraction is out of range, or one of both gets no cell.
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"`calibration_fraction` must lie in (0, 1), got {fraction}.")
+    order = np.random.default_rng([seed, len(rows["val"])]).permutation(rows["val"])
+    number = round(fraction * len(order))
+    if not 0 < number < len(order):
+        raise ValueError(
+            f"`calibration_fraction` must leave cells for validation and calibration, got {fraction} of {len(order)} "
+            "cells; raise `split.val_fraction`."
+        )
+    return rows | {"val": np.sort(order[number:]), "calibration": np.sort(order[:number])}
+
+
 @dataclass(frozen=True)
 class SeenByModel:
     """
@@ -374,7 +397,7 @@ def check_test_cells(
     extractor
         Vocabulary of the model.
     rows
-        Rows of `train`, `val` and `test`.
+        Rows of `test`, and of `train` and others that the fine-tuning uses.
 
     Raises
     ------
@@ -393,7 +416,7 @@ def check_test_cells(
     prints = fingerprint_cells(aligned, extractor.gene_ids, extractor.protein_names)
     answer = seen.look_up(prints[rows["test"]])
     refuse_seen_cells(answer, config.allow_seen_test_cells)
-    used = np.concatenate([rows["train"], rows["val"]])
+    used = np.concatenate([part for name, part in rows.items() if name != "test"])
     return SeenByModel(
         seen + SeenPart.build(f"fine-tuning on {Path(config.data).name}", prints[used]),
         {

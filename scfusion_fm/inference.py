@@ -1,4 +1,4 @@
-"""Use a model on a file: embed, annotate, predict proteins, and add the result to what was there."""
+"""Use a model on a file: load both, run the model, embed cells, and add results to what was there."""
 
 import hashlib
 import json
@@ -14,7 +14,6 @@ from typing import Any
 import anndata as ad
 import mudata as md
 import numpy as np
-import pandas as pd
 import torch
 import transformers
 from numpy.typing import NDArray
@@ -28,11 +27,8 @@ from scfusion_fm.data.readers import read_cells
 from scfusion_fm.data.schema import AlignedCells, Cells
 from scfusion_fm.data.seen import SEEN_CELLS, SeenAnswer, SeenCells
 from scfusion_fm.data.vocabulary import Vocabulary
-from scfusion_fm.evaluation.conformal import PROTEIN_INTERVALS, ProteinIntervals
 from scfusion_fm.model import (
     ScFusionTTTFeatureExtractor,
-    ScFusionTTTForCellTypeAnnotation,
-    ScFusionTTTForCrossModalPrediction,
     ScFusionTTTModel,
 )
 
@@ -71,31 +67,6 @@ class Request:
     device: str | None = None
 
 
-@dataclass(frozen=True)
-class IntervalRequest:
-    """
-    What a user asks of the intervals around predicted proteins.
-
-    Parameters
-    ----------
-    level
-        Nominal coverage, one of the calibrated ones; 0.9 when None.
-    group_key
-        Column of obs whose groups get their own intervals where the model has some; none when None.
-    drop_undetermined
-        Whether proteins that RNA was not shown to determine become NaN.
-    """
-
-    level: float | None = None
-    group_key: str | None = None
-    drop_undetermined: bool = False
-
-    @property
-    def asked(self) -> bool:
-        """Whether any of it was asked for."""
-        return self != IntervalRequest()
-
-
 def embed(request: Request) -> None:
     """Write cell embeddings to `obsm["X_scfusion_ttt"]`; NaN for cells without counts."""
     key = request.key_added or "X_scfusion_ttt"
@@ -103,115 +74,6 @@ def embed(request: Request) -> None:
     embedding = job.forward("pooler_output", job.read)
     job.container.obsm[key] = job.rows_of_container(embedding)
     job.finish("embed", {"obsm": key})
-
-
-def annotate(request: Request) -> None:
-    """Write the most probable cell type to `obs["cell_type_pred"]` and its probability beside it."""
-    key = request.key_added or "cell_type_pred"
-    probability_key = f"{key}_probability"
-    job = Job.start(request, ScFusionTTTForCellTypeAnnotation, [("obs", key), ("obs", probability_key)])
-    needs_rna = job.model.config.projected_proteins is not None
-    readable = job.aligned.rna_present if needs_rna else job.read
-    logits = job.rows_of_container(job.forward("logits", readable, source_only=needs_rna))
-    names = [job.model.config.id2label[i] for i in range(job.model.config.num_labels)]
-    known = np.isfinite(logits).all(1)
-    codes = np.full(len(logits), -1)
-    codes[known] = logits[known].argmax(1)
-    probability = np.full(len(logits), np.nan)
-    probability[known] = softmax(logits[known]).max(1)
-    job.container.obs[key] = pd.Categorical.from_codes(codes, categories=names)
-    job.container.obs[probability_key] = probability
-    job.finish("annotate", {"obs": key, "classes": names})
-
-
-def predict_protein(request: Request, wanted: IntervalRequest | None = None) -> None:
-    """
-    Write predicted proteins (CLR units) to `obsm["protein_scfusion_ttt"]`, a table with protein names.
-
-    A model with calibrated intervals adds their ends in `obsm["protein_scfusion_ttt_lower"]` and `_upper`, and tells
-    in `uns` which proteins RNA was not shown to determine.
-
-    Raises
-    ------
-    ValueError
-        If intervals are asked of a model without, the level was not calibrated, or the column of groups is missing.
-    """
-    key = request.key_added or "protein_scfusion_ttt"
-    wanted = wanted or IntervalRequest()
-    intervals = load_intervals(request.model, wanted)
-    keys = [key] if intervals is None else [key, f"{key}_lower", f"{key}_upper"]
-    job = Job.start(request, ScFusionTTTForCrossModalPrediction, [("obsm", k) for k in keys])
-    config = job.model.config
-    if config.target_modality != "adt":
-        raise ValueError(f"`model` must predict adt, got one that predicts {config.target_modality!r}.")
-    if job.cells.rna is None:
-        raise ValueError(f"`input` must hold RNA to predict proteins from, got none in {str(request.input)!r}.")
-    names = config.predicted_features or job.extractor.protein_names
-    columns = job.extractor.index_proteins(names)
-    predicted = job.forward("logits", job.aligned.rna_present, source_only=True)[:, columns]
-    tables, facts = {key: predicted}, {"obsm": key, "unit": "CLR", "proteins": names}
-    if intervals is not None:
-        if intervals.names != names:
-            raise ValueError(f"`model` must have intervals for the proteins it predicts, got {intervals.names}.")
-        tables, told = _add_intervals(job, key, predicted, intervals, wanted)
-        facts |= told
-    for name, values in tables.items():
-        values = job.rows_of_container(values)
-        job.container.obsm[name] = pd.DataFrame(values, columns=names, index=job.container.obs_names)
-    job.finish("predict-protein", facts)
-
-
-def load_intervals(model: Path, wanted: IntervalRequest) -> ProteinIntervals | None:
-    """
-    Load the intervals of a model directory; None if it has none and none are asked for.
-
-    Raises
-    ------
-    ValueError
-        If intervals are asked of a model without, or the level was not calibrated.
-    """
-    if not (model / PROTEIN_INTERVALS).is_file():
-        if wanted.asked:
-            raise ValueError(
-                f"`model` must hold {PROTEIN_INTERVALS} for --level, --group-key and --drop-undetermined, got none in "
-                f"{str(model)!r}; fine-tune with finetune/cross_modal_prediction.py."
-            )
-        return None
-    intervals = ProteinIntervals.load(model / PROTEIN_INTERVALS)
-    level = _level_of(wanted)
-    if level not in intervals.rule.levels:
-        raise ValueError(f"`--level` must be one of the calibrated {list(intervals.rule.levels)}, got {level}.")
-    return intervals
-
-
-def _level_of(wanted: IntervalRequest) -> float:
-    return 0.9 if wanted.level is None else wanted.level
-
-
-def _add_intervals(
-    job: "Job", key: str, predicted: NDArray[np.float32], intervals: ProteinIntervals, wanted: IntervalRequest
-) -> tuple[dict[str, NDArray[np.float32]], dict[str, Any]]:
-    """Give the tables of predictions and ends, and what the provenance tells of them."""
-    obs, level = job.cells.obs, _level_of(wanted)
-    if wanted.group_key is not None and wanted.group_key not in obs:
-        raise ValueError(
-            f"`--group-key` must be a column of obs, got {wanted.group_key!r}; it has {list(obs.columns)}."
-        )
-    groups = None if wanted.group_key is None else obs[wanted.group_key].astype(object)
-    widths = intervals.widths(level, len(predicted), groups)
-    undetermined = intervals.undetermined
-    if wanted.drop_undetermined:
-        predicted = np.where(undetermined, np.nan, predicted)
-    ends = {f"{key}_lower": predicted - widths, f"{key}_upper": predicted + widths}
-    tables = {key: predicted} | {k: v.astype(np.float32) for k, v in ends.items()}
-    facts = {
-        "level": level,
-        "undetermined": [n for n, u in zip(intervals.names, undetermined, strict=True) if u],
-        "undetermined_dropped": wanted.drop_undetermined,
-        "without_interval": [n for n, u in zip(intervals.names, intervals.without_interval(level), strict=True) if u],
-        "interval_groups": wanted.group_key or "",
-    }
-    return tables, facts
 
 
 def softmax(logits: NDArray[np.floating]) -> NDArray[np.floating]:
@@ -398,27 +260,33 @@ class Job:
 
     def forward(self, field: str, readable: NDArray[np.bool_], source_only: bool = False) -> NDArray[np.float32]:
         """Run the model over readable cells; NaN rows for the others."""
+        return self.forward_fields((field,), readable, source_only)[0]
+
+    def forward_fields(
+        self, fields: tuple[str, ...], readable: NDArray[np.bool_], source_only: bool = False
+    ) -> list[NDArray[np.float32]]:
+        """Run the model over readable cells and give some fields of its output; NaN rows for the others."""
         rows = np.flatnonzero(readable)
         if len(rows) == 0:
             raise ValueError(f"`input` must hold cells that the model can read, got none in {self.request.input}.")
         if len(rows) < len(readable):
             warnings.warn(
                 f"{len(readable) - len(rows)} of {len(readable)} cells have no usable counts; their results are NaN.",
-                stacklevel=2,
+                stacklevel=3,
             )
-        device = self.device
-        model = self.model.to(device)
-        result = None
+        model = self.model.to(self.device)
+        results: list[NDArray[np.float32]] = []
         for part in self.parts(rows):
             inputs = make_inputs(self.aligned, self.extractor, part)
             if source_only:
                 inputs = {k: v for k, v in inputs.items() if k.startswith("rna_")}
             with torch.inference_mode():
-                output = model(**{k: v.to(device) for k, v in inputs.items()})[field].float().cpu().numpy()
-            if result is None:
-                result = np.full((len(readable), output.shape[1]), np.nan, dtype=np.float32)
-            result[part] = output
-        return result
+                output = model(**{k: v.to(self.device) for k, v in inputs.items()})
+            found = [output[field].float().cpu().numpy() for field in fields]
+            results = results or [np.full((len(readable), x.shape[1]), np.nan, dtype=np.float32) for x in found]
+            for result, values in zip(results, found, strict=True):
+                result[part] = values
+        return results
 
     @property
     def device(self) -> str:

@@ -14,10 +14,12 @@ from launch import ROOT, run
 from make_cells import make_modalities
 
 from scfusion_fm import ScFusionTTTFeatureExtractor, ScFusionTTTForCellTypeAnnotation
+from scfusion_fm.annotating import AnnotationRequest, annotate
 from scfusion_fm.annotation_task import LabelledCells, choose_projected
 from scfusion_fm.config import CrossModalConfig, SplitConfig
 from scfusion_fm.data.seen import SeenCells
 from scfusion_fm.data.split import assign_split
+from scfusion_fm.evaluation.annotation_calibration import AnnotationCalibration
 from scfusion_fm.evaluation.conformal import ProteinIntervals
 from scfusion_fm.finetuning import (
     BalancedCrossEntropy,
@@ -28,7 +30,7 @@ from scfusion_fm.finetuning import (
     rows_by_split,
     split_cells,
 )
-from scfusion_fm.inference import Request, annotate, read_aligned
+from scfusion_fm.inference import Request, read_aligned
 
 SCRIPTS = {
     "annotation": ROOT / "finetune" / "cell_type_annotation.py",
@@ -48,7 +50,7 @@ def finetune(task, model_dir, data, output, *overrides, check=True):
 @pytest.fixture(scope="module")
 def annotation(model_dir, paired_file, tmp_path_factory):
     output = tmp_path_factory.mktemp("annotation") / "run"
-    finetune("annotation", model_dir, paired_file, output)
+    finetune("annotation", model_dir, paired_file, output, "leave_out_types=[B]")
     return output
 
 
@@ -107,12 +109,35 @@ def test_protein_prediction_stands_beside_baselines(cross_modal):
 
 
 @pytest.mark.slow
+def test_calibration_comes_with_the_model_and_types_left_out_are_told(annotation, transfer, paired_file, tmp_path):
+    results = json.loads((annotation / "results.json").read_text())
+    found = AnnotationCalibration.load(annotation / "model" / "annotation_calibration.json")
+    assert found.classes == results["classes"]
+    for name in ("rna", "adt", "rna+adt"):
+        facts = results["calibration"]["inputs"][name]
+        assert facts["calibration_cells"] == results["cells"]["calibration"]
+        assert facts["temperature"] == found.inputs[name].temperature
+    open_set = results["open_set"]
+    assert open_set["chosen_score"] in {row["score"] for row in open_set["table"]}
+    assert set(pd.read_csv(annotation / "open_set.csv")["left_out"]) == {"B"}
+    with warnings.catch_warnings(action="ignore"):
+        annotate(Request(annotation / "model", paired_file, tmp_path / "out.h5mu"), AnnotationRequest(0.2))
+        obs = md.read_h5mu(tmp_path / "out.h5mu").obs
+    predictions = pd.read_csv(annotation / "test_predictions.csv", index_col="cell")
+    told = obs.loc[predictions.index, "cell_type_pred_probability"]
+    np.testing.assert_allclose(told, predictions["probability"], rtol=1e-4)
+    rejected = (obs.loc[predictions.index, "cell_type_pred"] == "unknown").mean()
+    assert rejected == pytest.approx(results["calibration"]["inputs"]["rna+adt"]["false_reject"]["0.2"], abs=0.05)
+    assert set(AnnotationCalibration.load(transfer / "model" / "annotation_calibration.json").inputs) == {"rna"}
+
+
+@pytest.mark.slow
 def test_intervals_come_with_the_model_and_their_coverage_is_told(cross_modal):
     results = json.loads((cross_modal / "results.json").read_text())
     intervals = ProteinIntervals.load(cross_modal / "model" / "protein_intervals.json")
     assert intervals.names == results["proteins"]
     assert set(intervals.group_half_widths) == {"B", "T", "Mono"}
-    assert (intervals.table["n"] == results["cells"]["val"]).all()
+    assert (intervals.table["n"] == results["cells"]["calibration"]).all()
     told = results["intervals"]
     assert told["nominal"] == [0.5, 0.8, 0.9, 0.95]
     assert told["coverage"] == sorted(told["coverage"])
@@ -131,7 +156,7 @@ def test_seen_test_cells_are_counted_and_the_memory_grows(annotation, model_dir)
     assert not results["seen_test_cells"]["beyond_chance"]
     before, after = (SeenCells.load(path / "seen_cells.npz") for path in (model_dir, annotation / "model"))
     assert [p.name for p in after.parts] == [*(p.name for p in before.parts), "fine-tuning on cells.h5mu"]
-    assert after.parts[-1].num_cells == results["cells"]["train"] + results["cells"]["val"]
+    assert after.parts[-1].num_cells == sum(n for part, n in results["cells"].items() if part != "test")
 
 
 def test_going_on_with_seen_test_cells_is_possible_and_told(model_dir, paired_file):
@@ -251,6 +276,8 @@ def test_fresh_weights_depend_on_the_seed_alone(model_dir):
         ("annotation", "modality_dropout=2", r"`modality_dropout` must lie in [0, 1], got 2"),
         ("annotation", "split.group_key=site", "`split.group_key` must be a column of obs, got 'site'"),
         ("cross_modal", "split.test_fraction=0", "`split` must leave cells for train, val and test"),
+        ("annotation", "unknown_score=knn", "`unknown_score` must be one of ['max_softmax', 'energy', 'mahalanobis']"),
+        ("cross_modal", "calibration_fraction=1", "`calibration_fraction` must lie in (0, 1), got 1"),
         ("cross_modal", "coverage_key=site", "`site` must be a column of obs, to group cells by"),
         ("cross_modal", "output_dir=configs", "`output_dir` must not exist yet"),
         ("transfer", "proteins=[CDX]", "`proteins` must name proteins that the model knows"),

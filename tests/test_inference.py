@@ -14,17 +14,11 @@ from scfusion_fm import (
     ScFusionTTTForCellTypeAnnotation,
     ScFusionTTTForCrossModalPrediction,
 )
+from scfusion_fm.annotating import annotate
 from scfusion_fm.evaluation.conformal import PROTEIN_INTERVALS, ProteinIntervals
 from scfusion_fm.export import export_model
-from scfusion_fm.inference import (
-    IntervalRequest,
-    Request,
-    annotate,
-    embed,
-    load_pretrained,
-    predict_protein,
-    softmax,
-)
+from scfusion_fm.inference import Request, embed, load_pretrained, softmax
+from scfusion_fm.predicting import IntervalRequest, predict_protein
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(pull_on_update|will be removed|Observation names).*")
 
