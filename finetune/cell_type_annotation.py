@@ -61,16 +61,19 @@ def main() -> None:
     export_model(fitted.model, extractor, output / "model", facts, seen.cells, files)
     inputs = list(data.inputs)[-1]
     file.write_cells(output, calibration.scale(logits[inputs], inputs), embedding)
+    parameters = {"trained": fitted.num_trained, "total": fitted.model.num_parameters()}
     results = {
         "task": "cell_type_annotation",
         **file.describe(),
         "table": table,
         "embedding": clustering_scores(embedding, data.labels[data.used]),
+        "parameters": parameters,
         "seen_test_cells": seen.test_cells,
         **told,
     }
     write_results(output, results)
     print(pd.DataFrame(table).round(3).to_string(index=False))
+    print(f"{parameters['trained']:,} of {parameters['total']:,} parameters were trained")
     print(f"results, predictions and model are in {output}")
 
 

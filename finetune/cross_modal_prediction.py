@@ -75,6 +75,7 @@ def main() -> None:
     )
     arrays = {"measured": data.measured[test], "predicted": predictions["scFusionTTT"], "names": np.array(data.names)}
     np.savez(output / "test_predictions.npz", **arrays)
+    parameters = {"trained": fitted.num_trained, "total": fitted.model.num_parameters()}
     results = {
         "task": "cross_modal_prediction",
         "data": config.data,
@@ -85,10 +86,12 @@ def main() -> None:
         "table": table,
         "intervals": describe_intervals(intervals, coverage),
         "split": dataclasses.asdict(config.split),
+        "parameters": parameters,
         "seen_test_cells": seen.test_cells,
     }
     write_results(output, results)
     print(pd.DataFrame(table).round(3).to_string(index=False))
+    print(f"{parameters['trained']:,} of {parameters['total']:,} parameters were trained")
     print(f"results, predictions and model are in {output}")
 
 

@@ -45,9 +45,6 @@ def main() -> None:
     projected = choose_projected(data, config.proteins) if config.projected_proteins else []
     proteins = [extractor.protein_names[place] for place in projected]
 
-    # Fine-tune the projection and the head.
-    output.mkdir(parents=True)
-    save_config(config, output / "config.yaml")
     settings = AnnotationSettings(
         config.optim,
         config.seed,
@@ -57,6 +54,10 @@ def main() -> None:
         projected=projected,
         trained=("adt_projection",) if projected else (),
     )
+
+    # Fine-tune the projection and the head.
+    output.mkdir(parents=True)
+    save_config(config, output / "config.yaml")
     fitted = fit_annotation(Source(Path(config.model)), data, file.rows, settings)
 
     # Temperature and thresholds from held-out cells.
@@ -76,17 +77,20 @@ def main() -> None:
     files = {ANNOTATION_CALIBRATION: calibration.to_json().encode()}
     export_model(fitted.model, extractor, output / "model", facts, seen.cells, files)
     file.write_cells(output, calibration.scale(logits, "rna"), embedding)
+    parameters = {"trained": fitted.num_trained, "total": fitted.model.num_parameters()}
     results = {
         "task": "unimodal_transfer",
         **file.describe(),
         "projected_proteins": proteins,
         "table": table,
         "embedding": clustering_scores(embedding, data.labels[data.used]),
+        "parameters": parameters,
         "seen_test_cells": seen.test_cells,
         "calibration": describe_calibration(calibration, fitted, data, file.rows["test"]),
     }
     write_results(output, results)
     print(pd.DataFrame(table).round(3).to_string(index=False))
+    print(f"{parameters['trained']:,} of {parameters['total']:,} parameters were trained")
     print(f"results, predictions and model are in {output}")
 
 

@@ -112,16 +112,22 @@ class AnnotationSettings(FitSettings):
 
     def __post_init__(self):
         check_modality_dropout(self.modality_dropout)
+        if self.trained is not None and self.optim.lora_rank:
+            raise ValueError(
+                "`optim.lora_rank` must be 0 where parts of the model stay as they are, got "
+                f"{self.optim.lora_rank}; adapters would change them."
+            )
 
 
 @dataclass(frozen=True)
 class FittedAnnotation:
-    """A fitted classifier."""
+    """A fitted classifier, with the number of parameters that were trained."""
 
     model: PreTrainedModel
     extractor: ScFusionTTTFeatureExtractor
     classes: list[str]
     modalities: tuple[str, ...]
+    num_trained: int
 
     def predict(
         self, aligned: AlignedCells, rows: NDArray[np.int64], modalities: tuple[str, ...] = ("rna", "adt")
@@ -183,8 +189,8 @@ def fit_annotation(
 
     codes = data.codes[rows["train"]]
     loss = BalancedCrossEntropy(codes, len(data.classes)) if settings.balance_classes else None
-    train_best(model, rows, collators, score, settings, loss)
-    return FittedAnnotation(model, data.extractor, data.classes, settings.modalities)
+    num_trained = train_best(model, rows, collators, score, settings, loss)
+    return FittedAnnotation(model, data.extractor, data.classes, settings.modalities, num_trained)
 
 
 def choose_projected(data: LabelledCells, proteins: list[str] | None) -> list[int]:

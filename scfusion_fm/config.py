@@ -252,6 +252,12 @@ class FinetuneOptimConfig:
     """Evaluations without improvement after which training stops."""
     threads: int = 2
     """CPU threads."""
+    lora_rank: int = 0
+    """Rank of adapters that are trained, with the head, instead of all weights; 0 trains all. Needs peft."""
+
+    def __post_init__(self):
+        if self.lora_rank < 0:
+            raise ValueError(f"`optim.lora_rank` must be at least 0, got {self.lora_rank}.")
 
 
 @dataclass

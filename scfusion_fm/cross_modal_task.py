@@ -75,10 +75,11 @@ class PairedCells:
 
 @dataclass(frozen=True)
 class FittedCrossModal:
-    """A fitted predictor of the panel."""
+    """A fitted predictor of the panel, with the number of parameters that were trained."""
 
     model: PreTrainedModel
     data: PairedCells
+    num_trained: int
 
     def predict(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Predict the targets of some cells from their other modality alone, (len(rows), T)."""
@@ -114,8 +115,8 @@ def fit_cross_modal(
         summary = data.score(rows["val"], _columns(data, logits))[1]
         return {"score": np.nan_to_num(summary["pearson_per_protein"], nan=-1.0), **summary}
 
-    train_best(model, rows, {"train": collator, "val": collator}, score, settings)
-    return FittedCrossModal(model, data)
+    num_trained = train_best(model, rows, {"train": collator, "val": collator}, score, settings)
+    return FittedCrossModal(model, data, num_trained)
 
 
 def _columns(data: PairedCells, logits: NDArray[np.float32]) -> NDArray[np.float32]:

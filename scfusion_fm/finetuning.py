@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 from transformers import EarlyStoppingCallback, PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 
+from scfusion_fm.adapters import add_adapters, count_trained, merge_adapters
 from scfusion_fm.config import (
     AnnotationConfig,
     CrossModalConfig,
@@ -183,9 +184,9 @@ def train_best(
     score: Callable[[Any], dict[str, float]],
     settings: FitSettings,
     loss: Callable[..., torch.Tensor] | None = None,
-) -> None:
+) -> int:
     """
-    Fine-tune and keep the epoch with the best validation score.
+    Fine-tune and keep the epoch with the best validation score; give the number of trained parameters.
 
     Parameters
     ----------
@@ -203,6 +204,9 @@ def train_best(
         Called with outputs and labels instead of taking the loss of the model.
     """
     torch.set_num_threads(settings.optim.threads)
+    if settings.optim.lora_rank:
+        add_adapters(model, settings.optim.lora_rank, settings.seed)
+    num_trained = count_trained(model)
     with settings.open_directory() as directory:
         trainer = _TwoCollatorTrainer(
             model=model,
@@ -218,6 +222,9 @@ def train_best(
         if settings.directory is None:
             trainer.remove_callback(PrinterCallback)
         trainer.train()
+    if settings.optim.lora_rank:
+        merge_adapters(model)
+    return num_trained
 
 
 def _training_arguments(settings: FitSettings, directory: Path, label_names: list[str]) -> TrainingArguments:

@@ -118,6 +118,7 @@ def test_calibration_comes_with_the_model_and_types_left_out_are_told(annotation
         assert facts["calibration_cells"] == results["cells"]["calibration"]
         assert facts["temperature"] == found.inputs[name].temperature
     open_set = results["open_set"]
+    assert results["parameters"]["trained"] == results["parameters"]["total"] > 0
     assert open_set["chosen_score"] in {row["score"] for row in open_set["table"]}
     assert set(pd.read_csv(annotation / "open_set.csv")["left_out"]) == {"B"}
     with warnings.catch_warnings(action="ignore"):
@@ -280,6 +281,11 @@ def test_fresh_weights_depend_on_the_seed_alone(model_dir):
         ("cross_modal", "calibration_fraction=1", "`calibration_fraction` must lie in (0, 1), got 1"),
         ("cross_modal", "coverage_key=site", "`site` must be a column of obs, to group cells by"),
         ("cross_modal", "output_dir=configs", "`output_dir` must not exist yet"),
+        (
+            "transfer",
+            "optim.lora_rank=2",
+            "`optim.lora_rank` must be 0 where parts of the model stay as they are, got 2",
+        ),
         ("transfer", "proteins=[CDX]", "`proteins` must name proteins that the model knows"),
         ("annotation", "split.seed=1", "`data` must hold test cells that the model was not trained on, got"),
         ("cross_modal", "split.seed=1", "`allow_seen_test_cells: true`, and the results will tell of it"),
