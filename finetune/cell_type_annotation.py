@@ -15,6 +15,7 @@ from scfusion_fm.console import parse_config, run_command
 from scfusion_fm.data.prepare import check_new_path
 from scfusion_fm.evaluation.annotation_calibration import ANNOTATION_CALIBRATION, check_served_score
 from scfusion_fm.evaluation.metrics import clustering_scores
+from scfusion_fm.evaluation.open_set import check_left_out
 from scfusion_fm.export import export_model
 from scfusion_fm.finetuning import CellCollator, Source, check_test_cells, predict_rows, write_results
 from scfusion_fm.inference import load_pretrained
@@ -31,6 +32,7 @@ def main() -> None:
     pretrained, extractor = load_pretrained(Path(config.model), ScFusionTTTModel)
     file = LabelledFile.read(config, extractor)
     data = file.data
+    check_left_out(config.leave_out_types, data.classes, data.labels[file.rows["test"]])
     seen = check_test_cells(config, data.aligned, extractor, file.rows)
     settings = AnnotationSettings(
         config.optim, config.seed, output / "trainer", config.balance_classes, config.modality_dropout

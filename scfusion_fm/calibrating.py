@@ -121,7 +121,8 @@ def score_open_set(
 def describe_open_set(table: pd.DataFrame) -> dict[str, Any]:
     """Give what the results tell of `score_open_set`: means over the types, and the score that validation chose."""
     columns = ["auroc", "auroc_val", "false_accept", "false_reject"]
-    means = table.groupby(["method", "score"], sort=False)[columns].mean().reset_index()
+    means = table.groupby(["method", "score"], sort=False)[columns].mean().reset_index().astype(object)
+    means = means.where(means.notna(), None)
     return {
         "chosen_score": choose_score(table),
         "false_reject_rate": OpenSetTask.rate,

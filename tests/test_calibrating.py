@@ -97,3 +97,6 @@ def test_types_left_out_are_told_from_the_others(model_dir, data):
     assert told["false_reject_rate"] == 0.05
     assert [row["method"] for row in told["table"]] == ["model"] * 4 + [BASELINE]
     assert set(TYPES) == set(cells.classes)
+    without = describe_open_set(table.assign(auroc_val=np.nan))
+    assert without["chosen_score"] == "max_softmax"
+    assert without["table"][0]["auroc_val"] is None

@@ -225,12 +225,7 @@ def leave_types_out(task: OpenSetTask, fit: Fit, types: list[str] | None = None)
     labels, split = np.asarray(task.labels).astype(str), np.asarray(task.split).astype(str)
     present = np.unique(labels).tolist()
     types = present if types is None else types
-    missing = [t for t in types if not ((labels == t) & (split == "test")).any()]
-    if missing or len(present) < 3:
-        raise ValueError(
-            f"`leave_out_types` must be cell types with test cells, of at least three types, got {missing or types} "
-            f"of {present}."
-        )
+    check_left_out(types, present, labels[split == "test"])
     rows = []
     for left_out in types:
         known = labels != left_out
@@ -244,6 +239,32 @@ def leave_types_out(task: OpenSetTask, fit: Fit, types: list[str] | None = None)
         told = _tell(scores, known, split, task)
         rows.append({"left_out": left_out, "method": BASELINE, "score": "max_softmax", **told})
     return pd.DataFrame(rows)
+
+
+def check_left_out(types: list[str], present: list[str], test_labels: NDArray[np.str_]) -> None:
+    """
+    Refuse cell types that cannot be left out.
+
+    Parameters
+    ----------
+    types
+        Cell types to leave out.
+    present
+        All cell types.
+    test_labels
+        Those of the test cells.
+
+    Raises
+    ------
+    ValueError
+        If a type has no test cells or fewer than two others remain.
+    """
+    missing = sorted(set(types) - set(test_labels))
+    if missing or (types and len(present) < 3):
+        raise ValueError(
+            f"`leave_out_types` must be cell types with test cells, of at least three types, got {missing or types} "
+            f"of {present}."
+        )
 
 
 def choose_score(table: pd.DataFrame) -> str:
