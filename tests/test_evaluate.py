@@ -16,6 +16,7 @@ from scfusion_fm.config import load_config
 from scfusion_fm.config_evaluate import EvaluateConfig
 from scfusion_fm.cross_modal_task import PairedCells
 from scfusion_fm.evaluating import Evaluation
+from scfusion_fm.evaluation import clustering
 
 # Of cells made up at random, gates and few proteins look suspicious; scikit-learn tells of tiny folds.
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning", "ignore:.*least populated")
@@ -162,7 +163,9 @@ def test_models_and_baselines_see_the_same_rows(build, monkeypatch):
 
 
 @pytest.mark.slow
-def test_every_other_task_runs_on_files_together(build):
+def test_every_other_task_runs_on_files_together(build, monkeypatch):
+    # Compiling UMAP takes longer than all the rest; the tests of clusterings run it.
+    monkeypatch.setattr(clustering, "compute_umap", lambda embedding, seed: embedding[:, :2])
     both = {"data": ["new0.h5mu", "new1.h5mu"]}
     out = {"kind": "leave_group_out", "group_key": "dataset"}
     evaluation = build(

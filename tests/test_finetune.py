@@ -42,7 +42,8 @@ SCRIPTS = {
 def finetune(task, model_dir, data, output, *overrides, check=True):
     config = output.with_suffix(".yaml")
     config.write_text(
-        f"model: {model_dir}\ndata: {data}\noutput_dir: {output}\noptim: {{epochs: 3, batch_size: 16, lr: 0.01}}\n"
+        f"model: {model_dir}\ndata: {data}\noutput_dir: {output}\n"
+        "optim: {epochs: 3, batch_size: 16, lr: 0.01, threads: 1}\n"
     )
     return run(sys.executable, SCRIPTS[task], "--config", config, *overrides, check=check)
 

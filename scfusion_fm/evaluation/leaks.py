@@ -195,8 +195,8 @@ def find_gates(evidence: Evidence, seed: int = 0) -> Iterator[Leak]:
                 severity = "warning" if accuracy >= GATE_ACCURACY else "note"
                 where = f" of {name}" if name else ""
                 message = (
-                    f"a decision tree of depth {GATE_DEPTH} reads {accuracy:.1%} of the labels{where} off {modality} in "
-                    f"held-out cells (most frequent label: {majority:.1%}); ask whether they were gated on it"
+                    f"a decision tree of depth {GATE_DEPTH} reads {accuracy:.1%} of the labels{where} off {modality} "
+                    f"in held-out cells (most frequent label: {majority:.1%}); ask whether they were gated on it"
                 )
                 yield Leak("label_reproduced_by_gates", severity, message, n_cells)
 
@@ -251,7 +251,7 @@ def find_fitted_rows(evidence: Evidence) -> Iterator[Leak]:
         if rows.dtype == bool:
             check_length(f"fitted_on[{name!r}]", rows, len(split))
             rows = np.flatnonzero(rows)
-        if len(rows) and not (0 <= rows.min() and rows.max() < len(split)):
+        if len(rows) and (rows.min() < 0 or rows.max() >= len(split)):
             raise ValueError(
                 f"`fitted_on[{name!r}]` must hold positions in [0, {len(split)}), got {rows.min()} to {rows.max()}; "
                 "count them in the cells of the fold."

@@ -184,12 +184,14 @@ def limit_labels(fold: Fold, labels: ArrayLike, budget: int, seed: int = 0) -> F
     labels = np.asarray(labels).astype(str)
     if labels.shape != fold.split.shape:
         raise ValueError(
-            f"`labels` must have one entry per cell ({len(fold.split)}), got shape {labels.shape}; select the same cells."
+            f"`labels` must have one entry per cell ({len(fold.split)}), got shape {labels.shape}; "
+            "select the same cells."
         )
     pool = np.flatnonzero(np.isin(fold.split, ("train", "val")) & ~np.isin(labels, UNKNOWN))
     if not MIN_BUDGET <= budget <= len(pool):
         raise ValueError(
-            f"`budget` must lie in [{MIN_BUDGET}, {len(pool)}], the number of labelled cells, got {budget}; pass another."
+            f"`budget` must lie in [{MIN_BUDGET}, {len(pool)}], the number of labelled cells, got {budget}; "
+            "pass another."
         )
     queue, places = rank_cells(labels[pool], np.random.default_rng(seed))
     chosen, places = pool[queue[:budget]], places[:budget]

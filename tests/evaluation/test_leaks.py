@@ -87,7 +87,7 @@ def test_labels_gated_on_one_modality_of_one_data_set_give_a_warning_with_the_nu
 
 def test_labels_that_are_nearly_gated_are_noted(clean):
     gated = np.where(clean.modalities["adt"][:, 0] > 1, "B", "T")
-    wrong = np.arange(N) % 25 == 0
+    wrong = np.arange(N) % 50 == 0
     found = find_leaks(replace(clean, labels=np.where(wrong, np.where(gated == "B", "T", "B"), gated), datasets=None))
     assert [(leak.kind, leak.severity) for leak in found] == [("label_reproduced_by_gates", "note")]
 

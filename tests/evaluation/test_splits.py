@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -64,7 +66,7 @@ def test_folds_that_cannot_be_made_are_refused():
         k_folds(2, LABELS, val_fraction=0)
     with pytest.raises(ValueError, match=r"`val_fraction` must lie in \(0, 0.5\], got 0.9;"):
         leave_group_out(LABELS, val_fraction=0.9)
-    with pytest.raises(ValueError, match="`strata` must have a stratum with two cells .* 'fold 1 of 2', got none"):
+    with pytest.raises(ValueError, match=r"`strata` must have a stratum with two cells .* 'fold 1 of 2', got none"):
         k_folds(2, ["a", "b", "c"])
     with pytest.raises(ValueError, match=r"`groups` must hold at least two groups, got \['x'\]"):
         leave_group_out(["x"] * 4)
@@ -99,9 +101,9 @@ def test_the_budget_is_what_training_and_validation_cost_together(fold, budget):
 def test_smaller_budgets_are_parts_of_larger_ones_and_cells_keep_their_roles(fold):
     budgets = (3, 5, 12, 30, 70)
     splits = [limit_labels(fold, LABELS, budget, seed=7).split for budget in budgets]
-    for small, large in zip(splits, splits[1:], strict=False):
+    for small, large in pairwise(splits):
         assert np.isin(large[np.isin(small, ["train", "val"])], ["train", "val"]).all()
-    for small, large in zip(splits[2:], splits[3:], strict=False):
+    for small, large in pairwise(splits[2:]):
         np.testing.assert_array_equal(small[small != ""], large[small != ""])
     assert (limit_labels(fold, LABELS, 30, seed=8).split != splits[3]).any()
 
@@ -123,7 +125,7 @@ def test_cells_without_a_label_cost_nothing_and_are_dropped(fold):
 def test_budgets_that_cannot_be_met_are_refused(fold):
     with pytest.raises(ValueError, match=r"`budget` must lie in \[3, 88\], .* got 89"):
         limit_labels(fold, LABELS, 89)
-    with pytest.raises(ValueError, match="`budget` must lie in .* got 2"):
+    with pytest.raises(ValueError, match=r"`budget` must lie in .* got 2"):
         limit_labels(fold, LABELS, 2)
     with pytest.raises(ValueError, match=r"`labels` must have one entry per cell \(110\), got shape \(109,\)"):
         limit_labels(fold, LABELS[1:], 10)
