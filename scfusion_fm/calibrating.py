@@ -33,7 +33,7 @@ def give_outputs(
 
 
 def calibrate_annotation(
-    fitted: FittedAnnotation, data: LabelledCells, rows: Rows, score: str = "max_softmax"
+    fitted: FittedAnnotation, data: LabelledCells, rows: Rows, score: str = "mahalanobis"
 ) -> AnnotationCalibration:
     """
     Fit temperatures and thresholds on the rows of `calibration`, by what is shown of the cells.

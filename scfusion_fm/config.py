@@ -282,8 +282,8 @@ class AnnotationConfig:
     """Probability that a paired training cell loses one of its modalities, in [0, 1]."""
     calibration_fraction: float = 0.5
     """Share of the validation cells that sets temperature and thresholds, and does not choose the epoch; in (0, 1)."""
-    unknown_score: str = "max_softmax"
-    """What cells of unknown types are recognised by: max_softmax, energy or mahalanobis."""
+    unknown_score: str = "mahalanobis"
+    """What cells of unknown types are recognised by: mahalanobis, energy or max_softmax."""
     leave_out_types: list[str] = field(default_factory=list)
     """Cell types that are left out in turn, to tell how many of their cells are accepted; each costs a fine-tuning."""
     seed: int = 0
@@ -321,8 +321,8 @@ class UnimodalTransferConfig:
     """Whether the loss gives every class the same weight; the paper's plain cross-entropy does not."""
     calibration_fraction: float = 0.5
     """Share of the validation cells that sets temperature and thresholds, and does not choose the epoch; in (0, 1)."""
-    unknown_score: str = "max_softmax"
-    """What cells of unknown types are recognised by: max_softmax, energy or mahalanobis."""
+    unknown_score: str = "mahalanobis"
+    """What cells of unknown types are recognised by: mahalanobis, energy or max_softmax."""
     seed: int = 0
     """Seed of head, order and dropout."""
     split: SplitConfig = field(default_factory=SplitConfig)
