@@ -79,8 +79,9 @@ LEAD = (
 )
 INTERVAL_NOTE = (
     "Difference: the model less the best baseline (best by its mean over the same test cells, which favours the "
-    "baseline), fold by fold; in brackets the 95 % interval of its mean, by drawing folds and seeds with replacement. "
-    "Folds share training cells, so that true uncertainty is larger than the interval."
+    "baseline), fold by fold; in brackets the 95 % interval of its mean by the corrected resampled t-test (Nadeau and "
+    "Bengio 2003), which is wider than the spread over folds suggests, since folds share training cells. It speaks of "
+    "cells like these: of other donors, laboratories or tissues only where those were held out."
 )
 PAPER_NOTE = (
     "The way of scoring of the scFusionTTT family of papers: a model is fine-tuned with labels, then all cells are "
