@@ -23,6 +23,7 @@ from scfusion_fm.evaluation_units import Recipe, Unit, UnitFile, check_directory
 
 UNITS = "units"
 REPORT = "report.html"
+FINE_TUNED = ("annotation", "protein_from_rna", "rna_from_protein")
 
 
 class Evaluation:
@@ -126,6 +127,12 @@ def describe_bench(bench: Bench) -> dict[str, Any]:
         "models": {name: m.path + (", fresh weights" if m.from_scratch else "") for name, m in config.models.items()},
         "baselines": ", ".join(bench.baselines) or "none",
     }
+    if config.task in FINE_TUNED:
+        optim = config.optim
+        facts["fine-tuning of models"] = (
+            f"at most {optim.epochs:g} passes over the training cells, {optim.batch_size} cells a step, "
+            f"highest learning rate {optim.lr:g}"
+        )
     if bench.labelled is not None:
         labels, counts = np.unique(bench.labelled.labels[bench.usable], return_counts=True)
         facts |= {

@@ -165,7 +165,7 @@ def average_parts(units: Iterable[dict], key: dict) -> pd.DataFrame:
 
     Returns
     -------
-    `mean`, `sd` and `n_units` by name.
+    `mean`, `sd`, `low` and `high` (the extremes) and `n_units` by name.
     """
     values: dict[str, list[float]] = {}
     for unit in units:
@@ -178,6 +178,8 @@ def average_parts(units: Iterable[dict], key: dict) -> pd.DataFrame:
         {
             "mean": {name: found.mean() for name, found in series.items()},
             "sd": {name: found.std(ddof=1) for name, found in series.items()},
+            "low": {name: found.min() for name, found in series.items()},
+            "high": {name: found.max() for name, found in series.items()},
             "n_units": {name: len(found) for name, found in series.items()},
         }
     )

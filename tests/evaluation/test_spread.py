@@ -98,6 +98,7 @@ def test_parts_are_averaged_where_they_say_something():
     assert parts.loc["B", "mean"] == pytest.approx(0.75)
     assert parts.loc["T", "mean"] == 0.5
     assert parts["n_units"].tolist() == [4, 1]
+    assert parts.loc["B", ["low", "high"]].tolist() == [0.6, 0.9]
 
 
 def test_a_spread_is_a_number_that_shows_its_deviation():
@@ -106,3 +107,13 @@ def test_a_spread_is_a_number_that_shows_its_deviation():
     html = render_table([{"a": Spread(0.5, 0.1)}, {"a": Spread(0.7, 0.2)}], {"a": "A"}, {"a": True})
     assert "<strong>0.700 ± 0.200</strong>" in html
     assert html.count("<strong>") == 1
+
+
+def test_the_best_of_each_group_of_a_table_is_bold():
+    rows = [{"inputs": inputs, "f1": f1} for inputs, f1 in (("adt", 0.5), ("adt", 0.6), ("rna", 0.2), ("rna", 0.1))]
+    html = render_table(rows, {"inputs": "inputs", "f1": "F1"}, {"f1": True}, group="inputs")
+    assert [text.split("<")[0] for text in html.split("<strong>")[1:]] == ["0.600", "0.200"]
+    assert html.count('<tr class="group">') == 1
+    plain = render_table(rows, {"inputs": "inputs", "f1": "F1"}, {"f1": True})
+    assert plain.count("<strong>") == 1
+    assert "<tr class" not in plain
