@@ -15,7 +15,7 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from scfusion_fm.config import save_config
-from scfusion_fm.config_evaluate import EvaluateConfig
+from scfusion_fm.config_evaluate import EvaluateConfig, EvaluatedModelConfig
 from scfusion_fm.evaluation.evaluation_report import write_evaluation_report
 from scfusion_fm.evaluation_bench import Bench
 from scfusion_fm.evaluation_runs import run_fold
@@ -124,7 +124,7 @@ def describe_bench(bench: Bench) -> dict[str, Any]:
         "data": ", ".join(config.data),
         "cells used": len(bench.usable),
         "split": f"{kind}; seeds {', '.join(map(str, config.seeds))}",
-        "models": {name: m.path + (", fresh weights" if m.from_scratch else "") for name, m in config.models.items()},
+        "models": {name: describe_model(model) for name, model in config.models.items()},
         "baselines": ", ".join(bench.baselines) or "none",
     }
     if config.task in FINE_TUNED:
@@ -141,6 +141,16 @@ def describe_bench(bench: Bench) -> dict[str, Any]:
             "left out (too few cells)": bench.left_out or "none",
         }
     return facts
+
+
+def describe_model(model: EvaluatedModelConfig) -> str:
+    """Say where a model is from and what of it is trained, if that is not all or nothing."""
+    text = model.path + (", fresh weights" if model.from_scratch else "")
+    if model.projected_proteins is None:
+        return text
+    return text + (
+        ", head and projected proteins alone trained" if model.projected_proteins else ", head alone trained"
+    )
 
 
 def slugify(title: str) -> str:

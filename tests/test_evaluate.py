@@ -6,6 +6,7 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from make_cells import make_modalities, write_h5mu
 from mudata import MuData
@@ -203,6 +204,36 @@ def test_fresh_weights_have_seen_nothing(build, paired_file, model_dir):
     models = {"fresh": {"path": str(model_dir), "from_scratch": True}}
     experiment = {"task": "annotation", "data": [str(paired_file)]}
     assert build({"types": experiment}, models=models).units
+
+
+def test_transfer_to_rna_alone_stands_with_and_without_projected_proteins(build, model_dir, monkeypatch):
+    path = str(model_dir)
+    models = {"whole": {"path": path}, "with": {"path": path, "projected_proteins": True}}
+    models |= {"without": {"path": path, "projected_proteins": False}}
+    used = {}
+    real = annotation_task.fit_annotation
+
+    def record(source, data, rows, settings):
+        fitted = real(source, data, rows, settings)
+        before = source.build(type(fitted.model), 0, num_labels=len(data.classes)).model.state_dict()
+        after = fitted.model.model.state_dict()
+        changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name].cpu())}
+        used[len(used)] = (fitted.model.config.projected_proteins, changed)
+        return fitted
+
+    monkeypatch.setattr(annotation_task, "fit_annotation", record)
+    evaluation = build({"transfer": {"task": "annotation", "inputs": ["rna"]}}, models=models)
+    rows = {role: evaluation.units[0].fold.rows(role) for role in ("train", "val", "test")}
+    scores = evaluation_runs.run_fold(evaluation.benches["transfer"], rows, 0).rows
+    assert [row["method"] for row in scores if row["kind"] == "model"] == list(models)
+    whole, with_proteins, without = used.values()
+    assert whole[0] is None
+    assert len(whole[1]) > 2
+    assert with_proteins == ([0, 1, 2, 3, 4], {"adt_projection"})
+    assert without == (None, set())
+    facts = evaluating.describe_bench(evaluation.benches["transfer"])["models"]
+    assert facts["with"] == f"{path}, head and projected proteins alone trained"
+    assert facts["without"] == f"{path}, head alone trained"
 
 
 def test_models_and_baselines_see_the_same_rows(build, monkeypatch):
