@@ -39,6 +39,10 @@ class EvaluatedModelConfig:
     """Directory of a pretrained model."""
     from_scratch: bool = False
     """Whether to take its architecture with fresh weights: what pretraining is worth."""
+    projected_proteins: bool | None = None
+    """null: all of the model is fine-tuned. Otherwise the paper's third stage, transfer to cells with RNA alone:
+    encoders and fusion stay as they are, the head is trained, and with true the projection, too, by which the model
+    makes the latents of the missing proteins. Of annotation from rna."""
 
 
 @dataclass
@@ -137,6 +141,12 @@ def _check_experiment(name: str, experiment: ExperimentConfig) -> None:
         raise ValueError(f"`{name}.label_budgets` is for the task annotation, got {experiment.task!r}.")
     if experiment.protocol == "paper" and experiment.task != "annotation":
         raise ValueError(f"`{name}.protocol` paper is for the task annotation, got {experiment.task!r}.")
+    transferred = [name for name, model in experiment.models.items() if model.projected_proteins is not None]
+    if transferred and (experiment.task, experiment.inputs) != ("annotation", ["rna"]):
+        raise ValueError(
+            f"`{name}.models.{transferred[0]}.projected_proteins` is for the task annotation with `inputs: [rna]`, got "
+            f"{experiment.task!r} with {experiment.inputs}."
+        )
     if experiment.task == "integration" and experiment.split.kind != "k_fold":
         raise ValueError(f"`{name}.split.kind` must be k_fold for integration, got {experiment.split.kind!r}.")
     if not 0 < experiment.hidden_fraction < 1:

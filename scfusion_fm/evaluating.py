@@ -1,66 +1,29 @@
 """`scfusion evaluate`: all folds of all experiments, one file of scores each, and one report.
 
-A unit of work is one fold of one seed with one budget of labels. Its scores are written when it is done, all of them or
-none, so that the same command goes on where an interrupted one stopped.
+The scores of a unit of work are written when it is done, all of them or none, so that the same command goes on where an
+interrupted one stopped, and one with more seeds, budgets, models or experiments computes what is missing.
 """
 
 import hashlib
-import json
-import os
 import re
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from omegaconf import OmegaConf
 
-from scfusion_fm.config import config_differences, save_config
-from scfusion_fm.config_evaluate import EvaluateConfig
+from scfusion_fm.config import save_config
+from scfusion_fm.config_evaluate import EvaluateConfig, EvaluatedModelConfig
 from scfusion_fm.evaluation.evaluation_report import write_evaluation_report
-from scfusion_fm.evaluation.leaks import Leak
-from scfusion_fm.evaluation.splits import Fold
 from scfusion_fm.evaluation_bench import Bench
 from scfusion_fm.evaluation_runs import run_fold
-from scfusion_fm.finetuning import rows_by_split
+from scfusion_fm.evaluation_units import Recipe, Unit, UnitFile, check_directory, check_units
 
 UNITS = "units"
-PLAN = "plan.json"
 REPORT = "report.html"
-
-
-@dataclass(frozen=True)
-class Unit:
-    """
-    One fold of one seed with one budget of labels.
-
-    Attributes
-    ----------
-    id
-        Name of its files.
-    title
-        The experiment.
-    seed
-        Seed of everything in it.
-    fold
-        Role of every cell, within the budget.
-    fold_name
-        What the whole fold is called.
-    budget
-        Labelled cells; None for all.
-    leaks
-        What was found about its cells.
-    """
-
-    id: str
-    title: str
-    seed: int
-    fold: Fold
-    fold_name: str
-    budget: int | None
-    leaks: list[Leak]
+FINE_TUNED = ("annotation", "protein_from_rna", "rna_from_protein")
 
 
 class Evaluation:
@@ -89,60 +52,47 @@ class Evaluation:
         self.output = Path(config.output_dir)
         self.report_line = report_line
         self.command = command
-        self.plan = {"settings": OmegaConf.to_container(OmegaConf.structured(config)), "inputs": hash_inputs(config)}
-        self._check_directory()
+        check_directory(self.output, self.output / UNITS)
+        data_dir = Path(config.data_dir)
         files: dict = {}
+        hashes: dict[Path, str] = {}
         self.benches = {
-            title: Bench.read(title, experiment, Path(config.data_dir), files)
-            for title, experiment in config.experiments.items()
+            title: Bench.read(title, experiment, data_dir, files) for title, experiment in config.experiments.items()
+        }
+        recipes = {
+            title: Recipe.read(bench.config, bench.baselines, data_dir, hashes) for title, bench in self.benches.items()
         }
         self.units = [unit for title in self.benches for unit in self._plan_units(title)]
+        self.files = [UnitFile(self.output / UNITS, unit, recipes[unit.title]) for unit in self.units]
+        check_units(self.output, self.files)
 
     def run(self) -> Path:
         """Compute what is missing, and write the report; give its path."""
         (self.output / UNITS).mkdir(parents=True, exist_ok=True)
-        write_json(self.output / PLAN, self.plan)
         save_config(self.config, self.output / "config.yaml")
-        missing = [unit for unit in self.units if not self._file(unit).is_file()]
-        self.report_line(f"{len(self.units)} units of work, {len(self.units) - len(missing)} of them done before")
+        missing = [file for file in self.files if any(file.list_missing())]
+        self.report_line(f"{len(self.files)} units of work, {len(self.files) - len(missing)} of them done before")
         start = time.monotonic()
-        for number, unit in enumerate(missing, 1):
+        for number, file in enumerate(missing, 1):
             try:
-                self._run_unit(unit)
+                self._complete(file)
             except KeyboardInterrupt:
-                self.report_line(f"stopped in {unit.id}; what is done is kept, and the same command goes on")
+                self.report_line(f"stopped in {file.unit.id}; what is done is kept, and the same command goes on")
                 raise
             taken = time.monotonic() - start
             left = taken / number * (len(missing) - number)
-            self.report_line(f"{number}/{len(missing)} {unit.id} | {taken:.0f} s | about {left:.0f} s left")
+            self.report_line(f"{number}/{len(missing)} {file.unit.id} | {taken:.0f} s | about {left:.0f} s left")
         return self.write_report()
 
     def write_report(self) -> Path:
         """Write the page from the units that are done."""
-        records = [json.loads(self._file(u).read_text()) for u in self.units if self._file(u).is_file()]
+        records = [file.read() for file in self.files if file.path.is_file()]
         facts = {title: describe_bench(bench) for title, bench in self.benches.items()}
         settings = OmegaConf.to_yaml(OmegaConf.structured(self.config))
         path = self.output / REPORT
         write_evaluation_report(path, records, facts, settings, self.command)
         self.report_line(f"wrote {path}")
         return path
-
-    def _check_directory(self) -> None:
-        path = self.output / PLAN
-        if not path.is_file():
-            if self.output.exists() and any(self.output.iterdir()):
-                raise ValueError(
-                    f"`output_dir` must be new or hold an evaluation, got {str(self.output)!r}; choose another."
-                )
-            return
-        before = json.loads(path.read_text())
-        changed = config_differences(before["settings"], self.plan["settings"])
-        changed += [f"content of {d}" for d in config_differences(before["inputs"], self.plan["inputs"])]
-        if changed:
-            raise ValueError(
-                f"`output_dir` must hold results of the same settings and data, got {str(self.output)!r} with others: "
-                f"{'; '.join(changed)}. Choose another `output_dir`, or go back to the old settings."
-            )
 
     def _plan_units(self, title: str) -> list[Unit]:
         """List the units of an experiment; refuses test cells that a model has seen."""
@@ -153,31 +103,15 @@ class Evaluation:
                 for budget in bench.config.label_budgets:
                     fold = bench.limit(whole, budget, seed)
                     name = f"{slugify(title)}-seed{seed}-fold{number + 1}-{'all' if budget is None else budget}"
-                    units.append(Unit(name, title, seed, fold, whole.name, budget, leaks))
+                    units.append(Unit(name, title, seed, fold, whole, budget, leaks))
         return units
 
-    def _run_unit(self, unit: Unit) -> None:
+    def _complete(self, file: UnitFile) -> None:
+        """Compute the methods that a unit lacks."""
         start = time.monotonic()
-        rows = rows_by_split(np.arange(len(unit.fold.split)), unit.fold.split)
-        scores = run_fold(self.benches[unit.title], rows, unit.seed)
-        record = {
-            "id": unit.id,
-            "experiment": unit.title,
-            "seed": unit.seed,
-            "fold": unit.fold_name,
-            "budget": unit.budget,
-            "cells": {name: len(part) for name, part in rows.items()},
-            "rows_sha256": {name: hashlib.sha256(part.tobytes()).hexdigest() for name, part in rows.items()},
-            "leaks": [asdict(leak) for leak in unit.leaks],
-            "scores": scores.rows,
-            "seconds": round(time.monotonic() - start, 2),
-        }
-        predictions = self._file(unit).with_suffix(".npz")
-        write_atomically(predictions, lambda file: np.savez_compressed(file, **scores.predictions))
-        write_json(self._file(unit), record)  # the last: what is there is complete
-
-    def _file(self, unit: Unit) -> Path:
-        return self.output / UNITS / f"{unit.id}.json"
+        bench = self.benches[file.unit.title].select(*file.list_missing())
+        scores = run_fold(bench, file.unit.rows, file.unit.seed)
+        file.add(scores, time.monotonic() - start)
 
 
 def describe_bench(bench: Bench) -> dict[str, Any]:
@@ -190,9 +124,15 @@ def describe_bench(bench: Bench) -> dict[str, Any]:
         "data": ", ".join(config.data),
         "cells used": len(bench.usable),
         "split": f"{kind}; seeds {', '.join(map(str, config.seeds))}",
-        "models": {name: m.path + (", fresh weights" if m.from_scratch else "") for name, m in config.models.items()},
+        "models": {name: describe_model(model) for name, model in config.models.items()},
         "baselines": ", ".join(bench.baselines) or "none",
     }
+    if config.task in FINE_TUNED:
+        optim = config.optim
+        facts["fine-tuning of models"] = (
+            f"at most {optim.epochs:g} passes over the training cells, {optim.batch_size} cells a step, "
+            f"highest learning rate {optim.lr:g}"
+        )
     if bench.labelled is not None:
         labels, counts = np.unique(bench.labelled.labels[bench.usable], return_counts=True)
         facts |= {
@@ -203,44 +143,17 @@ def describe_bench(bench: Bench) -> dict[str, Any]:
     return facts
 
 
-def hash_inputs(config: EvaluateConfig) -> dict[str, str]:
-    """Give a hash of each file of data and each model's weights, by path."""
-    paths = set()
-    for experiment in config.experiments.values():
-        paths |= {Path(config.data_dir) / file for file in experiment.data}
-        paths |= {Path(model.path) / "model.safetensors" for model in experiment.models.values()}
-    return {str(path): hash_path(path) for path in sorted(paths)}
-
-
-def hash_path(path: Path) -> str:
-    """Hash a file, or all files of a directory with their names; "none" for what is not there."""
-    if not path.exists():
-        return "none"
-    digest = hashlib.sha256()
-    for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
-        digest.update(str(file.relative_to(path.parent)).encode())
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()
+def describe_model(model: EvaluatedModelConfig) -> str:
+    """Say where a model is from and what of it is trained, if that is not all or nothing."""
+    text = model.path + (", fresh weights" if model.from_scratch else "")
+    if model.projected_proteins is None:
+        return text
+    return text + (
+        ", head and projected proteins alone trained" if model.projected_proteins else ", head alone trained"
+    )
 
 
 def slugify(title: str) -> str:
     """Turn a title into a part of a file's name that no other title gets."""
     plain = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
     return plain if plain == title else f"{plain}-{hashlib.sha256(title.encode()).hexdigest()[:6]}"
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file so that nobody ever sees a part of it."""
-    write_atomically(path, lambda file: file.write(json.dumps(content, indent=1).encode()))
-
-
-def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Write a file so that nobody ever sees a part of it."""
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

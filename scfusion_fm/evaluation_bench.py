@@ -208,6 +208,11 @@ class Bench:
             ]
         return found
 
+    def select(self, models: list[str], baselines: list[str]) -> "Bench":
+        """Give the same with some of the models and baselines only."""
+        chosen = {name: self.config.models[name] for name in models}
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, models=chosen, baselines=baselines))
+
     def sources(self) -> dict[str, Source]:
         """Give where the weights of each model come from."""
         return {name: Source(Path(m.path), m.from_scratch) for name, m in self.config.models.items()}

@@ -3,6 +3,7 @@
 Letters: n cells, N RNA tokens, G genes.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from scfusion_fm import annotation_task, cross_modal_task
-from scfusion_fm.annotation_task import AnnotationSettings, join_rows
+from scfusion_fm.annotation_task import AnnotationSettings, choose_projected, join_rows
 from scfusion_fm.cross_modal_task import PairedCells, choose_genes
 from scfusion_fm.evaluation.annotation_baselines import fit_annotation
 from scfusion_fm.evaluation.calibration import probability_scores
@@ -85,17 +86,10 @@ def _run_annotation(bench: Bench, rows: Rows, seed: int, scores: Scores) -> None
         for (method, inputs), probabilities in fitted.test.items():
             if inputs in data.inputs:
                 add("baseline", method, inputs, probabilities, fitted.classes)
-    settings = AnnotationSettings(
-        config.optim,
-        seed,
-        balance_classes=config.balance_classes,
-        modality_dropout=config.modality_dropout,
-        modalities=data.modalities,
-    )
     every = np.sort(np.concatenate(list(rows.values())))
     embeddings = {}
     for name, source in bench.sources().items():
-        fitted = annotation_task.fit_annotation(source, data, rows, settings)
+        fitted = annotation_task.fit_annotation(source, data, rows, _choose_settings(bench, name, seed))
         for inputs, shown in data.inputs.items():
             logits = fitted.predict(data.aligned, rows["test"], shown).astype(np.float64)
             add("model", name, inputs, softmax(logits), np.array(data.classes))
@@ -103,6 +97,23 @@ def _run_annotation(bench: Bench, rows: Rows, seed: int, scores: Scores) -> None
                 embeddings["model", name, inputs] = fitted.embed(data.aligned, every, shown)
     if config.protocol == PAPER:
         _add_paper(bench, rows, seed, scores, embeddings)
+
+
+def _choose_settings(bench: Bench, name: str, seed: int) -> AnnotationSettings:
+    """Say how a model is fine-tuned: all of it, or as in the paper's third stage."""
+    config, data = bench.config, bench.labelled
+    settings = AnnotationSettings(
+        config.optim,
+        seed,
+        balance_classes=config.balance_classes,
+        modality_dropout=config.modality_dropout,
+        modalities=data.modalities,
+    )
+    projects = config.models[name].projected_proteins
+    if projects is None:
+        return settings
+    places = choose_projected(data, None) if projects else None
+    return dataclasses.replace(settings, projected=places, trained=("adt_projection",) if projects else ())
 
 
 def _add_paper(

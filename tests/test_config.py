@@ -128,6 +128,12 @@ def test_experiments_get_the_defaults_that_they_do_not_replace(tmp_path):
     assert first.data == second.data == config.defaults.data
 
 
+@pytest.mark.parametrize("name", ["annotation", "cross_modal", "paper_protocol"])
+def test_recipes_take_one_path_for_all_variants_of_their_model(name):
+    config = load_config(EvaluateConfig, EVALUATE.with_stem(name), ["defaults.models.pretrained.path=mine"])
+    assert {m.path for e in config.experiments.values() for m in e.models.values()} == {"mine"}
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -148,6 +154,10 @@ def test_experiments_get_the_defaults_that_they_do_not_replace(tmp_path):
             "`.*label_budgets` is for the task annotation",
         ),
         ("experiments.x.task=clustering experiments.x.protocol=paper", "`.*protocol` paper is for the task annotation"),
+        (
+            "experiments.x.models.a.path=b experiments.x.models.a.projected_proteins=false",
+            r"`experiments\.x\.models\.a\.projected_proteins` is for the task annotation with `inputs: \[rna\]`",
+        ),
         ("experiments.x.task=integration experiments.x.split.kind=leave_group_out", "must be k_fold for integration"),
     ],
 )

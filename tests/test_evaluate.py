@@ -6,6 +6,7 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from make_cells import make_modalities, write_h5mu
 from mudata import MuData
@@ -112,20 +113,82 @@ def test_an_interrupted_run_goes_on_and_ends_alike(build, monkeypatch):
     assert len(calls) == 5
 
 
-def test_other_settings_and_other_data_are_refused_by_name(build, data_dir, tmp_path):
-    build({"types": TWO["types"]}).run()
+def test_other_settings_and_other_data_are_refused_by_name(build, model_dir, tmp_path):
+    types = TWO["types"] | {"label_budgets": [30], "inputs": ["rna"]}
+    build({"types": types}).run()
     message = r"got '.*run' with others: .*experiments\.types\.optim\.lr: 0\.01 -> 0\.5"
     with pytest.raises(ValueError, match=message):
-        build({"types": TWO["types"] | {"optim": {"lr": 0.5}}})
-    plan = json.loads((tmp_path / "run" / "plan.json").read_text())
-    plan["inputs"] |= {str(data_dir / "new0.h5mu"): "0"}
-    (tmp_path / "run" / "plan.json").write_text(json.dumps(plan))
-    with pytest.raises(ValueError, match=r"content of .*new0\.h5mu"):
-        build({"types": TWO["types"]})
+        build({"types": types | {"optim": {"lr": 0.5}}})
+    scratch = {"tiny": {"path": str(model_dir), "from_scratch": True}}
+    with pytest.raises(ValueError, match=r"experiments\.types\.models\.tiny\.from_scratch: False -> True\. Choose"):
+        build({"types": types}, models=scratch)
+    unit = next((tmp_path / "run" / "units").glob("*-30.json"))
+    for change, message in (
+        (
+            lambda record: record["made_with"]["data"].update({"new0.h5mu": "0"}),
+            r"others: content of new0\.h5mu\. Choose",
+        ),
+        (
+            lambda record: record["made_with"]["models"]["tiny"]["files"].update({"model.safetensors": "0"}),
+            r"others: content of experiments\.types\.models\.tiny: model\.safetensors\. Choose",
+        ),
+        (lambda record: record["rows_sha256"].update(test="0"), f"others: the cells of {unit.stem}. Choose"),
+    ):
+        record = json.loads(unit.read_text())
+        change(record)
+        text, _ = unit.read_text(), unit.write_text(json.dumps(record))
+        with pytest.raises(ValueError, match=message):
+            build({"types": types})
+        unit.write_text(text)
+    build({"types": types})
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
     with pytest.raises(ValueError, match="`output_dir` must be new or hold an evaluation"):
-        build({"types": TWO["types"]}, "full")
+        build({"types": types}, "full")
+
+
+def test_what_is_added_to_a_finished_run_is_all_that_is_computed(build, model_dir, monkeypatch):
+    few = TWO["types"] | {"label_budgets": [30], "inputs": ["rna"], "baselines": ["majority"]}
+    path = build({"types": few}).run()
+    calls = []
+
+    def record(bench, rows, seed):
+        calls.append((seed, list(bench.config.models), list(bench.baselines)))
+        return evaluation_runs.run_fold(bench, rows, seed)
+
+    monkeypatch.setattr(evaluating, "run_fold", record)
+    models = {"tiny": {"path": str(model_dir)}, "fresh": {"path": str(model_dir), "from_scratch": True}}
+    more = few | {"models": models, "baselines": ["PCA + kNN", "majority"]}
+    build({"types": few | {"seeds": [0, 1]}}).run()
+    assert calls == [(1, ["tiny"], ["majority"])] * 2
+    calls.clear()
+    build({"types": few | {"label_budgets": [None, 30]}}).run()
+    assert calls == [(0, ["tiny"], ["majority"])] * 2
+    calls.clear()
+    grown = build({"types": more})
+    page = grown.run().read_text()
+    assert calls == [(0, ["fresh"], ["PCA + kNN"])] * 2
+    assert "scFusionTTT (fresh)" in page
+    # It ends as one computed at once would, but for the order of methods; predictions stand beside the scores.
+    whole = build({"types": more}, "whole")
+    whole.run()
+    ours, theirs = (read_units(e)["types-seed0-fold1-30"] for e in (grown, whole))
+    for unit in (ours, theirs):
+        unit["scores"].sort(key=lambda row: row["method"])
+        unit["made_with"]["baselines"].sort()
+    assert ours == theirs
+    stored = [np.load(e.output / "units" / "types-seed0-fold1-30.npz") for e in (grown, whole)]
+    assert set(stored[0]) == set(stored[1]) > {"tiny (rna)", "fresh (rna)", "PCA + kNN (rna)", "labels"}
+    assert all((stored[0][name] == stored[1][name]).all() for name in stored[0])
+    # What is no longer asked for stays in its files, and is not in the report.
+    calls.clear()
+    assert "scFusionTTT (fresh)" not in build({"types": few}).run().read_text()
+    assert (
+        "majority" not in build({"types": few | {"baselines": ["PCA + kNN"]}}).run().read_text().split("<h2>Repro")[0]
+    )
+    assert "scFusionTTT (fresh)" in build({"types": more | {"label_derived_from": "none"}}).run().read_text()
+    assert "nobody said what the labels were made from" not in path.read_text()
+    assert calls == []
 
 
 def test_seen_cells_are_refused_or_told(build, paired_file):
@@ -141,6 +204,36 @@ def test_fresh_weights_have_seen_nothing(build, paired_file, model_dir):
     models = {"fresh": {"path": str(model_dir), "from_scratch": True}}
     experiment = {"task": "annotation", "data": [str(paired_file)]}
     assert build({"types": experiment}, models=models).units
+
+
+def test_transfer_to_rna_alone_stands_with_and_without_projected_proteins(build, model_dir, monkeypatch):
+    path = str(model_dir)
+    models = {"whole": {"path": path}, "with": {"path": path, "projected_proteins": True}}
+    models |= {"without": {"path": path, "projected_proteins": False}}
+    used = {}
+    real = annotation_task.fit_annotation
+
+    def record(source, data, rows, settings):
+        fitted = real(source, data, rows, settings)
+        before = source.build(type(fitted.model), 0, num_labels=len(data.classes)).model.state_dict()
+        after = fitted.model.model.state_dict()
+        changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name].cpu())}
+        used[len(used)] = (fitted.model.config.projected_proteins, changed)
+        return fitted
+
+    monkeypatch.setattr(annotation_task, "fit_annotation", record)
+    evaluation = build({"transfer": {"task": "annotation", "inputs": ["rna"]}}, models=models)
+    rows = {role: evaluation.units[0].fold.rows(role) for role in ("train", "val", "test")}
+    scores = evaluation_runs.run_fold(evaluation.benches["transfer"], rows, 0).rows
+    assert [row["method"] for row in scores if row["kind"] == "model"] == list(models)
+    whole, with_proteins, without = used.values()
+    assert whole[0] is None
+    assert len(whole[1]) > 2
+    assert with_proteins == ([0, 1, 2, 3, 4], {"adt_projection"})
+    assert without == (None, set())
+    facts = evaluating.describe_bench(evaluation.benches["transfer"])["models"]
+    assert facts["with"] == f"{path}, head and projected proteins alone trained"
+    assert facts["without"] == f"{path}, head alone trained"
 
 
 def test_models_and_baselines_see_the_same_rows(build, monkeypatch):

@@ -21,7 +21,7 @@ class Series:
     name
         The method.
     values
-        `mean` and `sd` by class, protein or gene; or by number of labels.
+        `mean`, `low` and `high` by class, protein or gene; or `mean` and `sd` by number of labels.
     is_model
         Whether it is a model of ours.
     """
@@ -32,7 +32,7 @@ class Series:
 
 
 def plot_parts(series: list[Series], score: str, title: str) -> Figure:
-    """Plot the score of every class or protein as dots with their spread, the best on top.
+    """Plot the score of every class or protein as dots with their range over folds, the best on top.
 
     Parameters
     ----------
@@ -45,19 +45,23 @@ def plot_parts(series: list[Series], score: str, title: str) -> Figure:
 
     Notes
     -----
-    Of more than 70 parts, the first method is plotted against the second, a dot each.
+    Of more than 70 parts, the first method is plotted against the last, a dot each; or, alone, on the best 70.
     """
     first = series[0].values["mean"].sort_values(na_position="first")
     if len(first) > MAX_ROWS and len(series) > 1:
-        return _plot_against(series[0], series[1], score, title)
+        return _plot_against(series[0], series[-1], score, title)
+    if len(first) > MAX_ROWS:
+        title = f"{title}: the best {MAX_ROWS} of {len(first):,}"
+        first = first.tail(MAX_ROWS)
     figure = Figure(figsize=(7.4, 1.4 + 0.24 * len(first)), layout="constrained")
     axes = figure.subplots()
     places = np.arange(len(first))
     for i, one in enumerate(series):
         values = one.values.reindex(first.index)
         shift = 0.22 * ((len(series) - 1) / 2 - i)
+        reach = np.maximum([values["mean"] - values["low"], values["high"] - values["mean"]], 0)
         axes.errorbar(
-            values["mean"], places + shift, xerr=values["sd"].fillna(0), fmt=MARKERS[i % len(MARKERS)], markersize=5,
+            values["mean"], places + shift, xerr=reach, fmt=MARKERS[i % len(MARKERS)], markersize=5,
             color=COLOURS[i % len(COLOURS)], elinewidth=1, label=f"{one.name} (mean {values['mean'].mean():.2f})",
         )  # fmt: skip
     axes.set_yticks(places, [shorten(str(name)) for name in first.index], fontsize=8)
@@ -95,7 +99,7 @@ def plot_budgets(panels: dict[str, list[Series]], score: str) -> Figure:
     drawn = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     for axes, (inputs, series) in zip(drawn, panels.items(), strict=True):
         _draw_budgets(axes, series)
-        axes.set(title=inputs, xlabel="labelled cells", xscale="log")
+        axes.set(title=f"from {inputs}", xlabel="labelled cells", xscale="log")
         budgets = sorted({int(n) for one in series for n in one.values.index})
         axes.set_xticks(budgets, [f"{n:,}" for n in budgets], fontsize=8)
         axes.minorticks_off()

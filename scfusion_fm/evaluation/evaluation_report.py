@@ -32,7 +32,12 @@ from scfusion_fm.evaluation.spread import (
 HELD_OUT, PAPER, PAPER_TEST = "held_out", "paper", "paper, test cells only"
 LABEL_METRICS = ANNOTATION_METRICS | {
     "auroc": Metric("AUROC", True, "how well probabilities rank cells of a type above others; mean over types."),
-    "ece": Metric("ECE", False, "how far probabilities are from the share that is right; less is better."),
+    "ece": Metric(
+        "ECE",
+        False,
+        "how far probabilities are from the share that is right; less is better. The frequencies of types, given to "
+        "all cells alike, are well calibrated and useless: read it beside the others.",
+    ),
 }
 CLUSTER_METRICS = {
     "ari": Metric("ARI", True, "agreement of k-means clusters with the cell types; 0 is chance, 1 is perfect."),
@@ -75,12 +80,14 @@ TASKS: dict[str, tuple[dict[str, Metric], str, str, str]] = {
 LEAD = (
     "Models beside baselines that got the same cells. Every number is a mean over folds and seeds with its standard "
     "deviation (±). All methods learned from the training cells, chose settings on the validation cells, and are "
-    "scored on test cells, unless a table says otherwise. The best number of a column is bold, whoever's it is."
+    "scored on test cells, unless a table says otherwise. The best number of each column among methods that were shown "
+    "the same inputs is bold, whoever's it is."
 )
 INTERVAL_NOTE = (
     "Difference: the model less the best baseline (best by its mean over the same test cells, which favours the "
-    "baseline), fold by fold; in brackets the 95 % interval of its mean, by drawing folds and seeds with replacement. "
-    "Folds share training cells, so that true uncertainty is larger than the interval."
+    "baseline), fold by fold; in brackets the 95 % interval of its mean by the corrected resampled t-test (Nadeau and "
+    "Bengio 2003), which is wider than the spread over folds suggests, since folds share training cells. It speaks of "
+    "cells like these: of other donors, laboratories or tissues only where those were held out."
 )
 PAPER_NOTE = (
     "The way of scoring of the scFusionTTT family of papers: a model is fine-tuned with labels, then all cells are "
@@ -159,7 +166,7 @@ def describe_leaks(title: str, units: list[dict]) -> list[tuple[str, str]]:
             leak["count"] and len(folds) > 1 and not leak["kind"].startswith("label")
         ):  # labels are the same in all folds
             total = sum(hit["count"] for hit in hits.values())
-            often = f" (so in one fold; {total:,} in {len(hits)} of {len(folds)} folds)"
+            often = f" (these numbers are of one fold; {len(hits)} of {len(folds)} folds have {total:,} such cells)"
         sentences.append((leak["severity"], f"{title}: {leak['severity']}. {leak['message']}{often}."))
     order = list(MARKS)
     return [(MARKS[severity], text) for severity, text in sorted(sentences, key=lambda s: order.index(s[0]))]
@@ -181,7 +188,8 @@ def build_section(title: str, units: list[dict], facts: dict[str, Any]) -> Secti
     table = tabulate(units)
     summary = summarise(table[table["protocol"] == HELD_OUT], list(metrics))
     section = Section(title, [])
-    section.add(render_facts(facts | {"test cells per fold": [unit["cells"]["test"] for unit in units][:10]}))
+    sizes = {(unit["seed"], unit["fold"]): unit["cells"]["test"] for unit in units}
+    section.add(render_facts(facts | {"test cells per fold": list(sizes.values())[:10]}))
     budgets = sorted(summary["budget"].unique(), key=lambda b: float("inf") if b == ALL_LABELS else b)
     for budget in reversed(budgets):
         rows = _build_rows(table, summary[summary["budget"] == budget], metrics, main)
@@ -241,7 +249,7 @@ def _render_rows(rows: list[dict], metrics: dict[str, Metric], main: str) -> str
         "baseline": "best baseline",
         "n_units": "folds",
     }
-    return render_table(rows, headings, {key: metric.more_is_better for key, metric in metrics.items()}, MODEL)
+    return render_table(rows, headings, {key: m.more_is_better for key, m in metrics.items()}, MODEL, "inputs")
 
 
 def _describe_rows(
@@ -252,7 +260,7 @@ def _describe_rows(
     for row in summary[summary["kind"] == "model"].to_dict("records"):
         found = compare_with_best_baseline(table, row, main, metric.more_is_better)
         name = f"{title}, {name_method('model', row['method'])} from {row['inputs']}: {metric.name} "
-        name += f"{format_value(row[main])} over {row['n_units']} folds"
+        name += f"{format_value(Spread(row[main], row[f'{main}_sd']))} over {row['n_units']} folds"
         if found is None:
             sentences.append(("", f"{name}; no baseline to compare with."))
             continue
@@ -299,7 +307,10 @@ def _add_parts(section: Section, units: list[dict], task: str, summary: pd.DataF
         values = average_parts([unit for unit in units if unit["budget"] == budget], key)
         series.append(Series(name_method(row["kind"], row["method"]), values, row["kind"] == "model"))
     section.add(f"<h3>Per {part}</h3>")
-    caption = f"Mean over folds for every {part}, from {inputs}, with the best baseline; bars are standard deviations."
+    caption = (
+        f"Mean over folds for every {part}, from {inputs}, with the best baseline; bars reach from the lowest fold to "
+        "the highest."
+    )
     section.add_figure(f"{section.title}.png", encode_png(plot_parts(series, score, f"Per {part}")), caption)
     rows = [
         {"part": name, "method": one.name, "score": Spread(v["mean"], v["sd"]), "n": int(v["n_units"])}

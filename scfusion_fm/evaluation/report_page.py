@@ -2,6 +2,7 @@
 
 import base64
 import io
+import itertools
 import math
 from collections.abc import Iterable
 from html import escape
@@ -29,6 +30,8 @@ table { border-collapse: collapse; margin: .8rem 0; font-variant-numeric: tabula
 th, td { padding: .35rem .8rem; text-align: left; border-bottom: 1px solid var(--line); }
 th { border-bottom: 2px solid var(--soft); vertical-align: bottom; }
 td.number, th.number { text-align: right; }
+td.number { white-space: nowrap; }
+tr.group > td { border-top: 2px solid var(--soft); }
 tr.model { background: #e9f3fa; }
 figure { margin: 1.2rem 0; }
 figure img { max-width: 100%; height: auto; display: block; }
@@ -97,7 +100,11 @@ def render_facts(facts: dict[str, object]) -> str:
 
 
 def render_table(
-    rows: list[dict], columns: dict[str, str], best: dict[str, bool] | None = None, model: str | None = None
+    rows: list[dict],
+    columns: dict[str, str],
+    best: dict[str, bool] | None = None,
+    model: str | None = None,
+    group: str | None = None,
 ) -> str:
     """Render a table; the best number of a column is bold, whoever's it is.
 
@@ -111,12 +118,16 @@ def render_table(
         By entry, whether more is better; entries that are absent get no bold number.
     model
         Rows whose "method" begins so are marked as the model's.
+    group
+        An entry: numbers are compared among successive rows with the same value of it, and lines part these rows.
     """
-    best = best or {}
-    top = {name: find_best([row[name] for row in rows], more) for name, more in best.items()}
+    parts = [list(part) for _, part in itertools.groupby(rows, key=lambda row: row[group] if group else None)]
+    tops = [
+        {name: find_best([row[name] for row in part], more) for name, more in (best or {}).items()} for part in parts
+    ]
     numeric = {name: any(is_number(row[name]) for row in rows) for name in columns}
 
-    def render_cell(name: str, value: object) -> str:
+    def render_cell(name: str, value: object, top: dict[str, float]) -> str:
         text = format_value(value)
         if name in top and is_number(value) and text == format_value(top[name]):
             text = f"<strong>{text}</strong>"
@@ -127,10 +138,12 @@ def render_table(
         for name, heading in columns.items()
     )
     lines = []
-    for row in rows:
-        mark = ' class="model"' if model and str(row["method"]).startswith(model) else ""
-        cells = "".join(render_cell(name, row[name]) for name in columns)
-        lines.append(f"<tr{mark}>{cells}</tr>")
+    for number, (part, top) in enumerate(zip(parts, tops, strict=True)):
+        for row in part:
+            marks = ["group"] if number and row is part[0] else []
+            marks += ["model"] if model and str(row["method"]).startswith(model) else []
+            cells = "".join(render_cell(name, row[name], top) for name in columns)
+            lines.append(f'<tr class="{" ".join(marks)}">{cells}</tr>' if marks else f"<tr>{cells}</tr>")
     body = "\n".join(lines)
     return f'<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
 
