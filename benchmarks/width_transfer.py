@@ -40,7 +40,7 @@ from scfusion_fm.data.atlas import Atlas
 from scfusion_fm.data.collate import MaskingCollator
 from scfusion_fm.data.loader import AtlasLoader
 from scfusion_fm.data.order import CellOrder
-from scfusion_fm.training.optimizer import BETAS, Schedule, decay_groups
+from scfusion_fm.training.optimizer import BETAS, Schedule, parameter_groups
 
 HEAD_WIDTH = 32
 LAST_STEPS = 20
@@ -108,7 +108,7 @@ def build_model(config: ScFusionTTTConfig, width: int, seed: int) -> ScFusionTTT
 @torch.no_grad()
 def mup_groups(model: nn.Module, times: float) -> list[dict[str, Any]]:
     """Scale the initial weights of a model `times` as wide as the narrow one, and group its parameters."""
-    hidden, rest = decay_groups(model, OPTIM.weight_decay)
+    hidden, rest = parameter_groups(model, OPTIM.weight_decay)
     heads = [p for name, p in model.named_parameters() if name.endswith("head_weight")]
     for matrix in hidden["params"]:
         matrix.mul_(times**-0.5)

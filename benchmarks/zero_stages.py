@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from scfusion_fm import ScFusionTTTConfig, ScFusionTTTForPreTraining
-from scfusion_fm.training.optimizer import BETAS, decay_groups
+from scfusion_fm.training.optimizer import BETAS, parameter_groups
 
 RANKS = 2
 CELLS = 12  # of a global batch
@@ -128,7 +128,7 @@ def build_model(shape: dict[str, Any]) -> ScFusionTTTForPreTraining:
 def train_plainly(shape: dict[str, Any], steps: int) -> dict[str, list[float]]:
     """Train in one process with nothing but PyTorch."""
     model, optim = build_model(shape), Optim()
-    optimizer = torch.optim.AdamW(decay_groups(model, optim.weight_decay), lr=optim.lr, betas=BETAS)
+    optimizer = torch.optim.AdamW(parameter_groups(model, optim.weight_decay), lr=optim.lr, betas=BETAS)
     losses, norms = [], []
     for step in range(steps):
         optimizer.zero_grad()

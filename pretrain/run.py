@@ -23,6 +23,7 @@ from scfusion_fm.data.collate import MaskingCollator
 from scfusion_fm.data.loader import AtlasLoader
 from scfusion_fm.data.order import CellOrder
 from scfusion_fm.data.seen import SEEN_CELLS, remember_atlas
+from scfusion_fm.principal_start import start_from_components
 from scfusion_fm.recipes import describe_model
 from scfusion_fm.sizing import TokenCounts, train_flops
 from scfusion_fm.training.checkpoint import ATLAS_MANIFEST
@@ -80,6 +81,9 @@ def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopRequest) -> bool:
         save_config(config, directory.path / "config.yaml")
         if not checkpoint:
             describe_run(directory.path, model.config, extractor, atlas)
+    if not checkpoint and config.start_cells:
+        cells = spread(atlas.rows_of("train"), config.start_cells)
+        start_from_components(model.model, extractor, atlas, cells, config.seed)
     if checkpoint:
         model.load_state_dict(checkpoint.weights({name: p.shape for name, p in model.named_parameters()}))
 

@@ -19,7 +19,6 @@ from scfusion_fm.evaluation.annotation_baselines import AnnotationTask
 from scfusion_fm.evaluation.baselines import Features, annotate_baselines
 from scfusion_fm.evaluation.metrics import annotation_scores
 from scfusion_fm.finetuning import (
-    BalancedCrossEntropy,
     CellCollator,
     FitSettings,
     Source,
@@ -29,10 +28,10 @@ from scfusion_fm.finetuning import (
     rows_by_split,
     set_apart_calibration,
     split_cells,
-    train_best,
 )
 from scfusion_fm.inference import read_aligned, softmax
 from scfusion_fm.model import ScFusionTTTFeatureExtractor, ScFusionTTTForCellTypeAnnotation
+from scfusion_fm.trainer import BalancedCrossEntropy, train_best
 
 INPUTS = {"rna": ("rna",), "adt": ("adt",), "rna+adt": ("rna", "adt")}
 
@@ -179,7 +178,13 @@ def fit_annotation(
             getattr(model.model, part).requires_grad_(True)
     cells = (data.aligned, data.extractor, data.codes)
     collators = {
-        "train": CellCollator(*cells, settings.modality_dropout, settings.seed, settings.modalities),
+        "train": CellCollator(
+            *cells,
+            settings.modality_dropout,
+            settings.seed,
+            settings.modalities,
+            token_dropout=settings.optim.token_dropout,
+        ),
         "val": CellCollator(*cells, modalities=settings.modalities),
     }
 
@@ -189,7 +194,7 @@ def fit_annotation(
 
     codes = data.codes[rows["train"]]
     loss = BalancedCrossEntropy(codes, len(data.classes)) if settings.balance_classes else None
-    num_trained = train_best(model, rows, collators, score, settings, loss)
+    num_trained = train_best(model, rows, collators, score, source.suit(settings), loss)
     return FittedAnnotation(model, data.extractor, data.classes, settings.modalities, num_trained)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -108,6 +109,8 @@ class OptimConfig:
     """Share of steps with falling learning rate; of wsd only."""
     weight_decay: float = 0.05
     """AdamW weight decay, on matrices of linear layers only."""
+    embedding_lr_ratio: float = 1.0
+    """Learning rate of the weights that embed values of genes and proteins, as a share of the others'."""
     max_grad_norm: float = 1.0
     """Gradient clipping; 0 turns it off."""
 
@@ -185,6 +188,8 @@ PRETRAIN_RANGES = {
     "optim.warmup_ratio": (0.0, 1.0),
     "optim.decay_ratio": (0.0, 1.0),
     "optim.weight_decay": (0.0, _MANY),
+    "optim.embedding_lr_ratio": (0.0, 1.0),
+    "start_cells": (0, 1_000_000),
     "optim.max_grad_norm": (0.0, _MANY),
     "run.log_every": (1, _MANY),
     "run.eval_every": (1, _MANY),
@@ -213,6 +218,8 @@ class PretrainConfig:
     """Genes per RNA token."""
     model: dict[str, Any] = field(default_factory=dict)
     """Fields of `ScFusionTTTConfig`; the vocabulary sets the numbers of tokens."""
+    start_cells: int = 0
+    """Training cells whose principal components the embeddings of values start from; 0 starts from random weights."""
     masking: MaskingConfig = field(default_factory=MaskingConfig)
     """What is hidden."""
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -228,8 +235,7 @@ class PretrainConfig:
 
     def __post_init__(self):
         for name, (least, most) in PRETRAIN_RANGES.items():
-            part, _, key = name.partition(".")
-            value = getattr(getattr(self, part), key)
+            value = attrgetter(name)(self)
             if not least <= value <= most:  # false for what is no number, too
                 raise ValueError(f"`{name}` must lie between {least:g} and {most:g}, got {value}.")
 
@@ -246,6 +252,12 @@ class FinetuneOptimConfig:
     """Highest learning rate."""
     weight_decay: float = 0.01
     """AdamW weight decay."""
+    embedding_lr_ratio: float = 0.1
+    """Learning rate of the weights that embed values of genes and proteins, as a share of `lr`."""
+    head_lr_ratio: float = 10.0
+    """Learning rate of a new classifier, as a multiple of `lr`."""
+    token_dropout: float = 0.0
+    """Largest share of its tokens that a training cell loses, in [0, 1): each draws its share between 0 and this."""
     warmup_ratio: float = 0.1
     """Share of steps with rising learning rate."""
     patience: int = 5
@@ -258,6 +270,8 @@ class FinetuneOptimConfig:
     def __post_init__(self):
         if self.lora_rank < 0:
             raise ValueError(f"`optim.lora_rank` must be at least 0, got {self.lora_rank}.")
+        if not 0 <= self.token_dropout < 1:
+            raise ValueError(f"`optim.token_dropout` must lie in [0, 1), got {self.token_dropout}.")
 
 
 @dataclass

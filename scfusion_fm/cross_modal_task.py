@@ -15,8 +15,9 @@ from scfusion_fm.data.schema import AlignedCells
 from scfusion_fm.evaluation.baselines import predict_protein_baselines
 from scfusion_fm.evaluation.metrics import protein_scores
 from scfusion_fm.evaluation.prediction_baselines import PredictionTask
-from scfusion_fm.finetuning import CellCollator, FitSettings, Source, predict_rows, train_best
+from scfusion_fm.finetuning import CellCollator, FitSettings, Source, predict_rows
 from scfusion_fm.model import ScFusionTTTFeatureExtractor, ScFusionTTTForCrossModalPrediction
+from scfusion_fm.trainer import train_best
 
 SOURCE_OF = {"adt": "rna", "rna": "adt"}
 
@@ -108,14 +109,19 @@ def fit_cross_modal(
     model = source.build(
         ScFusionTTTForCrossModalPrediction, settings.seed, target_modality=data.target, predicted_features=data.names
     )
-    collator = CellCollator(data.aligned, data.extractor, target=data.target)
+    collators = {
+        name: CellCollator(
+            data.aligned, data.extractor, seed=settings.seed, target=data.target, token_dropout=token_dropout
+        )
+        for name, token_dropout in (("train", settings.optim.token_dropout), ("val", 0.0))
+    }
 
     def score(prediction) -> dict[str, float]:
         logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
         summary = data.score(rows["val"], _columns(data, logits))[1]
         return {"score": np.nan_to_num(summary["pearson_per_protein"], nan=-1.0), **summary}
 
-    num_trained = train_best(model, rows, {"train": collator, "val": collator}, score, settings)
+    num_trained = train_best(model, rows, collators, score, source.suit(settings))
     return FittedCrossModal(model, data, num_trained)
 
 

@@ -1,11 +1,11 @@
-"""What the fine-tuning scripts share: cells as a data set, the trainer, and files of results."""
+"""What the fine-tuning scripts share: settings, cells as a data set, and files of results."""
 
 import json
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,8 @@ from anndata import AnnData
 from mudata import MuData
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
-from transformers import EarlyStoppingCallback, PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
+from transformers import PreTrainedModel
 
-from scfusion_fm.adapters import add_adapters, count_trained, merge_adapters
 from scfusion_fm.config import (
     AnnotationConfig,
     CrossModalConfig,
@@ -51,6 +50,12 @@ class Source:
 
     path: Path
     from_scratch: bool = False
+
+    def suit(self, settings: "FitSettings") -> "FitSettings":
+        """Let fresh embeddings learn as fast as all else; the low rate is there to keep what pretraining found."""
+        if not self.from_scratch:
+            return settings
+        return replace(settings, optim=replace(settings.optim, embedding_lr_ratio=1.0))
 
     def build(self, model_class: type[PreTrainedModel], seed: int, **settings: Any) -> PreTrainedModel:
         """Build a model; what is not loaded (the head, or all of it) depends on the seed alone."""
@@ -124,6 +129,8 @@ class CellCollator:
         What of the cells is shown.
     target
         Modality that a task without labels of its own learns.
+    token_dropout
+        Largest share of its tokens that a cell loses, in [0, 1); what is learned loses none.
 
     Raises
     ------
@@ -140,6 +147,7 @@ class CellCollator:
         seed: int = 0,
         modalities: tuple[str, ...] = ("rna", "adt"),
         target: str = "adt",
+        token_dropout: float = 0.0,
     ):
         check_modality_dropout(modality_dropout)
         self.aligned = aligned
@@ -147,6 +155,7 @@ class CellCollator:
         self.labels = labels
         self.modality_dropout = modality_dropout
         self.modalities = modalities
+        self.token_dropout = token_dropout
         # What the trainer takes for labels; a task without its own learns the values of a modality.
         self.label_names = [f"{target}_values", f"{target}_observed"] if labels is None else ["labels"]
         self._random = np.random.default_rng(seed)
@@ -158,6 +167,8 @@ class CellCollator:
         batch = {k: v for k, v in batch.items() if k.split("_")[0] in self.modalities}
         if self.modality_dropout > 0 and {"rna_observed", "adt_observed"} <= batch.keys():
             self._drop_modalities(batch)
+        if self.token_dropout > 0:
+            self._drop_tokens(batch)
         if self.labels is not None:
             batch["labels"] = torch.from_numpy(self.labels[rows])
         return batch
@@ -170,126 +181,19 @@ class CellCollator:
         drop_adt = paired & (draw >= self.modality_dropout / 2) & (draw < self.modality_dropout)
         batch["adt_observed"] = adt & ~drop_adt[:, None]
 
+    def _drop_tokens(self, batch: dict[str, torch.Tensor]) -> None:
+        for name in ("rna_observed", "adt_observed"):
+            if name in batch and name not in self.label_names:
+                observed = batch[name]
+                share = self.token_dropout * self._random.random((len(observed), 1))
+                kept = torch.from_numpy(self._random.random(observed.shape[:2]) >= share)
+                batch[name] = observed & kept.reshape(kept.shape + (1,) * (observed.ndim - 2))
+
 
 def check_modality_dropout(probability: float) -> None:
     """Refuse what is no probability."""
     if not 0 <= probability <= 1:
         raise ValueError(f"`modality_dropout` must lie in [0, 1], got {probability}.")
-
-
-def train_best(
-    model: PreTrainedModel,
-    rows: dict[str, NDArray[np.int64]],
-    collators: dict[str, CellCollator],
-    score: Callable[[Any], dict[str, float]],
-    settings: FitSettings,
-    loss: Callable[..., torch.Tensor] | None = None,
-) -> int:
-    """
-    Fine-tune and keep the epoch with the best validation score; give the number of trained parameters.
-
-    Parameters
-    ----------
-    model
-        The model with its head.
-    rows
-        Rows of `train` and `val`.
-    collators
-        How to prepare the rows of `train` and `val`.
-    score
-        Turns predictions into {"score": higher is better, ...}.
-    settings
-        Optimisation, seed, and the directory for the trainer's files.
-    loss
-        Called with outputs and labels instead of taking the loss of the model.
-    """
-    torch.set_num_threads(settings.optim.threads)
-    if settings.optim.lora_rank:
-        add_adapters(model, settings.optim.lora_rank, settings.seed)
-    num_trained = count_trained(model)
-    with settings.open_directory() as directory:
-        trainer = _TwoCollatorTrainer(
-            model=model,
-            args=_training_arguments(settings, directory, collators["val"].label_names),
-            train_dataset=CellRows(rows["train"]),
-            eval_dataset=CellRows(rows["val"]),
-            data_collator=collators["train"],
-            compute_metrics=score,
-            compute_loss_func=loss,
-            callbacks=[EarlyStoppingCallback(early_stopping_patience=settings.optim.patience)],
-        )
-        trainer.eval_collator = collators["val"]
-        if settings.directory is None:
-            trainer.remove_callback(PrinterCallback)
-        trainer.train()
-    if settings.optim.lora_rank:
-        merge_adapters(model)
-    return num_trained
-
-
-def _training_arguments(settings: FitSettings, directory: Path, label_names: list[str]) -> TrainingArguments:
-    optim = settings.optim
-    return TrainingArguments(
-        output_dir=str(directory),
-        num_train_epochs=optim.epochs,
-        per_device_train_batch_size=optim.batch_size,
-        per_device_eval_batch_size=optim.batch_size,
-        learning_rate=optim.lr,
-        weight_decay=optim.weight_decay,
-        warmup_steps=optim.warmup_ratio,
-        lr_scheduler_type="cosine",
-        eval_strategy="epoch",
-        save_strategy="epoch",
-        logging_strategy="epoch",
-        save_total_limit=1,
-        load_best_model_at_end=True,
-        metric_for_best_model="score",
-        greater_is_better=True,
-        remove_unused_columns=False,
-        label_names=label_names,
-        report_to=[],
-        seed=settings.seed,
-        use_cpu=not torch.cuda.is_available(),
-        dataloader_pin_memory=torch.cuda.is_available(),
-        disable_tqdm=settings.directory is None,
-    )
-
-
-class _TwoCollatorTrainer(Trainer):
-    """Evaluate without the random choices of training."""
-
-    eval_collator: CellCollator
-
-    def get_eval_dataloader(self, eval_dataset: Dataset | None = None) -> torch.utils.data.DataLoader:
-        training, self.data_collator = self.data_collator, self.eval_collator
-        try:
-            return super().get_eval_dataloader(eval_dataset)
-        finally:
-            self.data_collator = training
-
-
-class BalancedCrossEntropy:
-    """
-    Cross-entropy in which all classes weigh the same, however many cells they have.
-
-    Parameters
-    ----------
-    codes
-        (n,) class index of each training cell.
-    num_classes
-        Number of classes; one without training cells gets weight 0.
-    """
-
-    def __init__(self, codes: NDArray[np.int64], num_classes: int):
-        counts = np.bincount(codes, minlength=num_classes)
-        weights = np.divide(len(codes), num_classes * counts, out=np.zeros(num_classes), where=counts > 0)
-        self.weights = torch.tensor(weights, dtype=torch.float32)
-
-    def __call__(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
-        """Average the weighted losses over the labelled cells of a batch."""
-        logits = outputs["logits"].float()
-        losses = torch.nn.functional.cross_entropy(logits, labels, self.weights.to(logits.device), reduction="none")
-        return losses.sum() / (labels >= 0).sum().clamp_min(1)
 
 
 def predict_rows(

@@ -179,6 +179,8 @@ def test_an_evaluation_needs_an_experiment(tmp_path):
         ("run.log_every=0", r"`run\.log_every` must lie between 1 and"),
         ("optim.epochs=.inf", r"`optim\.epochs` must lie between 0 and 1e\+12, got inf"),
         ("optim.lr=.nan", r"`optim\.lr` must lie between 0 and 1e\+12, got nan"),
+        ("optim.embedding_lr_ratio=2", r"`optim\.embedding_lr_ratio` must lie between 0 and 1, got 2\.0"),
+        ("start_cells=-1", r"`start_cells` must lie between 0 and 1e\+06, got -1"),
         ("optim.warmup_ratio=5", r"`optim\.warmup_ratio` must lie between 0 and 1, got 5\.0"),
     ],
 )

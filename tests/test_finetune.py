@@ -16,14 +16,14 @@ from make_cells import make_modalities
 from scfusion_fm import ScFusionTTTFeatureExtractor, ScFusionTTTForCellTypeAnnotation
 from scfusion_fm.annotating import AnnotationRequest, annotate
 from scfusion_fm.annotation_task import LabelledCells, choose_projected
-from scfusion_fm.config import CrossModalConfig, SplitConfig
+from scfusion_fm.config import CrossModalConfig, FinetuneOptimConfig, SplitConfig
 from scfusion_fm.data.seen import SeenCells
 from scfusion_fm.data.split import assign_split
 from scfusion_fm.evaluation.annotation_calibration import AnnotationCalibration
 from scfusion_fm.evaluation.conformal import ProteinIntervals
 from scfusion_fm.finetuning import (
-    BalancedCrossEntropy,
     CellCollator,
+    FitSettings,
     Source,
     check_test_cells,
     predict_rows,
@@ -31,6 +31,7 @@ from scfusion_fm.finetuning import (
     split_cells,
 )
 from scfusion_fm.inference import Request, read_aligned
+from scfusion_fm.trainer import BalancedCrossEntropy, fine_tuning_groups
 
 SCRIPTS = {
     "annotation": ROOT / "finetune" / "cell_type_annotation.py",
@@ -343,3 +344,31 @@ def test_groups_stay_together(paired_file, model_dir):
 def test_rows_need_all_three_parts():
     with pytest.raises(ValueError, match=r"got none for \['test'\]"):
         rows_by_split(np.arange(3), np.array(["train", "val", "train"]))
+
+
+def test_embeddings_learn_slowly_and_the_classifier_fast_unless_all_is_new(model_dir):
+    optim = FinetuneOptimConfig(lr=0.01, embedding_lr_ratio=0.1, head_lr_ratio=5.0)
+    pretrained, fresh = Source(model_dir), Source(model_dir, from_scratch=True)
+    model = pretrained.build(ScFusionTTTForCellTypeAnnotation, 0, num_labels=3)
+    rates = {id(p): group["lr"] for group in fine_tuning_groups(model, optim) for p in group["params"]}
+    assert set(rates) == {id(p) for p in model.parameters()}
+    assert rates[id(model.classifier.weight)] == rates[id(model.classifier.bias)] == 0.05
+    assert rates[id(model.model.rna_embeddings.weight)] == rates[id(model.model.adt_embeddings.weight)] == 0.001
+    assert rates[id(model.model.rna_embeddings.position_embeddings)] == 0.01
+    assert pretrained.suit(FitSettings(optim)).optim.embedding_lr_ratio == 0.1
+    assert fresh.suit(FitSettings(optim)).optim.embedding_lr_ratio == 1.0
+
+
+def test_training_cells_lose_tokens_but_nothing_that_is_learned(model_dir, paired_file):
+    extractor = ScFusionTTTFeatureExtractor.from_pretrained(model_dir)
+    aligned = read_aligned(paired_file, extractor)[1]
+    rows = list(range(40))
+    whole = CellCollator(aligned, extractor)(rows)
+    less = CellCollator(aligned, extractor, token_dropout=0.8)(rows)
+    tokens, kept = whole["rna_observed"].any(-1), less["rna_observed"].any(-1)
+    assert 0.3 < kept.sum() / tokens.sum() < 0.9
+    assert not (kept & ~tokens).any()
+    assert torch.equal(less["rna_observed"], whole["rna_observed"] & kept.unsqueeze(-1))
+    assert torch.equal(less["adt_observed"], whole["adt_observed"])  # the target
+    labelled = CellCollator(aligned, extractor, np.zeros(len(aligned.rna_present), int), token_dropout=0.8)(rows)
+    assert labelled["adt_observed"].sum() < whole["adt_observed"].sum()

@@ -68,6 +68,35 @@ class PatchEmbedding(nn.Module):
         self.weight = nn.Parameter(torch.empty(num_tokens, 2 * patch_size, hidden_size))
         self.position_embeddings = nn.Parameter(torch.empty(num_tokens, hidden_size))
 
+    @property
+    def value_weights(self) -> list[nn.Parameter]:
+        """Give the weights that embed values, which may learn at a rate of their own."""
+        return [self.weight]
+
+    @torch.no_grad()
+    def start_from(self, directions: Tensor, means: Tensor, values: Tensor, observed: Tensor) -> None:
+        """
+        Let each token start as its part of the coordinates of a cell along given directions.
+
+        The mean over the tokens of a cell is then proportional to its coordinates: sum over observed genes of
+        (value - mean) * direction.
+
+        Parameters
+        ----------
+        directions
+            (N, S, K) loading of each gene on K directions, K at most D; other columns of the weight stay as they are.
+        means
+            (N, S) mean value of each gene where it was observed.
+        values, observed
+            Some cells as in `forward`; over these, tokens get a mean square of 1 in the K columns.
+        """
+        size, count = directions.shape[1:]
+        start = torch.cat((directions, -means.unsqueeze(-1) * directions), 1)
+        self.weight[:, : 2 * size, :count] = start.to(self.weight)
+        tokens = self(values, observed) - self.position_embeddings
+        square = tokens[observed.any(-1)][:, :count].square().mean()
+        self.weight[:, :, :count] /= square.sqrt().clamp_min(1e-6)
+
     def forward(self, values: Tensor, observed: Tensor) -> Tensor:
         """Embed values (B, N, S) where observed (B, N, S); what was not observed does not matter."""
         values = values.masked_fill(~observed, 0.0)

@@ -4,14 +4,11 @@ Letters: B cells, N tokens of a modality, S genes (or proteins) per token, L sel
 P proteins. A protein token holds one protein, so that N = P and S = 1 there.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
 
 from .blocks_scfusion_ttt import (
     MissingModalityProjection,
@@ -23,71 +20,8 @@ from .blocks_scfusion_ttt import (
     mean_squared_error_per_cell,
 )
 from .configuration_scfusion_ttt import MODALITIES, ScFusionTTTConfig
+from .outputs_scfusion_ttt import ScFusionTTTForPreTrainingOutput, ScFusionTTTModelOutput, ScFusionTTTPredictionOutput
 from .ttt_layers import TTTLayer
-
-
-@dataclass
-class ScFusionTTTModelOutput(ModelOutput):
-    """
-    Fused representation of a batch of cells.
-
-    Attributes
-    ----------
-    last_hidden_state
-        (B, N_rna + P, D) fused tokens in the order of the vocabulary, RNA first; 0 where no token was read.
-    attention_mask
-        (B, N_rna + P) true where a token was read.
-    pooler_output
-        (B, D) cell embedding: the normed mean of the means over the tokens of each modality that was read.
-    inner_loss
-        (B, N_rna + P) how badly the fast weights of the TTT layers predicted each visible token, the mean over heads
-        and over layers of encoder and fusion, without gradient; 0 for tokens that are not visible. Only if asked for.
-    modality_inner_loss
-        (B, 2) its mean over the visible tokens of RNA and of protein; 0 for a modality without any. Layers learn while
-        they read, so that it depends on how many tokens were read: compare cells of one panel. Only if asked for.
-    """
-
-    last_hidden_state: Tensor | None = None
-    attention_mask: Tensor | None = None
-    pooler_output: Tensor | None = None
-    inner_loss: Tensor | None = None
-    modality_inner_loss: Tensor | None = None
-
-
-@dataclass
-class ScFusionTTTForPreTrainingOutput(ModelOutput):
-    """
-    Reconstruction of masked values.
-
-    Attributes
-    ----------
-    loss
-        Scalar: mean over cells of the weighted errors of the modalities.
-    rna_loss, adt_loss
-        (B,) mean squared error over masked and observed values of each cell; 0 for a cell without any.
-    rna_reconstruction
-        (B, N, S) predicted normalised expression of every patch.
-    adt_reconstruction
-        (B, P) predicted normalised protein.
-    pooler_output
-        (B, D) cell embedding of what was visible.
-    """
-
-    loss: Tensor | None = None
-    rna_loss: Tensor | None = None
-    adt_loss: Tensor | None = None
-    rna_reconstruction: Tensor | None = None
-    adt_reconstruction: Tensor | None = None
-    pooler_output: Tensor | None = None
-
-
-@dataclass
-class ScFusionTTTPredictionOutput(ModelOutput):
-    """Output of the task heads: loss (scalar), logits ((B, num_labels) or (B, features)), pooler_output (B, D)."""
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    pooler_output: Tensor | None = None
 
 
 class ScFusionTTTPreTrainedModel(PreTrainedModel):
@@ -198,13 +132,14 @@ class ScFusionTTTModel(ScFusionTTTPreTrainedModel):
         reads, subsets, latents = self._encode(values, observed, masked, losses)
         fused = self._fuse(subsets, latents, losses)
         present = torch.stack([read.any(1) for read in reads], 1)  # (B, 2)
-        means = torch.stack([masked_mean(f, s.mask) for f, s in zip(fused, subsets, strict=True)], 1)
+        means = torch.stack([masked_mean(t, s.mask) for t, s in zip(fused + latents, subsets * 2, strict=True)], 1)
         output = ScFusionTTTModelOutput(
             last_hidden_state=torch.cat(
                 [s.put_back(f, v.shape[1]) for f, s, v in zip(fused, subsets, values, strict=True)], 1
             ),
             attention_mask=torch.cat(reads, 1),
-            pooler_output=self.pooler_norm(masked_mean(means, present)),
+            pooler_output=self.pooler_norm(masked_mean(means[:, :2], present)),
+            modality_pooler_output=self.pooler_norm(means) * present.repeat(1, 2).unsqueeze(-1),
         )
         if losses is not None:
             visible = [o.any(-1) & ~m for o, m in zip(observed, masked, strict=True)]
@@ -371,14 +306,19 @@ class ScFusionTTTForPreTraining(ScFusionTTTPreTrainedModel):
 
 
 class ScFusionTTTForCellTypeAnnotation(ScFusionTTTPreTrainedModel):
-    """Classify cells by their fused embedding (the paper's second stage)."""
+    """
+    Classify cells (the paper's second stage).
+
+    The classifier reads both modalities side by side, fused and as they were before the fusion: in their mean, which is
+    the embedding, the weaker modality blurs the stronger one.
+    """
 
     def __init__(self, config: ScFusionTTTConfig):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.model = ScFusionTTTModel(config)
         self.dropout = nn.Dropout(config.classifier_dropout)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = nn.Linear(4 * config.hidden_size, config.num_labels)
         self.post_init()
 
     def forward(
@@ -424,7 +364,7 @@ class ScFusionTTTForCellTypeAnnotation(ScFusionTTTPreTrainedModel):
             adt_bool_masked_pos,
             return_dict=True,
         )
-        logits = self.classifier(self.dropout(encoded.pooler_output))
+        logits = self.classifier(self.dropout(encoded.modality_pooler_output.flatten(1)))
         loss = None if labels is None else F.cross_entropy(logits.float(), labels)
         output = ScFusionTTTPredictionOutput(loss, logits, encoded.pooler_output)
         return output if self.model._wants_dict(return_dict) else output.to_tuple()

@@ -152,7 +152,7 @@ class PretrainingLoop:
     def _train_step(self) -> Tally:
         """Take one optimizer step, unless the guard forbids the update; give what the global batch added up to."""
         for group in self.engine.basic_optimizer.param_groups:
-            group["lr"] = self.schedule.at(self.step)
+            group["lr"] = self.schedule.at(self.step) * group.get("lr_ratio", 1.0)
         tally = Tally(self.engine.device, self.engine.module.config)
         seen = []
         for cells, passes in self.loader.next_batch():

@@ -63,14 +63,34 @@ class Schedule:
         return self.lr * (self.min_ratio + (1 - self.min_ratio) * left)
 
 
-def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Split parameters: matrices of linear layers decay, embeddings, norms, biases and fast weights do not."""
+def parameter_groups(model: nn.Module, weight_decay: float, embedding_lr_ratio: float = 1.0) -> list[dict[str, Any]]:
+    """
+    Split parameters by weight decay and learning rate.
+
+    Matrices of linear layers decay; embeddings, norms, biases and fast weights do not. The weights by which tokens
+    embed their values may learn at a lower rate: Adam moves the weight of a gene that is hardly ever expressed as fast
+    as that of any other, and what it adds is noise.
+
+    Parameters
+    ----------
+    model
+        Model whose parameters are trained; those in a module's `value_weights` are embeddings of values.
+    weight_decay
+        AdamW weight decay.
+    embedding_lr_ratio
+        `lr_ratio` of the group of embeddings of values; 1 makes no such group.
+    """
     decayed = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
+    slow = (
+        {id(p) for m in model.modules() for p in getattr(m, "value_weights", ())} if embedding_lr_ratio != 1 else set()
+    )
     trained = [p for p in model.parameters() if p.requires_grad]
-    return [
+    groups = [
         {"params": [p for p in trained if id(p) in decayed], "weight_decay": weight_decay},
-        {"params": [p for p in trained if id(p) not in decayed], "weight_decay": 0.0},
+        {"params": [p for p in trained if id(p) not in decayed | slow], "weight_decay": 0.0},
+        {"params": [p for p in trained if id(p) in slow], "weight_decay": 0.0, "lr_ratio": embedding_lr_ratio},
     ]
+    return [group for group in groups if group["params"]]
 
 
 class Skipping:
@@ -139,13 +159,13 @@ def build_optimizer(model: nn.Module, optim: Any, stage: int, on_cpu: bool) -> t
     model
         Model whose parameters are trained.
     optim
-        Has `lr`, `weight_decay` and `max_grad_norm`.
+        Has `lr`, `weight_decay`, `embedding_lr_ratio` and `max_grad_norm`.
     stage
         ZeRO stage.
     on_cpu
         Whether the optimizer state is offloaded, so that the update runs on the CPU.
     """
-    groups = decay_groups(model, optim.weight_decay)
+    groups = parameter_groups(model, optim.weight_decay, optim.embedding_lr_ratio)
     settings = {"lr": optim.lr, "betas": BETAS}
     if stage == 0:
         return ClippingAdamW(groups, optim.max_grad_norm, **settings)

@@ -30,7 +30,7 @@ def model(request, tiny_config):
 def test_other_outputs_are_the_same_and_tokens_that_are_not_visible_have_none(model, batch):
     plain, told = model(**batch), model(**batch, output_inner_loss=True)
     assert plain.inner_loss is None
-    assert list(plain) == ["last_hidden_state", "attention_mask", "pooler_output"]
+    assert list(plain) == ["last_hidden_state", "attention_mask", "pooler_output", "modality_pooler_output"]
     for name in plain:
         assert torch.equal(plain[name], told[name])
     assert ((told.inner_loss > 0) == told.attention_mask).all()

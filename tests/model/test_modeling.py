@@ -65,6 +65,18 @@ def test_each_modality_changes_the_embedding_and_learns(model, batch):
         assert embedding.weight.grad.abs().sum() > 0
 
 
+def test_modalities_are_pooled_side_by_side(model, batch):
+    pooled = model(**batch).modality_pooler_output
+    assert pooled.shape == (CELLS, 4, model.config.hidden_size)
+    other = model(**(batch | {"adt_values": batch["adt_values"] + 1.0})).modality_pooler_output
+    torch.testing.assert_close(other[:, 2], pooled[:, 2])  # RNA before the fusion
+    for part in (0, 1, 3):
+        assert (other[:, part] - pooled[:, part]).abs().max() > 1e-5
+    alone = model(batch["rna_values"], batch["rna_observed"]).modality_pooler_output
+    assert not alone[:, [1, 3]].any()
+    torch.testing.assert_close(alone[:, 2], pooled[:, 2])
+
+
 def test_each_modality_reaches_the_tokens_of_the_other(model, batch):
     base = model(**batch).last_hidden_state
     other = model(**(batch | {"adt_values": batch["adt_values"] + 1.0})).last_hidden_state

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from scfusion_fm import ScFusionTTTForPreTraining
-from scfusion_fm.training.optimizer import BETAS, ClippingAdamW, Schedule, SkippingAdamW, decay_groups
+from scfusion_fm.training.optimizer import BETAS, ClippingAdamW, Schedule, SkippingAdamW, parameter_groups
 
 
 def test_schedule_warms_up_and_decays_to_its_last_value():
@@ -38,11 +38,21 @@ def test_schedules_that_do_not_fit_are_refused():
 
 def test_only_matrices_of_linear_layers_decay(tiny_config):
     model = ScFusionTTTForPreTraining(tiny_config)
-    decayed, kept = decay_groups(model, 0.1)
+    decayed, kept = parameter_groups(model, 0.1)
     assert (decayed["weight_decay"], kept["weight_decay"]) == (0.1, 0.0)
     linear = [m.weight for m in model.modules() if isinstance(m, nn.Linear)]
     assert {id(p) for p in decayed["params"]} == {id(p) for p in linear}
     assert len(decayed["params"]) + len(kept["params"]) == len(list(model.parameters()))
+
+
+def test_embeddings_of_values_may_learn_at_a_rate_of_their_own(tiny_config):
+    model = ScFusionTTTForPreTraining(tiny_config)
+    *_, slow = parameter_groups(model, 0.1, embedding_lr_ratio=0.25)
+    assert {id(p) for p in slow["params"]} == {
+        id(model.model.rna_embeddings.weight),
+        id(model.model.adt_embeddings.weight),
+    }
+    assert (slow["lr_ratio"], slow["weight_decay"]) == (0.25, 0.0)
 
 
 def loss_of(model, scale=1.0):

@@ -1,0 +1,77 @@
+"""What the scFusionTTT models return.
+
+Shapes: B cells, N RNA tokens of S genes each, P proteins, D hidden size.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from transformers.utils import ModelOutput
+
+
+@dataclass
+class ScFusionTTTModelOutput(ModelOutput):
+    """
+    Fused representation of a batch of cells.
+
+    Attributes
+    ----------
+    last_hidden_state
+        (B, N_rna + P, D) fused tokens in the order of the vocabulary, RNA first; 0 where no token was read.
+    attention_mask
+        (B, N_rna + P) true where a token was read.
+    pooler_output
+        (B, D) cell embedding: the normed mean of the means over the tokens of each modality that was read.
+    modality_pooler_output
+        (B, 4, D) normed means over the fused tokens of RNA and of protein, then over their encodings before the
+        fusion; 0 for a modality that was not read.
+    inner_loss
+        (B, N_rna + P) how badly the fast weights of the TTT layers predicted each visible token, the mean over heads
+        and over layers of encoder and fusion, without gradient; 0 for tokens that are not visible. Only if asked for.
+    modality_inner_loss
+        (B, 2) its mean over the visible tokens of RNA and of protein; 0 for a modality without any. Layers learn while
+        they read, so that it depends on how many tokens were read: compare cells of one panel. Only if asked for.
+    """
+
+    last_hidden_state: Tensor | None = None
+    attention_mask: Tensor | None = None
+    pooler_output: Tensor | None = None
+    modality_pooler_output: Tensor | None = None
+    inner_loss: Tensor | None = None
+    modality_inner_loss: Tensor | None = None
+
+
+@dataclass
+class ScFusionTTTForPreTrainingOutput(ModelOutput):
+    """
+    Reconstruction of masked values.
+
+    Attributes
+    ----------
+    loss
+        Scalar: mean over cells of the weighted errors of the modalities.
+    rna_loss, adt_loss
+        (B,) mean squared error over masked and observed values of each cell; 0 for a cell without any.
+    rna_reconstruction
+        (B, N, S) predicted normalised expression of every patch.
+    adt_reconstruction
+        (B, P) predicted normalised protein.
+    pooler_output
+        (B, D) cell embedding of what was visible.
+    """
+
+    loss: Tensor | None = None
+    rna_loss: Tensor | None = None
+    adt_loss: Tensor | None = None
+    rna_reconstruction: Tensor | None = None
+    adt_reconstruction: Tensor | None = None
+    pooler_output: Tensor | None = None
+
+
+@dataclass
+class ScFusionTTTPredictionOutput(ModelOutput):
+    """Output of the task heads: loss (scalar), logits ((B, num_labels) or (B, features)), pooler_output (B, D)."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    pooler_output: Tensor | None = None
