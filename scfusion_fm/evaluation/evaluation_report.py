@@ -269,7 +269,7 @@ def _describe_rows(
             sentences.append(("", f"{text} Too few folds to tell whether that is more than chance."))
             continue
         better, worse = (found.low > 0, found.high < 0) if metric.more_is_better else (found.high < 0, found.low > 0)
-        verdict = "Better." if better else "The baseline is better." if worse else "No clear difference."
+        verdict = "Better." if better else "The baseline is better." if worse else "Not settled: the interval holds 0."
         sentences.append(("ahead" if better else "behind" if worse else "", f"{text} {verdict}"))
     return sentences
 
