@@ -155,7 +155,7 @@ def engine_peak(path: str, cells: int) -> tuple[int, int, float]:
     config = ScFusionTTTConfig(**WIDER)
     settings = DeepSpeedSettings.from_json(content)
     with LiveBytes() as counter:
-        optim = SimpleNamespace(lr=1e-4, weight_decay=0.0, max_grad_norm=1.0)
+        optim = SimpleNamespace(lr=1e-4, weight_decay=0.0, max_grad_norm=1.0, embedding_lr_ratio=1.0)
         engine = build_engine(ScFusionTTTForPreTraining(config), content, cells, 1, optim)
         counter.peak = 0  # DeepSpeed needs the whole model at first
         for _ in range(2):

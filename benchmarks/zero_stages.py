@@ -80,6 +80,7 @@ class Optim:
     lr: float = 2e-3
     weight_decay: float = 0.05
     max_grad_norm: float = 0.5
+    embedding_lr_ratio: float = 1.0
 
 
 def loss_cases(quick: bool) -> Iterator[Case]:

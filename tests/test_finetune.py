@@ -267,7 +267,7 @@ def test_fresh_weights_depend_on_the_seed_alone(model_dir):
     assert not torch.equal(states[0][name], states[1][name])
     assert all(torch.equal(states[1][n], states[2][n]) for n in states[1])
     assert not torch.equal(states[1][name], states[3][name])
-    assert [s["classifier.weight"].shape for s in states] == [(3, 16)] * 4
+    assert [s["classifier.weight"].shape for s in states] == [(3, 4 * 16)] * 4
 
 
 @pytest.mark.slow

@@ -17,7 +17,8 @@ from scfusion_fm.planning import DeepSpeedSettings, Masking, Request, memory_per
 from scfusion_fm.recipes import describe_model, plan_recipe
 from scfusion_fm.sizing import ParameterCounts, TokenCounts, count_parameters, train_flops
 
-RECIPES = {p.stem: p for p in sorted((ROOT / "configs" / "pretrain").glob("*.yaml")) if p.stem not in ("demo", "paper")}
+ONE_MACHINE = ("demo", "human", "paper")
+RECIPES = {p.stem: p for p in sorted((ROOT / "configs" / "pretrain").glob("*.yaml")) if p.stem not in ONE_MACHINE}
 SIZES = {"base": 50e6, "large": 300e6, "1b": 1e9, "3b": 3e9}
 PAPER = ROOT / "configs" / "pretrain" / "paper.yaml"
 VOCABULARY = build_vocabulary(None, "protein_coding", "all")
