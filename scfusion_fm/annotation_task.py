@@ -29,6 +29,7 @@ from scfusion_fm.finetuning import (
     set_apart_calibration,
     split_cells,
 )
+from scfusion_fm.head_start import start_classifier
 from scfusion_fm.inference import read_aligned, softmax
 from scfusion_fm.model import ScFusionTTTFeatureExtractor, ScFusionTTTForCellTypeAnnotation
 from scfusion_fm.trainer import BalancedCrossEntropy, train_best
@@ -151,7 +152,7 @@ def fit_annotation(
     source: Source, data: LabelledCells, rows: dict[str, NDArray[np.int64]], settings: AnnotationSettings
 ) -> FittedAnnotation:
     """
-    Fine-tune a classifier; the epoch with the best macro F1 on the validation cells is kept.
+    Fine-tune a classifier that starts as a logistic regression; what did best on the validation cells is kept.
 
     Parameters
     ----------
@@ -169,6 +170,7 @@ def fit_annotation(
         settings.seed,
         num_labels=len(data.classes),
         projected_proteins=settings.projected,
+        num_coordinates=settings.optim.num_coordinates,
         id2label=dict(enumerate(data.classes)),
         label2id={c: i for i, c in enumerate(data.classes)},
     )
@@ -192,6 +194,7 @@ def fit_annotation(
         scores = annotation_scores(data.names_of(prediction.label_ids), data.names_of(prediction.predictions))
         return {"score": scores["macro_f1"], **scores}
 
+    start_classifier(model, collators["val"], data.codes, rows, data.inputs, settings.balance_classes, settings.seed)
     codes = data.codes[rows["train"]]
     loss = BalancedCrossEntropy(codes, len(data.classes)) if settings.balance_classes else None
     num_trained = train_best(model, rows, collators, score, source.suit(settings), loss)

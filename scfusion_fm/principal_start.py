@@ -1,8 +1,9 @@
-"""Start the embeddings of values from principal components of the atlas, instead of from random weights.
+"""Principal components of cells, which parts of a model start from instead of from random weights.
 
-Letters: n cells, F features (genes or proteins), K components.
+Letters: n cells, N tokens of S features (genes or proteins), F = N * S, K components.
 """
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import sparse
 from threadpoolctl import threadpool_limits
+from torch import nn
 
 from scfusion_fm.data.atlas import Atlas
 from scfusion_fm.model import ScFusionTTTFeatureExtractor, ScFusionTTTModel
@@ -17,6 +19,7 @@ from scfusion_fm.model import ScFusionTTTFeatureExtractor, ScFusionTTTModel
 READ_ROWS = 512
 ITERATIONS = 5
 OVERSAMPLING = 20
+SPREAD = 10.0
 
 
 @dataclass
@@ -43,6 +46,10 @@ class Panels:
         cells = np.bincount(self.panel, minlength=len(self.measured)) @ self.measured
         return np.asarray(self.values.sum(0)).ravel() / np.maximum(cells, 1)
 
+    def coordinates(self, directions: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Give the coordinates of the cells around the means, (n, K), along directions (F, K)."""
+        return self.values @ directions - (self.measured @ (self.means()[:, None] * directions))[self.panel]
+
     def components(self, number: int, seed: int) -> NDArray[np.float64]:
         """
         Find the directions of largest variance around the means, (F, K).
@@ -56,9 +63,6 @@ class Panels:
         """
         means, members = self.means(), sparse.csr_matrix(np.eye(len(self.measured))[self.panel])
 
-        def times(x: NDArray) -> NDArray:  # (F, k) -> (n, k)
-            return self.values @ x - (self.measured @ (means[:, None] * x))[self.panel]
-
         def transposed_times(y: NDArray) -> NDArray:  # (n, k) -> (F, k)
             return self.values.T @ y - means[:, None] * (self.measured.T @ (members.T @ y))
 
@@ -67,8 +71,8 @@ class Panels:
         basis = np.random.default_rng(seed).normal(size=(self.values.shape[1], width))
         with threadpool_limits(1):
             for _ in range(ITERATIONS):
-                basis = np.linalg.qr(transposed_times(np.linalg.qr(times(basis))[0]))[0]
-            rotation = np.linalg.svd(times(basis), full_matrices=False)[2]
+                basis = np.linalg.qr(transposed_times(np.linalg.qr(self.coordinates(basis))[0]))[0]
+            rotation = np.linalg.svd(self.coordinates(basis), full_matrices=False)[2]
             return (basis @ rotation.T)[:, :number]
 
 
@@ -100,46 +104,73 @@ def start_from_components(
     Random weights that embed 20,000 genes, most of them hardly ever expressed, need far more steps than a small atlas
     gives; docs/experiments.md has the comparison. Guarded by tests/test_principal_start.py.
     """
-    rna, adt = read_panels(extractor, atlas, rows)
     sample = extractor(**atlas.read(rows[:: max(1, len(rows) // READ_ROWS)]).as_counts())
-    hidden_size = model.config.hidden_size
-    patches = extractor.patch_genes()
-    for panels, embedding, places, name in (
-        (rna, model.rna_embeddings, patches, "rna"),
-        (adt, model.adt_embeddings, np.arange(extractor.num_proteins)[:, None], "adt"),
-    ):
-        observed = sample[f"{name}_observed"].reshape(len(sample[f"{name}_observed"]), *places.shape)
+    starts = range(0, len(rows), READ_ROWS)
+    batches = (extractor(**atlas.read(rows[start : start + READ_ROWS]).as_counts()) for start in starts)
+    for name, panels in read_panels(batches).items():
+        embedding = getattr(model, f"{name}_embeddings")
+        shape = (len(embedding.weight), embedding.weight.shape[1] // 2)  # N, S
+        observed = sample[f"{name}_observed"].unflatten(1, shape) if name == "adt" else sample[f"{name}_observed"]
         if not panels.measured.any() or not observed.any():
             continue
-        # A place of a patch that holds no gene comes last, and has no direction.
-        directions = np.pad(panels.components(hidden_size, seed), ((0, 1), (0, 0)))[places]
-        means = np.pad(panels.means(), (0, 1))[places]
         embedding.start_from(
-            torch.from_numpy(directions).float(),
-            torch.from_numpy(means).float(),
+            torch.from_numpy(panels.components(model.config.hidden_size, seed)).float().unflatten(0, shape),
+            torch.from_numpy(panels.means()).float().unflatten(0, shape),
             sample[f"{name}_values"].reshape(observed.shape),
             observed,
         )
 
 
-def read_panels(extractor: ScFusionTTTFeatureExtractor, atlas: Atlas, rows: NDArray[np.int64]) -> tuple[Panels, Panels]:
-    """Read normalised RNA and protein of cells."""
-    parts: dict[str, list] = {"rna": [], "adt": []}
+@torch.no_grad()
+def start_coordinates(model: nn.Module, batches: Iterable[Mapping[str, torch.Tensor]], seed: int) -> None:
+    """
+    Let the coordinates that a head reads be those along the principal components of its training cells, in place.
+
+    Parameters
+    ----------
+    model
+        Model with `rna_coordinates`, `adt_coordinates` or both.
+    batches
+        The training cells, as the feature extractor prepares them.
+    seed
+        Of the search for the components.
+
+    Notes
+    -----
+    The variances of the coordinates of a modality add up to a square of 10: small enough for the usual penalties of a
+    linear head, and not whitened, for the last components are mostly noise.
+    """
+    for name, panels in read_panels(batches).items():
+        module = getattr(model, f"{name}_coordinates", None)
+        if module is None or not panels.measured.any():
+            continue
+        found = panels.components(module.directions.shape[-1], seed)
+        spread = np.sqrt(panels.coordinates(found)[panels.measured.any(1)[panels.panel]].var(0).sum())
+        found = torch.from_numpy(found * SPREAD / max(spread, 1e-12)).unflatten(0, module.means.shape)
+        module.directions.zero_()
+        module.directions[..., : found.shape[-1]] = found.to(module.directions)
+        module.means.copy_(torch.from_numpy(panels.means()).unflatten(0, module.means.shape))
+
+
+def read_panels(batches: Iterable[Mapping[str, torch.Tensor]]) -> dict[str, Panels]:
+    """Gather the modalities of prepared cells, with features in the order of the tokens."""
+    values: dict[str, list] = {"rna": [], "adt": []}
     panels: dict[str, dict[bytes, int]] = {"rna": {}, "adt": {}}
     numbers: dict[str, list[int]] = {"rna": [], "adt": []}
-    for start in range(0, len(rows), READ_ROWS):
-        read = atlas.read(rows[start : start + READ_ROWS])
-        values = {
-            "rna": extractor.normalise_rna(read.rna, read.rna_total_counts),
-            "adt": extractor.normalise_adt(read.adt, read.adt_observed),
-        }
-        for name, observed in (("rna", read.rna_observed), ("adt", read.adt_observed)):
-            parts[name].append(sparse.csr_matrix(np.where(observed, values[name], 0.0).astype(np.float64)))
-            for row in np.packbits(observed, axis=1):
+    for batch in batches:
+        for name in values:
+            if f"{name}_values" not in batch:
+                continue
+            observed = batch[f"{name}_observed"].flatten(1)
+            values[name].append(
+                sparse.csr_matrix(batch[f"{name}_values"].flatten(1).masked_fill(~observed, 0.0).double().numpy())
+            )
+            for row in np.packbits(observed.numpy(), axis=1):
                 numbers[name].append(panels[name].setdefault(row.tobytes(), len(panels[name])))
-    built = []
-    for name in ("rna", "adt"):
-        features = parts[name][0].shape[1]
-        measured = np.array([np.unpackbits(np.frombuffer(p, np.uint8), count=features) for p in panels[name]])
-        built.append(Panels(sparse.vstack(parts[name]).tocsr(), measured.astype(np.float64), np.array(numbers[name])))
-    return built[0], built[1]
+    found = {}
+    for name, parts in values.items():
+        if parts:
+            count = parts[0].shape[1]
+            measured = np.array([np.unpackbits(np.frombuffer(p, np.uint8), count=count) for p in panels[name]])
+            found[name] = Panels(sparse.vstack(parts).tocsr(), measured.astype(np.float64), np.array(numbers[name]))
+    return found

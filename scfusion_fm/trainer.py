@@ -26,7 +26,7 @@ def train_best(
     loss: Callable[..., torch.Tensor] | None = None,
 ) -> int:
     """
-    Fine-tune and keep the epoch with the best validation score; give the number of trained parameters.
+    Fine-tune and keep what has the best validation score, the start or an epoch; give the number of trained parameters.
 
     Parameters
     ----------
@@ -61,7 +61,11 @@ def train_best(
         trainer.eval_collator, trainer.optim = collators["val"], settings.optim
         if settings.directory is None:
             trainer.remove_callback(PrinterCallback)
+        start_score = trainer.evaluate()["eval_score"]
+        start = {name: value.cpu().clone() for name, value in model.state_dict().items()}
         trainer.train()
+        if start_score > trainer.state.best_metric:
+            model.load_state_dict(start)
     if settings.optim.lora_rank:
         merge_adapters(model)
     return num_trained

@@ -49,9 +49,8 @@ def test_the_mean_over_tokens_starts_as_principal_components(atlas_path):
     rows = atlas.rows_of("train")
     start_from_components(model, extractor, atlas, rows, seed=0)
     batch = extractor(**atlas.read(rows).as_counts())
-    for panels, embedding, name in zip(
-        read_panels(extractor, atlas, rows), (model.rna_embeddings, model.adt_embeddings), ("rna", "adt"), strict=True
-    ):
+    for name, panels in read_panels([batch]).items():
+        embedding = getattr(model, f"{name}_embeddings")
         values = batch[f"{name}_values"].reshape(len(rows), -1, 2 if name == "rna" else 1)
         observed = batch[f"{name}_observed"].reshape(values.shape)
         tokens = (embedding(values, observed) - embedding.position_embeddings).detach()

@@ -104,6 +104,24 @@ class PatchEmbedding(nn.Module):
         return torch.einsum("bns,nsd->bnd", pairs, self.weight) + self.position_embeddings
 
 
+class CellCoordinates(nn.Module):
+    """
+    Coordinates of a cell along fixed directions among the values of one modality.
+
+    Fixed: they are part of what a task head was fitted on, such as the principal components of its training cells.
+    """
+
+    def __init__(self, num_tokens: int, patch_size: int, num_coordinates: int):
+        super().__init__()
+        self.register_buffer("directions", torch.zeros(num_tokens, patch_size, num_coordinates))
+        self.register_buffer("means", torch.zeros(num_tokens, patch_size))
+
+    def forward(self, values: Tensor, observed: Tensor) -> Tensor:
+        """Give the coordinates (B, K) of values (B, N, S); what was not observed counts as the mean."""
+        centred = (values - self.means).masked_fill(~observed, 0.0)
+        return torch.einsum("bns,nsk->bk", centred.to(self.directions.dtype), self.directions)
+
+
 class GatedMLP(nn.Module):
     """SwiGLU: `down(silu(gate(x)) * up(x))`."""
 

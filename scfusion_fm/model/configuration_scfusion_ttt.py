@@ -58,6 +58,9 @@ class ScFusionTTTConfig(PreTrainedConfig):
         Standard deviation of the initial weights.
     classifier_dropout
         Dropout before the classification head, in [0, 1).
+    num_coordinates
+        Principal components of the fine-tuning cells, of each modality, that the heads of fine-tuned models read beside
+        the tokens; 0 for none.
     projected_proteins
         Places of the proteins whose latents `ScFusionTTTForCellTypeAnnotation` projects from the RNA (the paper's third
         stage); a classifier with such a list, even an empty one, reads no measured protein. None reads what is given.
@@ -95,6 +98,7 @@ class ScFusionTTTConfig(PreTrainedConfig):
     rms_norm_eps: float = 1e-6
     initializer_range: float = 0.02
     classifier_dropout: float = 0.1
+    num_coordinates: int = 0
     projected_proteins: list[int] | None = None
     target_modality: str = "adt"
     predicted_features: list[str] | None = None
@@ -127,6 +131,8 @@ class ScFusionTTTConfig(PreTrainedConfig):
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"`{name}` must be one of {tuple(allowed)}, got {getattr(self, name)!r}.")
+        if self.num_coordinates < 0:
+            raise ValueError(f"`num_coordinates` must be at least 0, got {self.num_coordinates}.")
         if not 0 <= self.classifier_dropout < 1:
             raise ValueError(f"`classifier_dropout` must lie in [0, 1), got {self.classifier_dropout}.")
 

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 
 from .blocks_scfusion_ttt import (
+    CellCoordinates,
     MissingModalityProjection,
     PatchEmbedding,
     ReconstructionDecoder,
@@ -55,6 +56,9 @@ class ScFusionTTTPreTrainedModel(PreTrainedModel):
         elif isinstance(module, PatchEmbedding):
             init.normal_(module.weight, std=std)
             init.normal_(module.position_embeddings, std=std)
+        elif isinstance(module, CellCoordinates):
+            init.zeros_(module.directions)
+            init.zeros_(module.means)
         elif isinstance(module, MissingModalityProjection):
             init.normal_(module.position_embeddings, std=std)
         elif isinstance(module, ReconstructionDecoder):
@@ -310,7 +314,8 @@ class ScFusionTTTForCellTypeAnnotation(ScFusionTTTPreTrainedModel):
     Classify cells (the paper's second stage).
 
     The classifier reads both modalities side by side, fused and as they were before the fusion: in their mean, which is
-    the embedding, the weaker modality blurs the stronger one.
+    the embedding, the weaker modality blurs the stronger one. With `config.num_coordinates` it also reads where a cell
+    lies along the principal components of its training cells, so that it starts where a linear classifier ends.
     """
 
     def __init__(self, config: ScFusionTTTConfig):
@@ -318,7 +323,10 @@ class ScFusionTTTForCellTypeAnnotation(ScFusionTTTPreTrainedModel):
         self.num_labels = config.num_labels
         self.model = ScFusionTTTModel(config)
         self.dropout = nn.Dropout(config.classifier_dropout)
-        self.classifier = nn.Linear(4 * config.hidden_size, config.num_labels)
+        self.classifier = nn.Linear(4 * config.hidden_size + 2 * config.num_coordinates, config.num_labels)
+        if config.num_coordinates:
+            self.rna_coordinates = CellCoordinates(config.num_rna_tokens, config.rna_patch_size, config.num_coordinates)
+            self.adt_coordinates = CellCoordinates(config.num_proteins, 1, config.num_coordinates)
         self.post_init()
 
     def forward(
@@ -364,10 +372,24 @@ class ScFusionTTTForCellTypeAnnotation(ScFusionTTTPreTrainedModel):
             adt_bool_masked_pos,
             return_dict=True,
         )
-        logits = self.classifier(self.dropout(encoded.modality_pooler_output.flatten(1)))
+        read = self.dropout(encoded.modality_pooler_output.flatten(1))
+        if self.config.num_coordinates:
+            seen = self._find_coordinates((rna_values, adt_values), (rna_observed, adt_observed))
+            read = torch.cat((read, seen.to(read.dtype)), 1)
+        logits = self.classifier(read)
         loss = None if labels is None else F.cross_entropy(logits.float(), labels)
         output = ScFusionTTTPredictionOutput(loss, logits, encoded.pooler_output)
         return output if self.model._wants_dict(return_dict) else output.to_tuple()
+
+    def _find_coordinates(
+        self, values: tuple[Tensor | None, Tensor | None], observed: tuple[Tensor | None, Tensor | None]
+    ) -> Tensor:
+        """Give the coordinates of each modality, 0 for one that is missing, over the number of those that are not."""
+        values, observed, _ = self.model._complete_inputs(values, observed, (None, None))
+        modules = (self.rna_coordinates, self.adt_coordinates)
+        found = torch.cat([module(v, o) for module, v, o in zip(modules, values, observed, strict=True)], 1)
+        present = torch.stack([o.flatten(1).any(1) for o in observed], 1).sum(1, keepdim=True)
+        return found / present.clamp_min(1)
 
     def _hide_proteins(self, rna_values: Tensor | None) -> Tensor:
         """Mark the proteins to project, (B, P)."""
