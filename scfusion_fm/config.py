@@ -258,6 +258,8 @@ class FinetuneOptimConfig:
     """Learning rate of a classifier, as a multiple of `lr`."""
     num_coordinates: int = 50
     """Principal components of the training cells, of each modality, that a head reads beside the tokens; 0 for none."""
+    num_landmarks: int = 1000
+    """Training cells, at most, of a kernel regression that has a share in predicting proteins; 0 for none."""
     token_dropout: float = 0.0
     """Largest share of its tokens that a training cell loses, in [0, 1): each draws its share between 0 and this."""
     warmup_ratio: float = 0.1
@@ -272,8 +274,9 @@ class FinetuneOptimConfig:
     def __post_init__(self):
         if self.lora_rank < 0:
             raise ValueError(f"`optim.lora_rank` must be at least 0, got {self.lora_rank}.")
-        if self.num_coordinates < 0:
-            raise ValueError(f"`optim.num_coordinates` must be at least 0, got {self.num_coordinates}.")
+        for name in ("num_coordinates", "num_landmarks"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`optim.{name}` must be at least 0, got {getattr(self, name)}.")
         if not 0 <= self.token_dropout < 1:
             raise ValueError(f"`optim.token_dropout` must lie in [0, 1), got {self.token_dropout}.")
 

@@ -3,10 +3,12 @@
 Letters: n cells, T targets (measured proteins or genes of the panel).
 """
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
@@ -16,10 +18,12 @@ from scfusion_fm.evaluation.baselines import predict_protein_baselines
 from scfusion_fm.evaluation.metrics import protein_scores
 from scfusion_fm.evaluation.prediction_baselines import PredictionTask
 from scfusion_fm.finetuning import CellCollator, FitSettings, Source, predict_rows
+from scfusion_fm.kernel_head import KernelTargets, choose_share, fit_kernel, size_kernel
 from scfusion_fm.model import ScFusionTTTFeatureExtractor, ScFusionTTTForCrossModalPrediction
 from scfusion_fm.trainer import train_best
 
 SOURCE_OF = {"adt": "rna", "rna": "adt"}
+LEAST_VARIANCE = 0.05
 
 
 @dataclass
@@ -95,6 +99,9 @@ def fit_cross_modal(
     """
     Fine-tune the pretraining pass with the target hidden; the epoch with the best validation correlation is kept.
 
+    Proteins count by the inverse of their variance, as correlations do, and are mixed with a kernel regression in the
+    share that is best on the validation cells.
+
     Parameters
     ----------
     source
@@ -107,8 +114,14 @@ def fit_cross_modal(
         How to train.
     """
     model = source.build(
-        ScFusionTTTForCrossModalPrediction, settings.seed, target_modality=data.target, predicted_features=data.names
+        ScFusionTTTForCrossModalPrediction,
+        settings.seed,
+        target_modality=data.target,
+        predicted_features=data.names,
+        **size_kernel(settings.optim, data.target, len(rows["train"])),
     )
+    if data.target == "adt":
+        model.target_weight = _weigh_targets(data, rows["train"])
     collators = {
         name: CellCollator(
             data.aligned, data.extractor, seed=settings.seed, target=data.target, token_dropout=token_dropout
@@ -118,11 +131,35 @@ def fit_cross_modal(
 
     def score(prediction) -> dict[str, float]:
         logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-        summary = data.score(rows["val"], _columns(data, logits))[1]
-        return {"score": np.nan_to_num(summary["pearson_per_protein"], nan=-1.0), **summary}
+        guess = _columns(data, logits)
+        return {"score": mean_correlation(data, rows["val"], guess), **data.score(rows["val"], guess)[1]}
 
     num_trained = train_best(model, rows, collators, score, source.suit(settings))
-    return FittedCrossModal(model, data, num_trained)
+    fitted = FittedCrossModal(model, data, num_trained)
+    if model.config.num_landmarks:
+        targets = KernelTargets(data.measured, data.observed, data.panel)
+        fit_kernel(model, collators["val"], targets, rows, settings.seed)
+        val = rows["val"]
+        choose_share(model, data.panel, lambda: fitted.predict(val), lambda guess: mean_correlation(data, val, guess))
+    return fitted
+
+
+def mean_correlation(data: PairedCells, rows: NDArray[np.int64], predicted: NDArray[np.float32]) -> float:
+    """Give the mean correlation per target over some cells; -1 where there is none."""
+    return float(np.nan_to_num(data.score(rows, predicted)[1]["pearson_per_protein"], nan=-1.0))
+
+
+def _weigh_targets(data: PairedCells, rows: NDArray[np.int64]) -> torch.Tensor:
+    """Weigh each protein by the inverse of its variance over some cells, with a mean weight of 1 over the panel."""
+    values = np.where(data.observed[rows], data.measured[rows], np.nan)
+    with np.errstate(invalid="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a protein that no training cell measured
+        variance = np.nanvar(values, axis=0)
+    usual = np.nanmedian(variance)
+    inverse = 1 / np.maximum(np.nan_to_num(variance, nan=usual), LEAST_VARIANCE * usual)
+    weight = torch.ones(data.extractor.num_proteins)
+    weight[data.panel] = torch.from_numpy(inverse / inverse.mean()).float()
+    return weight
 
 
 def _columns(data: PairedCells, logits: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -46,6 +46,17 @@ class Panels:
         cells = np.bincount(self.panel, minlength=len(self.measured)) @ self.measured
         return np.asarray(self.values.sum(0)).ravel() / np.maximum(cells, 1)
 
+    def deviations(self) -> NDArray[np.float64]:
+        """Give the standard deviation of each feature over the cells in which it was measured, (F,); 1 for 0."""
+        cells = np.maximum(np.bincount(self.panel, minlength=len(self.measured)) @ self.measured, 1)
+        squares = np.asarray(self.values.multiply(self.values).sum(0)).ravel() / cells
+        variance = np.maximum(squares - self.means() ** 2, 0.0)
+        return np.where(variance > 1e-12, np.sqrt(variance), 1.0)
+
+    def in_units(self, unit: NDArray[np.float64]) -> "Panels":
+        """Divide each feature by a unit, (F,)."""
+        return Panels((self.values @ sparse.diags(1 / unit)).tocsr(), self.measured, self.panel)
+
     def coordinates(self, directions: NDArray[np.float64]) -> NDArray[np.float64]:
         """Give the coordinates of the cells around the means, (n, K), along directions (F, K)."""
         return self.values @ directions - (self.measured @ (self.means()[:, None] * directions))[self.panel]
@@ -137,14 +148,16 @@ def start_coordinates(model: nn.Module, batches: Iterable[Mapping[str, torch.Ten
 
     Notes
     -----
-    The variances of the coordinates of a modality add up to a square of 10: small enough for the usual penalties of a
+    Proteins are scaled to one variance first: they are few, and each was chosen for what it tells. Genes are not, most are
+    noise. The variances of the coordinates of a modality add up to a square of 10: small enough for the usual penalties of a
     linear head, and not whitened, for the last components are mostly noise.
     """
     for name, panels in read_panels(batches).items():
         module = getattr(model, f"{name}_coordinates", None)
         if module is None or not panels.measured.any():
             continue
-        found = panels.components(module.directions.shape[-1], seed)
+        unit = panels.deviations() if name == "adt" else np.ones(panels.values.shape[1])
+        found = panels.in_units(unit).components(module.directions.shape[-1], seed) / unit[:, None]
         spread = np.sqrt(panels.coordinates(found)[panels.measured.any(1)[panels.panel]].var(0).sum())
         found = torch.from_numpy(found * SPREAD / max(spread, 1e-12)).unflatten(0, module.means.shape)
         module.directions.zero_()

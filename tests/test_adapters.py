@@ -124,7 +124,7 @@ def test_fitted_model_is_saved_without_adapters_and_gives_the_same(model_dir, pa
     assert json.loads((tmp_path / "model" / "config.json").read_text())["model_type"] == "scfusion_ttt"
     assert not list((tmp_path / "model").glob("adapter*"))
     loaded = ScFusionTTTForCellTypeAnnotation.from_pretrained(tmp_path / "model")
-    plain = ScFusionTTTForCellTypeAnnotation.from_pretrained(model_dir, num_labels=3)
+    plain = ScFusionTTTForCellTypeAnnotation.from_pretrained(model_dir, num_labels=3, num_coordinates=50)
     assert set(loaded.state_dict()) == set(plain.state_dict())
     for name, value in plain.state_dict().items():
         frozen = name.startswith("model.") and not name.endswith("proj.weight")

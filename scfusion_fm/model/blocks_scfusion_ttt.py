@@ -122,6 +122,36 @@ class CellCoordinates(nn.Module):
         return torch.einsum("bns,nsk->bk", centred.to(self.directions.dtype), self.directions)
 
 
+class KernelReadout(nn.Module):
+    """
+    Radial basis functions of the coordinates of a cell around those of training cells, and a fixed linear map of them.
+
+    Fixed as the coordinates are: kernel ridge regression has its minimum in closed form. `share` (T,) is how much of
+    the prediction of a target comes from here.
+    """
+
+    def __init__(self, num_landmarks: int, num_coordinates: int, num_targets: int):
+        super().__init__()
+        self.register_buffer("landmarks", torch.zeros(num_landmarks, num_coordinates))
+        self.register_buffer("weight", torch.zeros(num_landmarks, num_targets))
+        self.register_buffer("bias", torch.zeros(num_targets))
+        self.register_buffer("share", torch.zeros(num_targets))
+        self.register_buffer("inverse_width", torch.zeros(()))
+
+    def kernel(self, coordinates: Tensor) -> Tensor:
+        """Give exp(-inverse_width * squared distance) of (B, K) to each landmark, (B, landmarks)."""
+        distances = torch.cdist(coordinates, self.landmarks, compute_mode="donot_use_mm_for_euclid_dist")
+        return torch.exp(-self.inverse_width * distances.square())
+
+    def forward(self, coordinates: Tensor) -> Tensor:
+        """Predict the targets (B, T) from coordinates (B, K)."""
+        return self.kernel(coordinates) @ self.weight + self.bias
+
+    def blend(self, predicted: Tensor, coordinates: Tensor) -> Tensor:
+        """Mix a prediction (B, T) with what is predicted here."""
+        return predicted + self.share * (self(coordinates) - predicted)
+
+
 class GatedMLP(nn.Module):
     """SwiGLU: `down(silu(gate(x)) * up(x))`."""
 
@@ -238,7 +268,11 @@ class ReconstructionDecoder(nn.Module):
         return torch.einsum("bnd,nds->bns", decoded, self.head_weight) + self.head_bias
 
 
-def mean_squared_error_per_cell(predicted: Tensor, values: Tensor, target: Tensor) -> Tensor:
-    """Average the squared error of each cell over the places where target is true; (B,), 0 without any."""
+def mean_squared_error_per_cell(
+    predicted: Tensor, values: Tensor, target: Tensor, weight: Tensor | None = None
+) -> Tensor:
+    """Average the squared error of each cell, weighted by feature, where target is true; (B,), 0 without any."""
     error = (predicted.float() - values.float()).masked_fill(~target, 0.0).square()
+    if weight is not None:
+        error = error * weight.to(error)
     return error.flatten(1).sum(1) / target.flatten(1).sum(1).clamp_min(1)

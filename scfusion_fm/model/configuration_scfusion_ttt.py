@@ -61,6 +61,9 @@ class ScFusionTTTConfig(PreTrainedConfig):
     num_coordinates
         Principal components of the fine-tuning cells, of each modality, that the heads of fine-tuned models read beside
         the tokens; 0 for none.
+    num_landmarks
+        Fine-tuning cells around which the kernel regression of a fine-tuned predictor of proteins has its functions; 0
+        for none. Needs `num_coordinates`.
     projected_proteins
         Places of the proteins whose latents `ScFusionTTTForCellTypeAnnotation` projects from the RNA (the paper's third
         stage); a classifier with such a list, even an empty one, reads no measured protein. None reads what is given.
@@ -99,6 +102,7 @@ class ScFusionTTTConfig(PreTrainedConfig):
     initializer_range: float = 0.02
     classifier_dropout: float = 0.1
     num_coordinates: int = 0
+    num_landmarks: int = 0
     projected_proteins: list[int] | None = None
     target_modality: str = "adt"
     predicted_features: list[str] | None = None
@@ -131,8 +135,11 @@ class ScFusionTTTConfig(PreTrainedConfig):
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"`{name}` must be one of {tuple(allowed)}, got {getattr(self, name)!r}.")
-        if self.num_coordinates < 0:
-            raise ValueError(f"`num_coordinates` must be at least 0, got {self.num_coordinates}.")
+        for name in ("num_coordinates", "num_landmarks"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}.")
+        if self.num_landmarks and not self.num_coordinates:
+            raise ValueError(f"`num_coordinates` must be at least 1 with `num_landmarks` {self.num_landmarks}, got 0.")
         if not 0 <= self.classifier_dropout < 1:
             raise ValueError(f"`classifier_dropout` must lie in [0, 1), got {self.classifier_dropout}.")
 

@@ -12,6 +12,7 @@ from transformers import initialization as init
 
 from .blocks_scfusion_ttt import (
     CellCoordinates,
+    KernelReadout,
     MissingModalityProjection,
     PatchEmbedding,
     ReconstructionDecoder,
@@ -56,9 +57,9 @@ class ScFusionTTTPreTrainedModel(PreTrainedModel):
         elif isinstance(module, PatchEmbedding):
             init.normal_(module.weight, std=std)
             init.normal_(module.position_embeddings, std=std)
-        elif isinstance(module, CellCoordinates):
-            init.zeros_(module.directions)
-            init.zeros_(module.means)
+        elif isinstance(module, (CellCoordinates, KernelReadout)):
+            for _, buffer in module.named_buffers():
+                init.zeros_(buffer)
         elif isinstance(module, MissingModalityProjection):
             init.normal_(module.position_embeddings, std=std)
         elif isinstance(module, ReconstructionDecoder):
@@ -401,11 +402,21 @@ class ScFusionTTTForCellTypeAnnotation(ScFusionTTTPreTrainedModel):
 
 
 class ScFusionTTTForCrossModalPrediction(ScFusionTTTPreTrainedModel):
-    """Predict one modality from the other: the pretraining pass with the target hidden entirely."""
+    """
+    Predict one modality from the other: the pretraining pass with the target hidden entirely.
+
+    With `config.num_landmarks`, proteins are a mixture of that and of a kernel regression on the principal components
+    of the training cells. `target_weight` (T,), if set, says how much each target counts in the loss.
+    """
+
+    target_weight: Tensor | None = None
 
     def __init__(self, config: ScFusionTTTConfig):
         super().__init__(config)
         self.model = ScFusionTTTModel(config)
+        if config.num_landmarks and config.target_modality == "adt":
+            self.rna_coordinates = CellCoordinates(config.num_rna_tokens, config.rna_patch_size, config.num_coordinates)
+            self.kernel_readout = KernelReadout(config.num_landmarks, config.num_coordinates, config.num_proteins)
         if config.target_modality == "adt":
             self.adt_decoder = ReconstructionDecoder(config, config.num_proteins, 1)
         else:
@@ -441,7 +452,10 @@ class ScFusionTTTForCrossModalPrediction(ScFusionTTTPreTrainedModel):
         loss = None
         if labels is not None:
             labelled = torch.ones_like(labels, dtype=torch.bool) if labelled is None else labelled
-            loss = mean_squared_error_per_cell(logits, labels, labelled).mean()
+            loss = mean_squared_error_per_cell(logits, labels, labelled, self.target_weight).mean()
+        if hasattr(self, "kernel_readout"):
+            observed = torch.ones_like(source[0], dtype=torch.bool) if source[1] is None else source[1]
+            logits = self.kernel_readout.blend(logits, self.rna_coordinates(source[0], observed))
         output = ScFusionTTTPredictionOutput(loss, logits, pooled)
         return output if self.model._wants_dict(return_dict) else output.to_tuple()
 
