@@ -148,9 +148,9 @@ def start_coordinates(model: nn.Module, batches: Iterable[Mapping[str, torch.Ten
 
     Notes
     -----
-    Proteins are scaled to one variance first: they are few, and each was chosen for what it tells. Genes are not, most are
-    noise. The variances of the coordinates of a modality add up to a square of 10: small enough for the usual penalties of a
-    linear head, and not whitened, for the last components are mostly noise.
+    Proteins are scaled to one variance first: they are few, and each was chosen for what it tells. Genes are not, most
+    are noise. The variances of the coordinates of a modality add up to a square of 10: small enough for the usual
+    penalties of a linear head, and not whitened, for the last components are mostly noise.
     """
     for name, panels in read_panels(batches).items():
         module = getattr(model, f"{name}_coordinates", None)
