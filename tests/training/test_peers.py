@@ -52,7 +52,7 @@ def test_rank_that_stands_still_is_named_within_twelve_beats_and_a_little(tmp_pa
     begun = time.monotonic()
     for process in others:
         process.join(20)
-    assert time.monotonic() - begun < LIMIT_S + 3 + 5  # the time-out of the verdict, and five seconds for a busy machine
+    assert time.monotonic() - begun < LIMIT_S + 3 + 5  # time-out of the verdict, and five seconds for a busy machine
     codes, said = finish(tmp_path, ranks, timeout_s=0)
     expected = f"error: {named} did not answer for {LIMIT_S:.0f} s. {ADVICE}"
     assert [code for rank, code in enumerate(codes) if rank != victim] == [1, 1], said
