@@ -19,7 +19,7 @@ from scfusion_fm.principal_start import READ_ROWS, start_coordinates
 PENALTIES = (0.03, 0.1, 0.3, 1.0)
 MOST_CELLS = 20_000
 POOLED_SPREAD = 5.0
-ABSENT = 5.0
+ABSENT = 50.0
 
 
 def prepare_cells(collator: CellCollator, rows: NDArray[np.int64]) -> Iterator[dict[str, torch.Tensor]]:
@@ -66,7 +66,7 @@ def start_classifier(
 
     Notes
     -----
-    A class without training cells starts as less likely than all others.
+    A class without training cells starts as far less likely than all others.
     """
     train, val = choose_cells(rows["train"], seed), rows["val"]
     if model.config.num_coordinates:

@@ -289,6 +289,9 @@ def test_wrong_inputs_are_refused(model, batch):
         ({"ttt_layer_type": "cubic"}, "`ttt_layer_type` must be one of"),
         ({"target_modality": "atac"}, "`target_modality` must be one of"),
         ({"classifier_dropout": 1.0}, r"`classifier_dropout` must lie in \[0, 1\)"),
+        ({"num_coordinates": -1}, "`num_coordinates` must be at least 0, got -1"),
+        ({"num_landmarks": -1}, "`num_landmarks` must be at least 0, got -1"),
+        ({"num_landmarks": 5}, "`num_coordinates` must be at least 1 with `num_landmarks` 5, got 0"),
     ],
 )
 def test_impossible_architectures_are_refused(fields, message):
