@@ -5,18 +5,21 @@ suffice. Letters: n cells, F features that a head reads, K coordinates.
 """
 
 from collections.abc import Iterator
+from itertools import product
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import f1_score
+from sklearn.metrics import log_loss
+from sklearn.utils.class_weight import compute_sample_weight
 from transformers import PreTrainedModel
 
 from scfusion_fm.finetuning import CellCollator, predict_rows
 from scfusion_fm.principal_start import READ_ROWS, start_coordinates
 
-PENALTIES = (0.03, 0.1, 0.3, 1.0)
+INVERSE_PENALTIES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+PROTEIN_SCALES = (0.5, 1.0, 2.0)
 MOST_CELLS = 20_000
 POOLED_SPREAD = 5.0
 ABSENT = 50.0
@@ -56,7 +59,7 @@ def start_classifier(
     codes
         Class index of every cell.
     rows
-        Rows of `train`, to fit it, and of `val`, to choose the penalty.
+        Rows of `train`, to fit it, and of `val`, to choose the penalty and how much proteins count, by the likelihood.
     inputs
         Modalities of each input; the one classifier is fitted for all of them.
     balanced
@@ -77,19 +80,39 @@ def start_classifier(
         part: [_read_features(model, collator, r, shown) for shown in inputs.values()]
         for part, r in (("train", train), ("val", val))
     }
-    x, y = np.concatenate(read["train"]), np.tile(codes[train], len(inputs))
-    means, scale = x.mean(0), np.ones(x.shape[1])
-    pooled = x.shape[1] - 2 * model.config.num_coordinates
-    scale[:pooled] = POOLED_SPREAD / max(np.sqrt(x[:, :pooled].var(0).sum()), 1e-12)
-    best, best_score = None, -1.0
-    for penalty in PENALTIES:
-        weights = "balanced" if balanced else None
-        fitted = LogisticRegression(C=penalty, class_weight=weights, max_iter=2000).fit((x - means) * scale, y)
-        guesses = [fitted.predict((part - means) * scale) for part in read["val"]]
-        score = np.mean([f1_score(codes[val], guess, average="macro") for guess in guesses])
-        if score > best_score:
-            best, best_score = fitted, score
-    _copy_regression(model, best, means, scale)
+    means = np.concatenate(read["train"]).mean(0)
+    weights = "balanced" if balanced else None
+    best, best_loss = None, np.inf
+    for scale, penalty in product(_scale_features(model, read["train"]), INVERSE_PENALTIES):
+        x, x_val = (np.concatenate([(part - means) * scale for part in read[name]]) for name in ("train", "val"))
+        fitted = LogisticRegression(C=penalty, class_weight=weights, max_iter=2000)
+        fitted.fit(x, np.tile(codes[train], len(inputs)))
+        loss = _measure_loss(fitted, x_val, np.tile(codes[val], len(inputs)), weights)
+        if loss < best_loss:
+            best, best_loss = (fitted, scale), loss
+    _copy_regression(model, best[0], means, best[1])
+
+
+def _scale_features(model: PreTrainedModel, parts: list[NDArray[np.float64]]) -> Iterator[NDArray[np.float64]]:
+    """Give candidates for the scales (F,) of what the classifier reads."""
+    number, x = model.config.num_coordinates, np.concatenate(parts)
+    pooled = slice(0, x.shape[1] - 2 * number)
+    for protein_scale in PROTEIN_SCALES if x[:, x.shape[1] - number :].any() else (1.0,):
+        scale = np.ones(x.shape[1])
+        scale[pooled] = POOLED_SPREAD / max(np.sqrt(x[:, pooled].var(0).sum()), 1e-12)
+        scale[x.shape[1] - number :] = protein_scale
+        yield scale
+
+
+def _measure_loss(
+    fitted: LogisticRegression, x: NDArray[np.float64], codes: NDArray[np.int64], weights: str | None
+) -> float:
+    """Give the mean negative log-likelihood of the classes that the regression knows."""
+    known = np.isin(codes, fitted.classes_)
+    if not known.any():
+        return np.finfo(float).max
+    weight = compute_sample_weight(weights, codes[known])
+    return float(log_loss(codes[known], fitted.predict_proba(x[known]), sample_weight=weight, labels=fitted.classes_))
 
 
 def _read_features(
