@@ -20,7 +20,7 @@ from scfusion_fm.principal_start import READ_ROWS, start_coordinates
 
 INVERSE_PENALTIES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 PROTEIN_SCALES = (0.5, 1.0, 2.0)
-MOST_CELLS = 20_000
+MOST_CELLS = 10_000
 POOLED_SPREAD = 5.0
 ABSENT = 50.0
 

@@ -15,7 +15,7 @@ from scfusion_fm.config import FinetuneOptimConfig
 from scfusion_fm.cross_modal_task import PairedCells, fit_cross_modal
 from scfusion_fm.export import export_model
 from scfusion_fm.finetuning import CellCollator, FitSettings, Source, predict_rows
-from scfusion_fm.head_start import INVERSE_PENALTIES, POOLED_SPREAD, PROTEIN_SCALES, start_classifier
+from scfusion_fm.head_start import INVERSE_PENALTIES, POOLED_SPREAD, PROTEIN_SCALES, choose_cells, start_classifier
 from scfusion_fm.inference import load_extractor, read_aligned, softmax
 from scfusion_fm.kernel_head import PENALTIES as KERNEL_PENALTIES
 from scfusion_fm.kernel_head import KernelTargets, choose_share, fit_kernel
@@ -215,3 +215,14 @@ def test_targets_count_by_the_inverse_of_their_variance(model_dir, pairs):
 def test_counts_below_zero_are_refused(name):
     with pytest.raises(ValueError, match=f"`optim.{name}` must be at least 0, got -1"):
         FinetuneOptimConfig(**{name: -1})
+
+
+def test_very_many_cells_are_sampled(monkeypatch):
+    rows = np.arange(100, 300)
+    assert choose_cells(rows, 0) is rows
+    monkeypatch.setattr("scfusion_fm.head_start.MOST_CELLS", 50)
+    chosen = choose_cells(rows, 0)
+    assert len(set(chosen)) == 50
+    assert set(chosen) <= set(rows)
+    np.testing.assert_array_equal(chosen, choose_cells(rows, 0))
+    assert set(chosen) != set(choose_cells(rows, 1))
