@@ -14,6 +14,7 @@ CHOICES = {
     "label_derived_from": ("unknown", "none", "adt", "rna", "rna+adt"),
 }
 INPUTS = ("rna", "adt", "rna+adt")
+RESERVED = ("test_rows", "cells", "labels", "names", "measured")
 
 
 @dataclass
@@ -134,6 +135,9 @@ def _check_experiment(name: str, experiment: ExperimentConfig) -> None:
         values = getattr(experiment, key)
         if len(set(values)) < len(values):
             raise ValueError(f"`{name}.{key}` must name everything once, got {values}.")
+    taken = sorted(set(experiment.models) & set(RESERVED))
+    if taken:
+        raise ValueError(f"`{name}.models` must have names other than {', '.join(RESERVED)}, got {taken[0]!r}.")
     unknown = [x for x in experiment.inputs if x not in INPUTS]
     if unknown:
         raise ValueError(f"`{name}.inputs` must be of {', '.join(INPUTS)}, got {unknown}.")

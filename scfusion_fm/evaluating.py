@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from omegaconf import OmegaConf
 
 from scfusion_fm.config import save_config
 from scfusion_fm.config_evaluate import EvaluateConfig, EvaluatedModelConfig
+from scfusion_fm.evaluation.crossed_intervals import HeldOut, cross_coverage
 from scfusion_fm.evaluation.evaluation_report import write_evaluation_report
 from scfusion_fm.evaluation_bench import Bench
 from scfusion_fm.evaluation_runs import run_fold
@@ -89,10 +91,35 @@ class Evaluation:
         records = [file.read() for file in self.files if file.path.is_file()]
         facts = {title: describe_bench(bench) for title, bench in self.benches.items()}
         settings = OmegaConf.to_yaml(OmegaConf.structured(self.config))
+        coverage = {title: found for title in self.benches if (found := self.measure_coverage(title)) is not None}
         path = self.output / REPORT
-        write_evaluation_report(path, records, facts, settings, self.command)
+        write_evaluation_report(path, records, facts, settings, self.command, coverage)
         self.report_line(f"wrote {path}")
         return path
+
+    def measure_coverage(self, title: str) -> pd.DataFrame | None:
+        """
+        Count how often intervals of predicted proteins hold; None for other tasks and as long as folds are missing.
+
+        A table of `kind`, `method`, `seed` and the columns of `cross_coverage`; None, too, where groups are too few.
+        """
+        bench, tables = self.benches[title], []
+        files = [file for file in self.files if file.unit.title == title]
+        if bench.config.task != "protein_from_rna" or any(any(file.list_missing()) for file in files):
+            return None
+        arrays = [(file.unit, file.read_arrays()) for file in files]
+        if any("measured" not in stored for _, stored in arrays):
+            return None
+        new_groups = bench.config.split.kind == "leave_group_out"
+        methods = [("model", name) for name in bench.config.models] + [("baseline", name) for name in bench.baselines]
+        for seed in bench.config.seeds:
+            units = [(unit, stored) for unit, stored in arrays if unit.seed == seed]
+            for kind, name in methods:
+                folds = [HeldOut(unit.whole.name, stored["measured"], stored[name]) for unit, stored in units]
+                found = cross_coverage(folds, list(units[0][1]["names"]), new_groups)
+                tables.append(found.assign(kind=kind, method=name, seed=seed))
+        coverage = pd.concat(tables, ignore_index=True)
+        return None if coverage.empty else coverage
 
     def _plan_units(self, title: str) -> list[Unit]:
         """List the units of an experiment; refuses test cells that a model has seen."""

@@ -145,7 +145,9 @@ def _run_prediction(bench: Bench, rows: Rows, seed: int, scores: Scores) -> None
     for name, source in bench.sources().items():
         fitted = cross_modal_task.fit_cross_modal(source, data, rows, FitSettings(config.optim, seed))
         predictions["model", name] = fitted.predict(rows["test"])
+    test = rows["test"]
     scores.predictions["names"] = np.array(data.names)
+    scores.predictions["measured"] = np.where(data.observed[test], data.measured[test], np.nan).astype(np.float32)
     for (kind, method), values in predictions.items():
         table, summary = data.score(rows["test"], values)
         parts = dict(zip(data.names, map(_plain, table["pearson"]), strict=True))

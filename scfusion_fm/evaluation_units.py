@@ -178,8 +178,7 @@ class UnitFile:
             made["models"] = before["made_with"]["models"] | made["models"]
             made["baselines"] = list(dict.fromkeys(before["made_with"]["baselines"] + made["baselines"]))
             seconds += before["seconds"]
-            with np.load(self.path.with_suffix(".npz")) as stored:
-                predictions = predictions | dict(stored)
+            predictions = predictions | self.read_arrays()
         record = self.unit.describe() | {"made_with": made, "scores": rows, "seconds": round(seconds, 2)}
         write_atomically(self.path.with_suffix(".npz"), lambda file: np.savez_compressed(file, **predictions))
         write_json(self.path, record)  # the last: what is there is complete
@@ -189,6 +188,11 @@ class UnitFile:
         record = json.loads(self.path.read_text())
         wanted = [row for row in record["scores"] if self._is_wanted(row)]
         return record | self.unit.describe() | {"scores": wanted}
+
+    def read_arrays(self) -> dict[str, np.ndarray]:
+        """Give the arrays of the unit, by name."""
+        with np.load(self.path.with_suffix(".npz")) as stored:
+            return dict(stored)
 
     def _is_wanted(self, row: dict[str, Any]) -> bool:
         if row["kind"] == "model":

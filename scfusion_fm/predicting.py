@@ -124,5 +124,6 @@ def _add_intervals(
         "undetermined_dropped": wanted.drop_undetermined,
         "without_interval": [n for n, u in zip(intervals.names, intervals.without_interval(level), strict=True) if u],
         "interval_groups": wanted.group_key or "",
+        "made_for_new_groups": intervals.num_left_out > 0,
     }
     return tables, facts

@@ -294,6 +294,7 @@ def test_mistakes_are_named_before_anything_is_computed(build, data_dir, model_d
         ({"baselines": ["oracle"]}, r"`experiments\.types\.baselines` must be among .* got \['oracle'\]"),
         ({"split": {"kind": "leave_group_out", "group_key": "site"}}, r"`split\.group_key` must be a column of obs"),
         ({"label_budgets": [5000]}, r"`budget` must lie in \[3, "),
+        ({"models": {"names": {"path": str(model_dir)}}}, "`experiments.types.models` must have names other than"),
         ({"models": {"none": {"path": str(tmp_path)}}}, r"`model` must be a directory with config\.json"),
     ]
     for changes, message in cases:
@@ -326,6 +327,27 @@ def test_values_that_a_file_did_not_measure_are_not_scored(model_dir, data_dir, 
     assert (paired.observed[90:].sum(1) == 3).all()
     rows = {role: evaluation.units[0].fold.rows(role) for role in ("train", "val", "test")}
     assert all(np.isfinite(s["rmse"]) for s in evaluation_runs.run_fold(bench, rows, 0).rows)
+
+
+def test_intervals_hold_for_cells_like_others_and_new_files_need_three(build):
+    two = ["new0.h5mu", "new1.h5mu"]
+    one_file = build({"proteins": TWO["proteins"]}, "alike")
+    page = one_file.run().read_text()
+    table = one_file.measure_coverage("proteins")
+    assert set(table["method"]) == {"tiny", "mean", "PCA + ridge"}
+    assert len(table) == 3 * 2 * 4 * 5  # methods, folds, levels, proteins
+    held = table[table["method"] == "PCA + ridge"].groupby("level")["coverage"].mean()
+    np.testing.assert_allclose(held, held.index, atol=0.1)
+    assert "intervals meant to hold 90% hold" in page
+    assert "<h3>Intervals</h3>" in page
+    split = {"kind": "leave_group_out", "group_key": "dataset", "val_fraction": 0.2}
+    few = build({"proteins": TWO["proteins"] | {"data": two, "split": split}}, "two")
+    assert "<h3>Intervals</h3>" not in few.run().read_text()
+    split["group_key"] = "donor"
+    donors = build({"proteins": TWO["proteins"] | {"data": two, "split": split}}, "donors")
+    assert donors.measure_coverage("proteins") is None  # as long as folds are missing
+    donors.run()
+    assert set(donors.measure_coverage("proteins")["fold"]) == {"d0", "d1", "d2", "d3"}
 
 
 def test_the_command_evaluates_and_prints_its_way(build, monkeypatch, tmp_path, capsys):

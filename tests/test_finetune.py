@@ -4,6 +4,7 @@ import dataclasses
 import json
 import sys
 import warnings
+from types import SimpleNamespace
 
 import mudata as md
 import numpy as np
@@ -31,6 +32,8 @@ from scfusion_fm.finetuning import (
     split_cells,
 )
 from scfusion_fm.inference import Request, read_aligned
+from scfusion_fm.interval_calibration import read_left_out
+from scfusion_fm.predicting import predict_protein
 from scfusion_fm.trainer import BalancedCrossEntropy, fine_tuning_groups
 
 SCRIPTS = {
@@ -152,6 +155,42 @@ def test_intervals_come_with_the_model_and_their_coverage_is_told(cross_modal):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_intervals_for_new_donors_come_from_fits_without_each(model_dir, paired_file, tmp_path):
+    output = tmp_path / "run"
+    settings = ["interval_left_out_key=donor", "optim.epochs=1", "optim.num_landmarks=20"]
+    done = finetune("cross_modal", model_dir, paired_file, output, *settings)
+    results = json.loads((output / "results.json").read_text())
+    intervals = ProteinIntervals.load(output / "model" / "protein_intervals.json")
+    assert results["intervals"]["made_for_new_groups"]
+    assert intervals.num_left_out == done.stdout.count("intervals: fit") == 4
+    assert "calibration" not in results["cells"]  # no cell is set apart
+    assert (intervals.table["n"] == results["cells"]["train"] + results["cells"]["val"]).all()
+    assert np.isfinite(intervals.half_widths).all()
+    predict_protein(Request(output / "model", paired_file, tmp_path / "out.h5mu"))
+    with warnings.catch_warnings(action="ignore"):
+        after = md.read_h5mu(tmp_path / "out.h5mu")
+    assert after.uns["scfusion_ttt"]["predict-protein"]["made_for_new_groups"]
+
+
+def test_groups_to_leave_out_are_checked_before_anything_is_fitted():
+    obs = pd.DataFrame({"donor": ["a", "b", "c", "c", "d"], "lab": ["x", "x", "y", "y", None]})
+    rows = {"train": np.array([0, 2]), "val": np.array([1, 3]), "test": np.array([4])}
+    cells = SimpleNamespace(obs=obs)
+
+    def read(rows=rows, **settings):
+        return read_left_out(cells, CrossModalConfig(**settings), rows)
+
+    assert read() is None
+    assert read(interval_left_out_key="donor").tolist() == obs["donor"].tolist()
+    with pytest.raises(ValueError, match="got both, 'donor' and 'lab': choose one"):
+        read(interval_left_out_key="donor", interval_group_key="lab")
+    with pytest.raises(ValueError, match=r"at least 3 groups of cells .*, got 2 in 'lab', and 0 cells without"):
+        read(interval_left_out_key="lab")
+    with pytest.raises(ValueError, match="got 2 in 'lab', and 1 cells without"):
+        read(rows | {"val": np.array([1, 4])}, interval_left_out_key="lab")
+
+
 def test_seen_test_cells_are_counted_and_the_memory_grows(annotation, model_dir):
     results = json.loads((annotation / "results.json").read_text())
     assert results["seen_test_cells"]["known"]
@@ -282,6 +321,7 @@ def test_fresh_weights_depend_on_the_seed_alone(model_dir):
         ("annotation", "unknown_score=knn", "`unknown_score` must be one of ['max_softmax', 'energy', 'mahalanobis']"),
         ("cross_modal", "calibration_fraction=1", "`calibration_fraction` must lie in (0, 1), got 1"),
         ("cross_modal", "coverage_key=site", "`site` must be a column of obs, to group cells by"),
+        ("cross_modal", "interval_left_out_key=site", "`site` must be a column of obs, to group cells by"),
         ("cross_modal", "output_dir=configs", "`output_dir` must not exist yet"),
         (
             "transfer",

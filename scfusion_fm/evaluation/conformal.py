@@ -74,6 +74,9 @@ class ProteinIntervals:
         (A, P) of each group of cells; NaN where the pooled ones hold.
     scaled
         Whether half widths are to be multiplied by the difficulty of a cell.
+    num_left_out
+        How many groups were left out of the fit in turn, so that the intervals are for cells of a new group; 0 where
+        they are for cells like those of the calibration.
 
     Notes
     -----
@@ -81,9 +84,9 @@ class ProteinIntervals:
     calibration cells are exchangeable, and the calibration cells took no part in the fit, its interval holds what was
     measured with at least this probability, whatever the model is: on average over cells and calibrations, for each
     protein alone, not for every kind of cell and not for all proteins at once. Cells of a new donor or laboratory are
-    not exchangeable with the calibration cells; `coverage_by` tells what that costs. With groups, the same holds within
-    each group that is large enough (Mondrian; Vovk 2012, arXiv 1209.2673). Guarded by
-    tests/evaluation/test_conformal.py.
+    not exchangeable with the calibration cells; `coverage_by` tells what that costs, and `calibrate_left_out` is for
+    them. With groups, the same holds within each group that is large enough (Mondrian; Vovk 2012, arXiv 1209.2673).
+    Guarded by tests/evaluation/test_conformal.py.
     """
 
     names: list[str]
@@ -92,6 +95,7 @@ class ProteinIntervals:
     half_widths: NDArray[np.float64]
     group_half_widths: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     scaled: bool = False
+    num_left_out: int = 0
 
     @classmethod
     def calibrate(
@@ -129,11 +133,7 @@ class ProteinIntervals:
             If shapes do not fit, a measured value is not finite, or a difficulty is not positive.
         """
         rule = rule or IntervalRule()
-        measured, predicted = np.asarray(measured, np.float64), np.asarray(predicted, np.float64)
-        check_protein_arrays(measured, predicted, observed)
-        if len(names) != measured.shape[1]:
-            raise ValueError(f"`names` must name the {measured.shape[1]} proteins of `measured`, got {len(names)}.")
-        errors = np.where(observed, np.abs(measured - predicted), np.nan)
+        measured, predicted, errors = _find_errors(measured, predicted, observed, names)
         if difficulty is not None:
             errors = errors / _check_difficulty(difficulty, errors.shape)
         kinds = {} if groups is None else _rows_by_group(groups, len(errors))
@@ -145,6 +145,52 @@ class ProteinIntervals:
             group_half_widths={k: _group_quantiles(errors[rows], rule) for k, rows in kinds.items()},
             scaled=difficulty is not None,
         )
+
+    @classmethod
+    def calibrate_left_out(
+        cls,
+        measured: ArrayLike,
+        predicted: ArrayLike,
+        observed: NDArray[np.bool_],
+        names: list[str],
+        left_out: ArrayLike,
+        rule: IntervalRule | None = None,
+    ) -> "ProteinIntervals":
+        """
+        Calibrate for cells of a new group, such as a donor or a laboratory, on groups that were left out in turn.
+
+        Parameters
+        ----------
+        measured, predicted
+            (n, P) in one unit; each cell predicted by a model that was fitted without its group.
+        observed
+            (n, P) where the protein was measured.
+        names
+            The proteins.
+        left_out
+            (n,) group of each cell.
+        rule
+            Levels and bounds.
+
+        Raises
+        ------
+        ValueError
+            If shapes do not fit, a measured value is not finite, or a cell has no group.
+
+        Notes
+        -----
+        See `left_out_quantiles`. Whether RNA determines a protein is told by the correlation within groups.
+        """
+        rule = rule or IntervalRule()
+        measured, predicted, errors = _find_errors(measured, predicted, observed, names)
+        groups = _rows_by_group(left_out, len(errors))
+        if sum(map(len, groups.values())) < len(errors):
+            raise ValueError("`left_out` must give the group of every cell, got cells without; leave them out.")
+        centred = [_centre_by_group(x, observed, groups) for x in (measured, predicted)]
+        table = _describe_proteins(*centred, observed, names)
+        table["r2"] = _describe_proteins(measured, predicted, observed, names)["r2"]
+        widths = left_out_quantiles([errors[rows] for rows in groups.values()], rule.levels)
+        return cls(list(names), rule, table, widths, num_left_out=len(groups))
 
     @property
     def undetermined(self) -> NDArray[np.bool_]:
@@ -206,6 +252,7 @@ class ProteinIntervals:
             "min_pearson": self.rule.min_pearson,
             "min_group_cells": self.rule.min_group_cells,
             "scaled": self.scaled,
+            "num_left_out": self.num_left_out,
             "proteins": self.names,
             "table": {k: _to_list(v) for k, v in self.table.items()},
             "half_widths": [_to_list(row) for row in self.half_widths],
@@ -232,7 +279,8 @@ class ProteinIntervals:
             pooled = _matrix(content["half_widths"], shape, np.inf)
             groups = {k: _matrix(v, shape, np.nan) for k, v in content["groups"].items()}
             table["n"] = table["n"].astype(int)
-            return cls(names, rule, table.loc[:, list(TABLE)], pooled, groups, bool(content["scaled"]))
+            kind = bool(content["scaled"]), int(content.get("num_left_out", 0))
+            return cls(names, rule, table.loc[:, list(TABLE)], pooled, groups, *kind)
         except (OSError, UnicodeDecodeError, KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(
                 f"`{path.name}` must be a file that fine-tuning wrote, got a damaged one in {str(path.parent)!r} "
@@ -252,6 +300,46 @@ def conformal_quantiles(errors: ArrayLike, levels: tuple[float, ...]) -> NDArray
     ranks = [np.ceil(np.round((n + 1) * level, 9)).astype(int) for level in levels]
     last = len(ordered) - 1
     return np.stack([ordered[np.where(k <= n, k - 1, last), np.arange(len(n))] for k in ranks])
+
+
+def left_out_quantiles(parts: list[NDArray[np.float64]], levels: tuple[float, ...]) -> NDArray[np.float64]:
+    """
+    Give the quantiles of errors for cells of a group that none of some groups is, (A, P).
+
+    Parameters
+    ----------
+    parts
+        (n, P) absolute errors of each group when it was left out; NaN does not count.
+    levels
+        Nominal coverages.
+
+    Returns
+    -------
+    Infinite for a protein that fewer than two groups measured.
+
+    Notes
+    -----
+    The smallest error that reaches the level when each of the K groups weighs the same, times sqrt(1 + 1/K): errors of
+    a new group are mostly offsets of its own, as those of the K, and the factor is that of a prediction interval for
+    one more of K draws. No promise without assumptions is possible with few groups: that of hierarchical conformal
+    prediction (Lee, Barber and Willett 2023, arXiv 2306.06342) is infinite for K < level / (1 - level), nine groups
+    at 0.9. docs/experiments.md has what it held over data sets.
+    """
+    values = np.concatenate(parts)
+    members = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    found = np.full((len(levels), values.shape[1]), np.inf)
+    for place, column in enumerate(values.T):
+        seen = np.isfinite(column)
+        cells = np.bincount(members[seen], minlength=len(parts))
+        number = int((cells > 0).sum())
+        if number < 2:
+            continue
+        order = np.argsort(column[seen], kind="stable")
+        reached = np.cumsum(1 / cells[members[seen][order]]) / number
+        # Rounded, as a sum of many fractions is not exact.
+        steps = np.searchsorted(np.round(reached, 9), np.round(levels, 9))
+        found[:, place] = column[seen][order[np.minimum(steps, len(order) - 1)]] * np.sqrt(1 + 1 / number)
+    return found
 
 
 def coverage_by(
@@ -312,6 +400,28 @@ def pearson_interval(pearson: ArrayLike, n: ArrayLike, level: float = 0.95) -> t
     low, high = np.tanh(z - reach), np.tanh(z + reach)
     few = ~(n > 3) & np.isfinite(pearson)
     return np.where(few, -1.0, low), np.where(few, 1.0, high)
+
+
+def _find_errors(
+    measured: ArrayLike, predicted: ArrayLike, observed: NDArray[np.bool_], names: list[str]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Check what to calibrate on; measured, predicted and the absolute errors, NaN where not observed."""
+    measured, predicted = np.asarray(measured, np.float64), np.asarray(predicted, np.float64)
+    check_protein_arrays(measured, predicted, observed)
+    if len(names) != measured.shape[1]:
+        raise ValueError(f"`names` must name the {measured.shape[1]} proteins of `measured`, got {len(names)}.")
+    return measured, predicted, np.where(observed, np.abs(measured - predicted), np.nan)
+
+
+def _centre_by_group(
+    values: NDArray[np.float64], observed: NDArray[np.bool_], groups: dict[str, NDArray[np.int64]]
+) -> NDArray[np.float64]:
+    """Take the mean of each protein in each group from its observed values; 0 where not observed."""
+    centred = np.where(observed, values, 0.0)
+    for rows in groups.values():
+        mean = centred[rows].sum(0) / np.maximum(observed[rows].sum(0), 1)
+        centred[rows] = np.where(observed[rows], centred[rows] - mean, 0.0)
+    return centred
 
 
 def _describe_proteins(

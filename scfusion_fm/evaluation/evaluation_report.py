@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from scfusion_fm.evaluation.coverage_section import add_coverage
 from scfusion_fm.evaluation.evaluation_plots import Series, plot_budgets, plot_parts
 from scfusion_fm.evaluation.report import Section, render_readings, replace_file
 from scfusion_fm.evaluation.report_page import (
@@ -19,7 +20,7 @@ from scfusion_fm.evaluation.report_page import (
     render_page,
     render_table,
 )
-from scfusion_fm.evaluation.report_text import ANNOTATION_METRICS, MODEL, PROTEIN_METRICS, Metric
+from scfusion_fm.evaluation.report_text import ANNOTATION_METRICS, MODEL, PROTEIN_METRICS, Metric, name_method
 from scfusion_fm.evaluation.spread import (
     ALL_LABELS,
     Difference,
@@ -99,7 +100,12 @@ MARKS = {"leak": "behind", "warning": "behind", "note": ""}
 
 
 def write_evaluation_report(
-    out_html: Path, records: list[dict], facts: dict[str, dict[str, Any]], settings: str, command: str
+    out_html: Path,
+    records: list[dict],
+    facts: dict[str, dict[str, Any]],
+    settings: str,
+    command: str,
+    coverage: dict[str, pd.DataFrame] | None = None,
 ) -> Path:
     """Write the page.
 
@@ -115,13 +121,19 @@ def write_evaluation_report(
         Settings as YAML.
     command
         Command that reproduces it.
+    coverage
+        By title, how often intervals of predicted proteins hold: the columns of `cross_coverage`, with `kind`, `method`
+        and `seed`.
 
     Returns
     -------
     Path of the page.
     """
     by_title = {title: [r for r in records if r["experiment"] == title] for title in facts}
-    sections = [build_section(title, units, facts[title]) for title, units in by_title.items() if units]
+    coverage = coverage or {}
+    sections = [
+        build_section(title, units, facts[title], coverage.get(title)) for title, units in by_title.items() if units
+    ]
     findings = [finding for section in sections for finding in section.findings]
     leaks = [finding for title, units in by_title.items() for finding in describe_leaks(title, units)]
     parts = [
@@ -172,7 +184,9 @@ def describe_leaks(title: str, units: list[dict]) -> list[tuple[str, str]]:
     return [(MARKS[severity], text) for severity, text in sorted(sentences, key=lambda s: order.index(s[0]))]
 
 
-def build_section(title: str, units: list[dict], facts: dict[str, Any]) -> Section:
+def build_section(
+    title: str, units: list[dict], facts: dict[str, Any], coverage: pd.DataFrame | None = None
+) -> Section:
     """Describe one experiment.
 
     Parameters
@@ -183,6 +197,8 @@ def build_section(title: str, units: list[dict], facts: dict[str, Any]) -> Secti
         Its units.
     facts
         What to tell of it.
+    coverage
+        How often its intervals hold, where it has some.
     """
     metrics, main, *_ = TASKS[facts["task"]]
     table = tabulate(units)
@@ -203,13 +219,10 @@ def build_section(title: str, units: list[dict], facts: dict[str, Any]) -> Secti
         _add_budgets(section, units, summary, metrics[main].name, main)
     _add_parts(section, units, facts["task"], summary[summary["budget"] == budgets[-1]], main)
     _add_paper(section, table)
+    if coverage is not None:
+        add_coverage(section, coverage)
     section.add(render_readings(metrics))
     return section
-
-
-def name_method(kind: str, method: str) -> str:
-    """Give the name of a method in the report; those of models begin alike."""
-    return method if kind == "baseline" or method.startswith(MODEL) else f"{MODEL} ({method})"
 
 
 def _build_rows(table: pd.DataFrame, summary: pd.DataFrame, metrics: dict[str, Metric], main: str) -> list[dict]:

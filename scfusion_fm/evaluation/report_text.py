@@ -208,3 +208,8 @@ def name_row(row: dict) -> str:
         Row of a table.
     """
     return f"{row['method']} ({row['inputs']})" if "inputs" in row else str(row["method"])
+
+
+def name_method(kind: str, method: str) -> str:
+    """Give the name of a method in a report; those of models begin alike."""
+    return method if kind == "baseline" or method.startswith(MODEL) else f"{MODEL} ({method})"

@@ -9,6 +9,7 @@ from scfusion_fm.evaluation.conformal import (
     ProteinIntervals,
     conformal_quantiles,
     coverage_by,
+    left_out_quantiles,
     pearson_interval,
 )
 
@@ -166,3 +167,64 @@ def test_bad_settings_are_refused():
         ProteinIntervals.calibrate(*data, NAMES).widths(0.7, 3)
     with pytest.raises(ValueError, match="must fit one another"):
         coverage_by(data[0], data[1], data[1], data[2], ["a"])
+
+
+def draw_groups(number, seed, cells=40):
+    """Groups with offsets of their own, as large as the noise of cells."""
+    rng = np.random.default_rng(seed)
+    return [rng.normal(size=(cells, 3)) + rng.normal(size=(1, 3)) for _ in range(number)]
+
+
+def test_a_new_group_weighs_its_cells_and_no_group_weighs_more_than_another():
+    small, large = np.full((1, 1), 1.0), np.full((9, 1), 3.0)
+    widen = np.sqrt(1 + 1 / 2)
+    found = left_out_quantiles([small, large], (0.5, 0.51, 0.9))
+    np.testing.assert_allclose(found[:, 0], [1.0 * widen, 3.0 * widen, 3.0 * widen])
+    found = left_out_quantiles([small, large, np.full((4, 1), np.nan)], (0.5,))  # a group that did not measure it
+    np.testing.assert_allclose(found, [[1.0 * widen]])
+    assert left_out_quantiles([small, np.full((4, 1), np.nan)], (0.5,)).tolist() == [[np.inf]]
+    tenths = np.arange(1.0, 11.0)[:, None]
+    found = left_out_quantiles([tenths, tenths], (0.3, 0.7, 0.9))  # sums of tenths are not exact
+    np.testing.assert_allclose(found[:, 0], np.array([3, 7, 9]) * widen)
+
+
+def test_intervals_for_new_groups_hold_where_those_for_known_ones_do_not():
+    held = {"left out": [], "pooled": []}
+    for seed in range(150):
+        *known, new = draw_groups(9, seed)
+        seen, measured = np.ones((320, 3), dtype=bool), np.concatenate(known)
+        groups = np.repeat(np.arange(8), 40)
+        offsets = np.repeat([part.mean(0) for part in known], 40, axis=0)
+        found = {
+            # A model that knows a group has learned its offset; one without the group has not.
+            "left out": ProteinIntervals.calibrate_left_out(measured, np.zeros((320, 3)), seen, NAMES, groups),
+            "pooled": ProteinIntervals.calibrate(measured, offsets, seen, NAMES),
+        }
+        for name, intervals in found.items():
+            width = intervals.widths(0.9, 40)
+            held[name].append(coverage_by(new, -width, width, seen[:40], NAMES)["coverage"].mean())
+    assert abs(np.mean(held["left out"]) - 0.9) < 0.03
+    assert np.mean(held["pooled"]) < 0.8
+
+
+def test_left_out_groups_tell_of_rna_within_groups_and_stay_with_the_file(tmp_path):
+    rng = np.random.default_rng(3)
+    groups = np.repeat(["a", "b", "c"], 60)
+    predicted = rng.normal(size=(180, 3)) * 0.1
+    offsets = np.repeat([[0.0], [5.0], [10.0]], 60, axis=0)
+    measured = predicted + offsets + rng.normal(size=(180, 3)) * [0.02, 0.02, 1.0]
+    observed = np.ones((180, 3), dtype=bool)
+    intervals = ProteinIntervals.calibrate_left_out(measured, predicted, observed, NAMES, groups)
+    assert intervals.undetermined.tolist() == [False, False, True]
+    assert (intervals.table["r2"] < 0).all()  # offsets that no RNA tells are errors
+    flat = ProteinIntervals.calibrate_left_out(measured, predicted + offsets[::-1], observed, NAMES, groups)
+    np.testing.assert_allclose(flat.table["pearson"], intervals.table["pearson"])
+    path = tmp_path / "protein_intervals.json"
+    path.write_text(intervals.to_json())
+    loaded = ProteinIntervals.load(path)
+    assert loaded.num_left_out == 3
+    assert (loaded.half_widths == intervals.half_widths).all()
+    with pytest.raises(ValueError, match="`left_out` must give the group of every cell"):
+        ProteinIntervals.calibrate_left_out(
+            measured, predicted, observed, NAMES, np.array(["a"] * 179 + [None], dtype=object)
+        )
