@@ -46,7 +46,7 @@ def main() -> None:
     # Paired cells, and the split that pretraining held out.
     _, extractor = load_pretrained(Path(config.model), ScFusionTTTModel)
     cells, aligned = read_aligned(Path(config.data), extractor)
-    data = PairedCells(aligned, extractor)
+    data = PairedCells(aligned, extractor, batches=read_groups(cells, config.background_key))
     rows = rows_by_split(data.paired, split_cells(cells.obs, config.split))
     left_out = read_left_out(cells, config, rows)
     if left_out is None:

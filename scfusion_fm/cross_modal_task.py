@@ -3,6 +3,7 @@
 Letters: n cells, T targets (measured proteins or genes of the panel).
 """
 
+import copy
 import warnings
 from dataclasses import dataclass
 
@@ -41,6 +42,8 @@ class PairedCells:
         Modality that is predicted, `adt` or `rna`.
     panel
         (T,), places of the targets in the vocabulary; all that were measured when None is given.
+    batches
+        (n,), groups of cells in which proteins have levels of their own, such as a staining; None where they have not.
     paired
         Rows with both modalities.
     names
@@ -53,12 +56,16 @@ class PairedCells:
     extractor: ScFusionTTTFeatureExtractor
     target: str = "adt"
     panel: NDArray[np.int64] | None = None
+    batches: NDArray[np.object_] | None = None
 
     def __post_init__(self):
         aligned, extractor = self.aligned, self.extractor
         self.paired = np.flatnonzero(aligned.rna_present & aligned.adt_present)
         if len(self.paired) == 0:
             raise ValueError("`data` must hold cells with RNA and protein, got none; choose a paired file.")
+        missing = 0 if self.batches is None else int(pd.isna(self.batches[self.paired]).sum())
+        if missing:
+            raise ValueError(f"`background_key` must name the group of every paired cell, got {missing} without one.")
         if self.panel is None:
             self.panel = np.flatnonzero(aligned.adt_observed if self.target == "adt" else aligned.rna_observed)
         every = np.arange(len(aligned.obs))
@@ -73,6 +80,37 @@ class PairedCells:
             counts = aligned.rna[:, self.panel].toarray()
             self.measured = extractor.normalise_rna(counts, aligned.rna_total_counts)
 
+    def level(self, rows: NDArray[np.int64]) -> tuple["PairedCells", NDArray[np.float32]]:
+        """
+        Bring the targets of all batches to one level, the mean over batches of their means over some cells.
+
+        Returns
+        -------
+        The cells with such values, and what was taken from each, (n, T): 0 in batches that none of the rows is of, and
+        without batches.
+
+        Notes
+        -----
+        How much of an antibody sticks to any cell differs between laboratories by more than between cells, and RNA that
+        differs, too, would be learned as the reason. Differences in the composition of batches are lost.
+        """
+        offsets = np.zeros(self.measured.shape, np.float32)
+        if self.batches is None:
+            return self, offsets
+        names, codes = np.unique(self.batches.astype(str), return_inverse=True)
+        means = np.full((len(names), len(self.panel)), np.nan)
+        for code in np.unique(codes[rows]):
+            own = rows[codes[rows] == code]
+            number = self.observed[own].sum(0)
+            total = np.where(self.observed[own], self.measured[own], 0.0).sum(0, dtype=np.float64)
+            means[code] = np.divide(total, number, out=np.full(len(self.panel), np.nan), where=number > 0)
+        known = np.isfinite(means)
+        shared = np.where(known, means, 0.0).sum(0) / np.maximum(known.sum(0), 1)
+        offsets = np.where(known, means - shared, 0.0)[codes].astype(np.float32)
+        levelled = copy.copy(self)
+        levelled.measured = self.measured - offsets
+        return levelled, offsets
+
     def score(self, rows: NDArray[np.int64], predicted: NDArray) -> tuple[pd.DataFrame, dict[str, float]]:
         """Score predictions for some rows, (len(rows), T): a table per target, and a summary."""
         return protein_scores(self.measured[rows], predicted, self.observed[rows])
@@ -80,7 +118,7 @@ class PairedCells:
 
 @dataclass(frozen=True)
 class FittedCrossModal:
-    """A fitted predictor of the panel, with the number of parameters that were trained."""
+    """A fitted predictor of the panel, at the level that batches share, with the number of trained parameters."""
 
     model: PreTrainedModel
     data: PairedCells
@@ -100,7 +138,8 @@ def fit_cross_modal(
     Fine-tune the pretraining pass with the target hidden; the epoch with the best validation correlation is kept.
 
     Proteins count by the inverse of their variance, as correlations do, and are mixed with a kernel regression in the
-    share that is best on the validation cells.
+    share that is best on the validation cells. Where batches have levels of their own, what is learned is the level
+    they share.
 
     Parameters
     ----------
@@ -113,6 +152,7 @@ def fit_cross_modal(
     settings
         How to train.
     """
+    levelled, offsets = data.level(rows["train"])
     model = source.build(
         ScFusionTTTForCrossModalPrediction,
         settings.seed,
@@ -121,10 +161,15 @@ def fit_cross_modal(
         **size_kernel(settings.optim, data.target, len(rows["train"])),
     )
     if data.target == "adt":
-        model.target_weight = _weigh_targets(data, rows["train"])
+        model.target_weight = _weigh_targets(levelled, rows["train"])
     collators = {
         name: CellCollator(
-            data.aligned, data.extractor, seed=settings.seed, target=data.target, token_dropout=token_dropout
+            data.aligned,
+            data.extractor,
+            seed=settings.seed,
+            target=data.target,
+            token_dropout=token_dropout,
+            target_offsets=None if data.batches is None else (data.panel, offsets),
         )
         for name, token_dropout in (("train", settings.optim.token_dropout), ("val", 0.0))
     }
@@ -132,15 +177,17 @@ def fit_cross_modal(
     def score(prediction) -> dict[str, float]:
         logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
         guess = _columns(data, logits)
-        return {"score": mean_correlation(data, rows["val"], guess), **data.score(rows["val"], guess)[1]}
+        return {"score": mean_correlation(levelled, rows["val"], guess), **levelled.score(rows["val"], guess)[1]}
 
     num_trained = train_best(model, rows, collators, score, source.suit(settings))
     fitted = FittedCrossModal(model, data, num_trained)
     if model.config.num_landmarks:
-        targets = KernelTargets(data.measured, data.observed, data.panel)
+        targets = KernelTargets(levelled.measured, levelled.observed, levelled.panel)
         fit_kernel(model, collators["val"], targets, rows, settings.seed)
         val = rows["val"]
-        choose_share(model, data.panel, lambda: fitted.predict(val), lambda guess: mean_correlation(data, val, guess))
+        choose_share(
+            model, data.panel, lambda: fitted.predict(val), lambda guess: mean_correlation(levelled, val, guess)
+        )
     return fitted
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from scfusion_fm import annotation_task
@@ -115,7 +116,9 @@ class Bench:
             labelled.inputs = {name: part for name, part in labelled.inputs.items() if name in wanted}
             usable, strata = labelled.used, labels
         prints = fingerprint_cells(aligned, extractor.gene_ids, extractor.protein_names)
-        return cls(config, extractor, aligned, labelled, left_out, usable, strata, prints)
+        bench = cls(config, extractor, aligned, labelled, left_out, usable, strata, prints)
+        bench.batches()  # a missing column is told before anything is computed
+        return bench
 
     def folds(self, seed: int) -> list[Fold]:
         """
@@ -142,10 +145,25 @@ class Bench:
         ValueError
             If the column is missing.
         """
-        obs, key = self.aligned.obs, self.config.split.group_key
+        return self._read_column("split.group_key", self.config.split.group_key).astype(str).to_numpy(str)
+
+    def batches(self) -> NDArray[np.object_] | None:
+        """
+        Give the batch of every cell, in which proteins have levels of their own; None without.
+
+        Raises
+        ------
+        ValueError
+            If the column is missing.
+        """
+        key = self.config.background_key
+        return None if key is None else self._read_column("background_key", key).to_numpy(object)
+
+    def _read_column(self, name: str, key: str) -> pd.Series:
+        obs = self.aligned.obs
         if key not in obs:
-            raise ValueError(f"`split.group_key` must be a column of obs, got {key!r}; there are {list(obs.columns)}.")
-        return obs[key].astype(str).to_numpy(str)
+            raise ValueError(f"`{name}` must be a column of obs, got {key!r}; there are {list(obs.columns)}.")
+        return obs[key]
 
     def limit(self, fold: Fold, budget: int | None, seed: int) -> Fold:
         """Keep as many labels of a fold as the budget allows; all for None."""

@@ -137,7 +137,7 @@ def _run_prediction(bench: Bench, rows: Rows, seed: int, scores: Scores) -> None
     panel = None
     if target == "rna":
         panel = choose_genes(bench.aligned, bench.extractor, rows["train"], config.scored_genes)
-    data = PairedCells(bench.aligned, bench.extractor, target, panel)
+    data = PairedCells(bench.aligned, bench.extractor, target, panel, bench.batches())
     predictions = {}
     if bench.baselines:
         task = cross_modal_task.build_baseline_task(data, rows, seed)

@@ -294,6 +294,11 @@ def test_mistakes_are_named_before_anything_is_computed(build, data_dir, model_d
         ({"baselines": ["oracle"]}, r"`experiments\.types\.baselines` must be among .* got \['oracle'\]"),
         ({"split": {"kind": "leave_group_out", "group_key": "site"}}, r"`split\.group_key` must be a column of obs"),
         ({"label_budgets": [5000]}, r"`budget` must lie in \[3, "),
+        ({"background_key": "dataset"}, "`experiments.types.background_key` is for the task protein_from_rna"),
+        (
+            {"task": "protein_from_rna", "baselines": ["mean"], "background_key": "site"},
+            "`background_key` must be a column of obs, got 'site'",
+        ),
         ({"models": {"names": {"path": str(model_dir)}}}, "`experiments.types.models` must have names other than"),
         ({"models": {"none": {"path": str(tmp_path)}}}, r"`model` must be a directory with config\.json"),
     ]
@@ -344,7 +349,8 @@ def test_intervals_hold_for_cells_like_others_and_new_files_need_three(build):
     few = build({"proteins": TWO["proteins"] | {"data": two, "split": split}}, "two")
     assert "<h3>Intervals</h3>" not in few.run().read_text()
     split["group_key"] = "donor"
-    donors = build({"proteins": TWO["proteins"] | {"data": two, "split": split}}, "donors")
+    levels = {"data": two, "split": split, "background_key": "dataset"}
+    donors = build({"proteins": TWO["proteins"] | levels}, "donors")
     assert donors.measure_coverage("proteins") is None  # as long as folds are missing
     donors.run()
     assert set(donors.measure_coverage("proteins")["fold"]) == {"d0", "d1", "d2", "d3"}
