@@ -3,6 +3,7 @@
 import errno
 import json
 import shutil
+import subprocess
 import sys
 
 import pytest
@@ -146,3 +147,12 @@ def test_doctor_tells_by_its_exit_code(monkeypatch, model_dir, paired_file, tmp_
         call(monkeypatch, "doctor", paired_file, tmp_path / "none.h5ad")
     assert exit_info.value.code == 2
     assert "2 files: 1 ok, 1 REFUSED" in capsys.readouterr().out
+
+
+def test_waiting_threads_give_the_core_away_unless_the_user_says_otherwise(monkeypatch):
+    command = [sys.executable, "-c", "import scfusion_fm, os; print(os.environ['GOMP_SPINCOUNT'])"]
+    for given, expected in ((None, "1000"), ("7", "7")):
+        monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+        if given:
+            monkeypatch.setenv("GOMP_SPINCOUNT", given)
+        assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == expected
