@@ -319,11 +319,12 @@ def left_out_quantiles(parts: list[NDArray[np.float64]], levels: tuple[float, ..
 
     Notes
     -----
-    The smallest error that reaches the level when each of the K groups weighs the same, times sqrt(1 + 1/K): errors of
-    a new group are mostly offsets of its own, as those of the K, and the factor is that of a prediction interval for
-    one more of K draws. No promise without assumptions is possible with few groups: that of hierarchical conformal
-    prediction (Lee, Barber and Willett 2023, arXiv 2306.06342) is infinite for K < level / (1 - level), nine groups
-    at 0.9. docs/experiments.md has what it held over data sets.
+    The smallest error that reaches the level when each of the K groups weighs the same (pooling of distributions; Dunn,
+    Wasserman and Ramdas 2018, arXiv 1809.07441), which holds the level with many groups, times sqrt(1 + 1/K) for few:
+    errors of a new group are mostly an offset of its own, as those of the K, and the factor is that of a prediction
+    interval for one more of K draws. It is no promise; that of hierarchical conformal prediction (Lee, Barber and
+    Willett 2023, arXiv 2306.06342) is infinite for K < level / (1 - level), nine groups at 0.9. docs/experiments.md has
+    what it held over data sets.
     """
     values = np.concatenate(parts)
     members = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
