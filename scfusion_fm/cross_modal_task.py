@@ -116,6 +116,35 @@ class PairedCells:
         return protein_scores(self.measured[rows], predicted, self.observed[rows])
 
 
+class TargetCollator(CellCollator):
+    """
+    Prepare paired cells whose targets are learned.
+
+    Parameters
+    ----------
+    data
+        All cells.
+    offsets
+        (n, T), what is taken from the targets of each cell.
+    seed
+        Seed of the random choices.
+    token_dropout
+        Largest share of its tokens that a cell loses, in [0, 1); targets lose none.
+    """
+
+    def __init__(self, data: PairedCells, offsets: NDArray[np.float32], seed: int = 0, token_dropout: float = 0.0):
+        super().__init__(data.aligned, data.extractor, seed=seed, target=data.target, token_dropout=token_dropout)
+        self.panel, self.offsets = data.panel, offsets
+
+    def __call__(self, rows: list[int]) -> dict[str, torch.Tensor]:
+        """Give the arguments of the model."""
+        batch = super().__call__(rows)
+        offsets = self.offsets[np.asarray(rows)]
+        if offsets.any():
+            batch["adt_values"][:, self.panel] -= torch.from_numpy(offsets)
+        return batch
+
+
 @dataclass(frozen=True)
 class FittedCrossModal:
     """A fitted predictor of the panel, at the level that batches share, with the number of trained parameters."""
@@ -163,14 +192,7 @@ def fit_cross_modal(
     if data.target == "adt":
         model.target_weight = _weigh_targets(levelled, rows["train"])
     collators = {
-        name: CellCollator(
-            data.aligned,
-            data.extractor,
-            seed=settings.seed,
-            target=data.target,
-            token_dropout=token_dropout,
-            target_offsets=None if data.batches is None else (data.panel, offsets),
-        )
+        name: TargetCollator(data, offsets, settings.seed, token_dropout)
         for name, token_dropout in (("train", settings.optim.token_dropout), ("val", 0.0))
     }
 

@@ -131,8 +131,6 @@ class CellCollator:
         Modality that a task without labels of its own learns.
     token_dropout
         Largest share of its tokens that a cell loses, in [0, 1); what is learned loses none.
-    target_offsets
-        Places (T,) of proteins, and what is taken from their values in each cell, (n, T); nothing when None.
 
     Raises
     ------
@@ -150,7 +148,6 @@ class CellCollator:
         modalities: tuple[str, ...] = ("rna", "adt"),
         target: str = "adt",
         token_dropout: float = 0.0,
-        target_offsets: tuple[NDArray[np.int64], NDArray[np.float32]] | None = None,
     ):
         check_modality_dropout(modality_dropout)
         self.aligned = aligned
@@ -159,7 +156,6 @@ class CellCollator:
         self.modality_dropout = modality_dropout
         self.modalities = modalities
         self.token_dropout = token_dropout
-        self.target_offsets = target_offsets
         # What the trainer takes for labels; a task without its own learns the values of a modality.
         self.label_names = [f"{target}_values", f"{target}_observed"] if labels is None else ["labels"]
         self._random = np.random.default_rng(seed)
@@ -173,9 +169,6 @@ class CellCollator:
             self._drop_modalities(batch)
         if self.token_dropout > 0:
             self._drop_tokens(batch)
-        if self.target_offsets is not None and "adt_values" in batch:
-            panel, offsets = self.target_offsets
-            batch["adt_values"][:, panel] -= torch.from_numpy(offsets[rows])
         if self.labels is not None:
             batch["labels"] = torch.from_numpy(self.labels[rows])
         return batch

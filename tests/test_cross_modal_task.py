@@ -8,9 +8,9 @@ from make_cells import write_h5mu
 from scipy.sparse import diags
 
 from scfusion_fm.config import FinetuneOptimConfig
-from scfusion_fm.cross_modal_task import PairedCells, fit_cross_modal
+from scfusion_fm.cross_modal_task import PairedCells, TargetCollator, fit_cross_modal
 from scfusion_fm.data.stack import stack_aligned
-from scfusion_fm.finetuning import CellCollator, FitSettings, Source
+from scfusion_fm.finetuning import FitSettings, Source
 from scfusion_fm.inference import load_extractor, read_aligned
 
 LEVELS = {"a": 1.0, "b": 8.0, "c": 3.0}
@@ -70,7 +70,7 @@ def test_models_learn_the_level_and_predict_at_it(data, model_dir):
     known = np.flatnonzero(data.batches != "c")
     rows = {"train": known[::2], "val": known[1::2]}
     levelled, offsets = data.level(rows["train"])
-    batch = CellCollator(data.aligned, data.extractor, target_offsets=(data.panel, offsets))(rows["train"])
+    batch = TargetCollator(data, offsets)(rows["train"])
     observed = data.observed[rows["train"]]
     values = batch["adt_values"].numpy()[:, data.panel]
     np.testing.assert_allclose(values[observed], levelled.measured[rows["train"]][observed], atol=1e-6)
