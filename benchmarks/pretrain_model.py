@@ -2,7 +2,8 @@
 The models of `benchmarks/pretrain_step.py`; as a program, the time and memory of one size in a process of its own.
 
 `attention` is the same architecture with softmax attention in place of the TTT layers: the same projections, gate,
-norms, MLPs and masks, every visible token reads every other one. Example:
+norms, MLPs and masks, every visible token reads every other one. `--recipe` takes the size of a recipe, `--device cuda`
+a GPU, `--bf16` autocast, in which the state of the TTT layers stays in float32. Example:
 `python benchmarks/pretrain_model.py --layer attention --genes 4000 --patch 10` prints JSON.
 """
 
@@ -18,9 +19,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scfusion_fm import ScFusionTTTConfig, ScFusionTTTForPreTraining
+from scfusion_fm import ScFusionTTTConfig, ScFusionTTTFeatureExtractor, ScFusionTTTForPreTraining
+from scfusion_fm.config import PretrainConfig, load_config
+from scfusion_fm.data.vocabulary import build_vocabulary
 from scfusion_fm.model.blocks_scfusion_ttt import ScFusionTTTBlock
 from scfusion_fm.model.ttt_layers import TTTOutput
+from scfusion_fm.recipes import describe_model
+from scfusion_fm.sizing import TokenCounts, train_flops
 
 LAYERS = ("TTT", "attention")
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_decoder_layers": 1, "intermediate_size": 64}
@@ -61,12 +66,16 @@ def build_model(config: ScFusionTTTConfig, layer: str) -> ScFusionTTTForPreTrain
     return model
 
 
-def build_step(model: ScFusionTTTForPreTraining, next_batch: Callable[[], dict[str, Tensor]]) -> Callable[[], None]:
+def build_step(
+    model: ScFusionTTTForPreTraining, next_batch: Callable[[], dict[str, Tensor]], bf16: bool = False
+) -> Callable[[], None]:
     """Give a function that takes one step of AdamW in plain PyTorch."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95))
 
     def step() -> None:
-        model(**next_batch()).loss.backward()
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
+            loss = model(**next_batch()).loss
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -104,10 +113,47 @@ def measure_size(layer: str, config: ScFusionTTTConfig, cells: int, repeats: int
         step()
         times.append((time.monotonic() - wall, time.process_time() - cpu))
     wall, cpu = (1e3 * statistics.median(seconds) for seconds in zip(*times[1:], strict=True))
+    return describe(layer, config, cells) | {"ms": wall, "cpu_ms": cpu, "added_mib": read_memory("VmHWM") - before}
+
+
+def measure_on_gpu(layer: str, config: ScFusionTTTConfig, cells: int, repeats: int, bf16: bool) -> dict:
+    """Measure steps at one size on the current GPU, after three that do not count, and the most memory they take."""
+    batch = {name: x.cuda() for name, x in make_batch(config, cells).items()}
+    model = build_model(config, layer).cuda()
+    step, times = build_step(model, lambda: batch, bf16), []
+    for _ in range(repeats + 3):
+        torch.cuda.synchronize()
+        start = time.monotonic()
+        step()
+        torch.cuda.synchronize()
+        times.append(time.monotonic() - start)
+    seconds = statistics.median(times[3:])
+    tokens = TokenCounts(
+        *(share * n for n in (config.num_rna_tokens, config.num_proteins) for share in (1 - MASK_RATIO, MASK_RATIO))
+    )
+    facts = {"device": torch.cuda.get_device_name(), "bf16": bf16, "parameters": model.num_parameters()}
+    facts |= {
+        "ms": 1e3 * seconds,
+        "cells_per_s": cells / seconds,
+        "peak_mib": torch.cuda.max_memory_allocated() / 2**20,
+    }
+    if layer == "TTT":
+        facts["tflops"] = train_flops(config, tokens) * cells / seconds / 1e12
+    return describe(layer, config, cells) | facts
+
+
+def describe(layer: str, config: ScFusionTTTConfig, cells: int) -> dict:
+    """Say what is measured."""
     genes = config.num_rna_tokens * config.rna_patch_size
     facts = {"layer": layer, "genes": genes, "patch": config.rna_patch_size, "cells": cells}
-    facts["tokens"] = config.num_rna_tokens + config.num_proteins
-    return facts | {"ms": wall, "cpu_ms": cpu, "added_mib": read_memory("VmHWM") - before}
+    return facts | {"tokens": config.num_rna_tokens + config.num_proteins}
+
+
+def read_recipe(path: Path) -> ScFusionTTTConfig:
+    """Give the model of a recipe over the shipped vocabulary."""
+    recipe = load_config(PretrainConfig, path)
+    vocabulary = build_vocabulary(None, "protein_coding", "all")
+    return describe_model(recipe, ScFusionTTTFeatureExtractor(**vocabulary.to_dict(), patch_size=recipe.patch_size))
 
 
 def main() -> None:
@@ -121,6 +167,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--small", action="store_true", help="a small model")
+    parser.add_argument("--recipe", type=Path, help="take the size of this recipe instead")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--bf16", action="store_true", help="autocast, on a GPU")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     config = ScFusionTTTConfig(
@@ -129,7 +178,9 @@ def main() -> None:
         num_proteins=arguments.proteins,
         **(SMALL if arguments.small else {}),
     )
-    print(json.dumps(measure_size(arguments.layer, config, arguments.cells, arguments.repeats)))
+    config = read_recipe(arguments.recipe) if arguments.recipe else config
+    sizes = (arguments.layer, config, arguments.cells, arguments.repeats)
+    print(json.dumps(measure_on_gpu(*sizes, arguments.bf16) if arguments.device == "cuda" else measure_size(*sizes)))
 
 
 if __name__ == "__main__":

@@ -9,8 +9,10 @@ all with the same projections and in float32:
 - `attention`: causal softmax attention through `scaled_dot_product_attention`;
 - `projections`: the projections alone, which is the floor.
 
-Times are medians of CPU seconds of one process, the rivals taking turns; memory is the peak of what was allocated
-between the start of the forward and the end of the backward pass. Example: `python benchmarks/ttt_layer.py --quick`.
+Times are medians of CPU seconds of one process, or with `--device cuda` of seconds until the device is done, the
+rivals taking turns; memory is the peak of what was allocated between the start of the forward and the end of the
+backward pass.
+`SCFUSION_TRITON=0` lets `ours` take the PyTorch path on a GPU. Example: `python benchmarks/ttt_layer.py --quick`.
 """
 
 import argparse
@@ -106,17 +108,17 @@ class Projections(SoftmaxAttention):
         return self.o_proj(q + k + v)
 
 
-def build_passes(length: int, batch: int, config: ScFusionTTTConfig) -> dict[str, Callable[[], object]]:
+def build_passes(length: int, batch: int, config: ScFusionTTTConfig, device: str) -> dict[str, Callable[[], object]]:
     """Give for each rival a function that runs forward and backward once."""
     torch.manual_seed(0)
-    x = torch.randn(batch, length, config.hidden_size, requires_grad=True)
-    d_out, mask = torch.randn_like(x), torch.ones(batch, length, dtype=torch.bool)
+    x = torch.randn(batch, length, config.hidden_size, device=device, requires_grad=True)
+    d_out, mask = torch.randn_like(x), torch.ones(batch, length, dtype=torch.bool, device=device)
     ours, both, plain = TTTLinear(config), TTTLinear(config, "both"), PlainTTTLinear(config)
     nn.init.normal_(ours.weight, std=config.initializer_range)
     both.load_state_dict(ours.state_dict(), strict=False)
     plain.load_state_dict(ours.state_dict())
     others = (SoftmaxAttention(config), Projections(config))
-    modules = dict(zip(RIVALS, (ours, both, plain, *others), strict=True))
+    modules = {name: x.to(device) for name, x in zip(RIVALS, (ours, both, plain, *others), strict=True)}
 
     def run(module: nn.Module) -> tuple[Tensor, ...]:
         out = module(x, mask).tokens if isinstance(module, TTTLinear) else module(x)
@@ -129,20 +131,33 @@ def build_passes(length: int, batch: int, config: ScFusionTTTConfig) -> dict[str
     }
 
 
-def measure_times(passes: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Give the median CPU seconds of each, taking turns, after one turn that does not count."""
+def read_clock(device: str) -> float:
+    """Read CPU seconds of this process, or the time when the GPU is done with what it was given."""
+    if device == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def measure_times(passes: dict[str, Callable[[], object]], repeats: int, device: str) -> dict[str, float]:
+    """Give the median seconds of each, taking turns, after one turn that does not count."""
     times = {name: [] for name in passes}
     for turn in range(repeats + 1):
         for name, function in passes.items():
-            start = time.process_time()
+            start = read_clock(device)
             function()
             if turn:
-                times[name].append(time.process_time() - start)
+                times[name].append(read_clock(device) - start)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def measure_peak_bytes(function: Callable[[], object]) -> int:
+def measure_peak_bytes(function: Callable[[], object], device: str) -> int:
     """Give the largest sum of what was allocated and not yet freed while the function ran."""
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        function()
+        return torch.cuda.max_memory_allocated(device) - before
     with torch.profiler.profile(profile_memory=True) as profile:
         function()
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
@@ -153,11 +168,12 @@ def measure_peak_bytes(function: Callable[[], object]) -> int:
     return peak
 
 
-def measure_matmul_peak(repeats: int = 5, size: int = 1024) -> float:
+def measure_matmul_peak(device: str, repeats: int = 5) -> float:
     """Give the floating point operations per second of a large product."""
-    a = torch.randn(size, size)
+    size = 1024 if device == "cpu" else 8192
+    a = torch.randn(size, size, device=device)
     passes = {"product": lambda: a @ a}
-    return 2 * size**3 / measure_times(passes, repeats)["product"]
+    return 2 * size**3 / measure_times(passes, repeats, device)["product"]
 
 
 def count_operations(name: str, length: int, batch: int, config: ScFusionTTTConfig) -> float:
@@ -170,10 +186,12 @@ def count_operations(name: str, length: int, batch: int, config: ScFusionTTTConf
     return 3.0 * batch * length * (per_token + config.num_attention_heads * per_head.get(name, ttt))
 
 
-def measure_length(length: int, batch: int, repeats: int, config: ScFusionTTTConfig, peak: float) -> list[dict]:
+def measure_length(
+    length: int, batch: int, repeats: int, config: ScFusionTTTConfig, peak: float, device: str
+) -> list[dict]:
     """Measure every rival at one length."""
-    passes = build_passes(length, batch, config)
-    times = measure_times(passes, repeats)
+    passes = build_passes(length, batch, config, device)
+    times = measure_times(passes, repeats, device)
     return [
         {
             "tokens": length,
@@ -182,7 +200,7 @@ def measure_length(length: int, batch: int, repeats: int, config: ScFusionTTTCon
             "seconds": times[name],
             "microseconds_per_token": 1e6 * times[name] / (batch * length),
             "times_ours": times[name] / times["ours"],
-            "peak_mib": measure_peak_bytes(function) / 2**20,
+            "peak_mib": measure_peak_bytes(function, device) / 2**20,
             "fraction_of_matmul_peak": count_operations(name, length, batch, config) / times[name] / peak,
         }
         for name, function in passes.items()
@@ -196,7 +214,7 @@ def format_table(rows: list[dict]) -> str:
         "|---:|---|---:|---:|---:|---:|---:|",
     ]
     lines += [
-        f"| {row['batch']} x {row['tokens']:,} | {row['layer']} | {1e3 * row['seconds']:,.0f} "
+        f"| {row['batch']} x {row['tokens']:,} | {row['layer']} | {1e3 * row['seconds']:,.3g} "
         f"| {row['microseconds_per_token']:.1f} | {row['times_ours']:.2f} | {row['peak_mib']:,.0f} "
         f"| {row['fraction_of_matmul_peak']:.2f} |"
         for row in rows
@@ -231,6 +249,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--heads", type=int, default=8)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--lengths", type=int, nargs="+", help="tokens; several sequence lengths may be given")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--repeats", type=int, help="turns; fewer for long sequences when not given")
     return parser.parse_args()
 
@@ -243,12 +262,14 @@ def main() -> None:
     config = ScFusionTTTConfig(
         hidden_size=arguments.hidden_size, num_attention_heads=arguments.heads, ttt_use_gate=False
     )
-    peak = measure_matmul_peak()
+    device = arguments.device
+    peak = measure_matmul_peak(device)
     rows = []
     for length in lengths:
         repeats = arguments.repeats or min(max(math.ceil(12_000 / length), 3), 9 if arguments.quick else 15)
-        rows += measure_length(length, arguments.batch, repeats, config, peak)
-    facts = {"machine": platform.processor() or platform.machine(), "torch": torch.__version__, "threads": 1}
+        rows += measure_length(length, arguments.batch, repeats, config, peak, device)
+    machine = (platform.processor() or platform.machine()) if device == "cpu" else torch.cuda.get_device_name()
+    facts = {"machine": machine, "torch": torch.__version__, "threads": 1}
     facts |= {"matmul_gflops": peak / 1e9, "hidden_size": arguments.hidden_size, "heads": arguments.heads}
     print(format_table(rows))
     print(

@@ -1,5 +1,7 @@
 """The benchmarks run, and what they print can be read by a program."""
 
+import dataclasses
+import itertools
 import json
 import os
 import subprocess
@@ -11,7 +13,9 @@ import pytest
 import torch
 from launch import run
 
-from scfusion_fm import ScFusionTTTConfig
+from scfusion_fm import ScFusionTTTConfig, ScFusionTTTForPreTraining
+from scfusion_fm.data.atlas import Atlas
+from scfusion_fm.data.collate import MaskingCollator
 
 ROOT = Path(__file__).parents[1]
 
@@ -90,6 +94,66 @@ def test_benchmark_of_the_transfer_between_widths(atlas_path, tmp_path):
     assert [(row["run"], row["power"]) for row in found["rows"]] == expected
     assert all(row["train"] > 0 and row["held_out"] > 0 for row in found["rows"])
     assert all(f"| 2^{power} |" in done.stdout for power in powers)
+
+
+@pytest.mark.slow
+def test_ablations_train_score_and_go_on_where_they_stopped(atlas_path, paired_file, tmp_path):
+    small = ["model.hidden_size=16", "model.num_attention_heads=2", "model.num_hidden_layers=1", "start_cells=100"]
+    small += [f"atlas={atlas_path}", "optim.epochs=0.5", "optim.global_batch_size=16", "optim.micro_batch_size=16"]
+    command = [
+        sys.executable,
+        "benchmarks/ablations.py",
+        "--data",
+        paired_file,
+        "--output",
+        tmp_path,
+        "--device",
+        "cpu",
+    ]
+    command += [*small, "--config", "configs/pretrain/demo.yaml", "--variants", "random order", "--seeds"]
+    assert "| random order | 1 |" in run(*command, "0").stdout
+    again = run(*command, "0", "1").stdout
+    assert "1/1" in again
+    assert "| random order | 2 |" in again
+    units = [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]
+    assert sorted((unit["variant"], unit["seed"]) for unit in units) == [("random order", 0), ("random order", 1)]
+    scores = [unit["data"][paired_file.stem] for unit in units]
+    assert all(0 <= found["F1 both"] <= 1 and -1 <= found["RNA to protein"] <= 1 for found in scores)
+
+
+def test_variants_of_the_ablations_change_what_they_say(atlas_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from ablation_variants import VARIANTS, build_extractor, change_model, measure_loss, rna_errors
+
+    atlas = Atlas(atlas_path)
+    cells = atlas.read(atlas.rows_of("train")[:5])
+    for title in ("genome reversed", "random order"):
+        genome, other = (build_extractor(VARIANTS[name], atlas.vocabulary, 8, 0) for name in ("recipe", title))
+        assert not np.array_equal(genome.patch_genes()[0], other.patch_genes()[0])
+        for part in ("rna", "adt"):  # the same values, elsewhere
+            here, there = (x(**cells.as_counts())[f"{part}_values"].flatten(1).sort(1)[0] for x in (genome, other))
+            width = min(here.shape[1], there.shape[1])  # zeros pad the patches of chromosomes
+            torch.testing.assert_close(here[:, -width:], there[:, -width:])
+
+    batch = MaskingCollator(genome, 0.5, 0.5, 0.0, 0.0)(cells, 0)
+    config = ScFusionTTTConfig(
+        num_rna_tokens=genome.num_rna_tokens, rna_patch_size=8, num_proteins=genome.num_proteins, hidden_size=16
+    )
+    outputs = {}
+    for title in ("recipe", "attention for TTT", "no mixing of tokens", "fusion by a sum", "no fusion"):
+        torch.manual_seed(0)
+        model = ScFusionTTTForPreTraining(config).eval()
+        change_model(model, VARIANTS[title])
+        outputs[title] = model(**batch)
+        assert torch.equal(measure_loss(VARIANTS[title], outputs[title], batch), outputs[title].loss)
+    found = [output.pooler_output for output in outputs.values()]
+    assert all(not torch.allclose(a, b) for a, b in itertools.combinations(found, 2))
+    recipe, poisson = outputs["recipe"], VARIANTS["Poisson likelihood"]
+    torch.testing.assert_close(rna_errors(VARIANTS["recipe"], recipe, batch), recipe.rna_loss)
+    # Rates that are the counts themselves have no error, and the least deviance.
+    exact = dataclasses.replace(recipe, rna_reconstruction=torch.expm1(batch["rna_values"]).clamp_min(1e-6).log())
+    assert rna_errors(poisson, exact, batch).max() < 1e-3
+    assert measure_loss(poisson, exact, batch) < measure_loss(poisson, recipe, batch)
 
 
 def test_optimum_of_a_parabola_is_its_vertex(monkeypatch):

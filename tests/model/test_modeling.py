@@ -325,3 +325,23 @@ def test_model_can_be_compiled(tiny_config, batch, masks):
     torch.testing.assert_close(got.loss, expected.loss)
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@pytest.mark.parametrize("triton", ["0", "1"])
+def test_a_model_on_a_gpu_equals_that_on_the_cpu_in_outputs_and_gradients(batch, masks, monkeypatch, triton):
+    monkeypatch.setenv("SCFUSION_TRITON", triton)
+    sizes = {"num_rna_tokens": TOKENS, "rna_patch_size": GENES, "num_proteins": PROTEINS}
+    torch.manual_seed(0)
+    model = ScFusionTTTForPreTraining(ScFusionTTTConfig(**sizes, hidden_size=64, num_attention_heads=2))
+    batch, results = batch | masks, []
+    for device in ("cpu", "cuda"):
+        model = model.to(device)
+        model.zero_grad()
+        output = model(**{name: x.to(device) for name, x in batch.items()})
+        output.loss.backward()
+        found = [output.rna_reconstruction, output.adt_reconstruction, *(p.grad for p in model.parameters())]
+        results.append([x.detach().to("cpu", copy=True) for x in found])
+    for here, there in zip(*results, strict=True):
+        torch.testing.assert_close(there, here, rtol=1e-3, atol=1e-4 * max(here.abs().max().item(), 1e-3))
