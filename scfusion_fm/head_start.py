@@ -10,15 +10,17 @@ from itertools import product
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss
 from sklearn.utils.class_weight import compute_sample_weight
 from transformers import PreTrainedModel
 
 from scfusion_fm.finetuning import CellCollator, predict_rows
 from scfusion_fm.principal_start import READ_ROWS, start_coordinates
 
-INVERSE_PENALTIES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+INVERSE_PENALTIES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+LOG_TEMPERATURES = (-3.0, 5.0)
 PROTEIN_SCALES = (0.5, 1.0, 2.0)
 MOST_CELLS = 10_000
 POOLED_SPREAD = 5.0
@@ -59,7 +61,8 @@ def start_classifier(
     codes
         Class index of every cell.
     rows
-        Rows of `train`, to fit it, and of `val`, to choose the penalty and how much proteins count, by the likelihood.
+        Rows of `train`, to fit it, and of `val`, to choose the penalty and how much proteins count, by the likelihood
+        at the best temperature.
     inputs
         Modalities of each input; the one classifier is fitted for all of them.
     balanced
@@ -69,7 +72,9 @@ def start_classifier(
 
     Notes
     -----
-    A class without training cells starts as far less likely than all others.
+    A class without training cells starts as far less likely than all others. Of few cells with many features, strong
+    penalties are right most often, and far too unsure: without a temperature, the likelihood would choose weak ones
+    (docs/experiments.md). The classifier gets the temperature, too.
     """
     train, val = choose_cells(rows["train"], seed), rows["val"]
     if model.config.num_coordinates:
@@ -87,10 +92,11 @@ def start_classifier(
         x, x_val = (np.concatenate([(part - means) * scale for part in read[name]]) for name in ("train", "val"))
         fitted = LogisticRegression(C=penalty, class_weight=weights, max_iter=2000)
         fitted.fit(x, np.tile(codes[train], len(inputs)))
-        loss = _measure_loss(fitted, x_val, np.tile(codes[val], len(inputs)), weights)
+        logits = _complete_logits(fitted.decision_function(x_val))
+        loss, sharpness = _measure_loss(logits, fitted.classes_, np.tile(codes[val], len(inputs)), weights)
         if loss < best_loss:
-            best, best_loss = (fitted, scale), loss
-    _copy_regression(model, best[0], means, best[1])
+            best, best_loss = (fitted, scale, sharpness), loss
+    _copy_regression(model, *best, means)
 
 
 def _scale_features(model: PreTrainedModel, parts: list[NDArray[np.float64]]) -> Iterator[NDArray[np.float64]]:
@@ -104,15 +110,32 @@ def _scale_features(model: PreTrainedModel, parts: list[NDArray[np.float64]]) ->
         yield scale
 
 
+def _complete_logits(found: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Give logits of all classes; of two classes scikit-learn gives those of the second against the first, (n,)."""
+    return found if found.ndim == 2 else np.stack((-found, found), axis=1) / 2
+
+
 def _measure_loss(
-    fitted: LogisticRegression, x: NDArray[np.float64], codes: NDArray[np.int64], weights: str | None
-) -> float:
-    """Give the mean negative log-likelihood of the classes that the regression knows."""
-    known = np.isin(codes, fitted.classes_)
+    logits: NDArray[np.float64], classes: NDArray[np.int64], codes: NDArray[np.int64], weights: str | None
+) -> tuple[float, float]:
+    """
+    Give the least mean negative log-likelihood of the known classes over temperatures, and what logits are times there.
+
+    One cell more counts as of every class alike: of few cells that are all right, none makes sure.
+    """
+    known = np.isin(codes, classes)
     if not known.any():
-        return np.finfo(float).max
-    weight = compute_sample_weight(weights, codes[known])
-    return float(log_loss(codes[known], fitted.predict_proba(x[known]), sample_weight=weight, labels=fitted.classes_))
+        return np.finfo(float).max, 1.0
+    weight, own = compute_sample_weight(weights, codes[known]), np.searchsorted(classes, codes[known])
+    share = 1 / (len(own) + 1)
+
+    def loss(log_sharpness: float) -> float:
+        surprise = -log_softmax(np.exp(log_sharpness) * logits[known], axis=1)
+        of_cells = np.average(surprise[np.arange(len(own)), own], weights=weight)
+        return float((1 - share) * of_cells + share * surprise.mean())
+
+    found = minimize_scalar(loss, bounds=LOG_TEMPERATURES, method="bounded")
+    return float(found.fun), float(np.exp(found.x))
 
 
 def _read_features(
@@ -129,10 +152,14 @@ def _read_features(
 
 
 def _copy_regression(
-    model: PreTrainedModel, fitted: LogisticRegression, means: NDArray[np.float64], scale: NDArray[np.float64]
+    model: PreTrainedModel,
+    fitted: LogisticRegression,
+    scale: NDArray[np.float64],
+    sharpness: float,
+    means: NDArray[np.float64],
 ) -> None:
     """Write a regression on scaled features into the classifier, which reads them as they are."""
-    weight, bias = fitted.coef_, fitted.intercept_
+    weight, bias = fitted.coef_ * sharpness, fitted.intercept_ * sharpness
     if len(fitted.classes_) == 2:  # one row, for the second class against the first
         weight, bias = np.concatenate((-weight, weight)) / 2, np.concatenate((-bias, bias)) / 2
     weight = weight * scale

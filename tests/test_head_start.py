@@ -5,6 +5,8 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from scipy import special
+from scipy.optimize import minimize_scalar
 from sklearn.decomposition import PCA
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import LogisticRegression
@@ -15,7 +17,14 @@ from scfusion_fm.config import FinetuneOptimConfig
 from scfusion_fm.cross_modal_task import PairedCells, fit_cross_modal
 from scfusion_fm.export import export_model
 from scfusion_fm.finetuning import CellCollator, FitSettings, Source, predict_rows
-from scfusion_fm.head_start import INVERSE_PENALTIES, POOLED_SPREAD, PROTEIN_SCALES, choose_cells, start_classifier
+from scfusion_fm.head_start import (
+    INVERSE_PENALTIES,
+    LOG_TEMPERATURES,
+    POOLED_SPREAD,
+    PROTEIN_SCALES,
+    choose_cells,
+    start_classifier,
+)
 from scfusion_fm.inference import load_extractor, read_aligned, softmax
 from scfusion_fm.kernel_head import PENALTIES as KERNEL_PENALTIES
 from scfusion_fm.kernel_head import KernelTargets, choose_share, fit_kernel
@@ -109,9 +118,24 @@ def test_a_classifier_starts_as_a_logistic_regression(model_dir, data, num_class
         scale[: 4 * 16] = POOLED_SPREAD / np.sqrt(x[:, : 4 * 16].var(0).sum())
         scale[x.shape[1] - num_coordinates :] = protein_scale
         fitted = LogisticRegression(C=penalty, class_weight="balanced", max_iter=5000).fit((x - x.mean(0)) * scale, y)
-        apart.append(np.abs(fitted.predict_proba((test - x.mean(0)) * scale) - found).max())
-    assert min(apart) < 1e-3
-    assert np.median(apart) > 1e-2
+        logits = fitted.decision_function((test - x.mean(0)) * scale)
+        logits = logits if logits.ndim == 2 else np.stack((-logits, logits), axis=1) / 2
+
+        def differ(sharpness, logits=logits):
+            return np.abs(special.softmax(np.exp(sharpness) * logits, axis=1) - found).max()
+
+        apart.append(minimize_scalar(differ, bounds=LOG_TEMPERATURES, method="bounded").fun)
+    assert min(apart) < 1e-5
+    assert np.median(apart) > 1e-4
+
+
+def test_a_classifier_that_gets_a_few_cells_right_does_not_start_sure(model_dir, data):
+    model, collator = build_classifier(model_dir), CellCollator(data.aligned, data.extractor, data.codes)
+    rows = ROWS | {"val": np.array([np.flatnonzero(data.codes == k)[-1] for k in range(3)])}
+    start_classifier(model, collator, data.codes, rows, data.inputs, balanced=True, seed=0)
+    found = softmax(predict_rows(model, collator, rows["val"]))
+    assert found.argmax(1).tolist() == data.codes[rows["val"]].tolist()
+    assert 0.6 < found.max(1).mean() < 0.99
 
 
 def test_a_class_without_training_cells_starts_as_the_least_likely(model_dir, data):
