@@ -28,6 +28,8 @@ class EvaluationSplitConfig:
     group_key: str = "dataset"
     """Column of obs with the groups (donors, batches) of leave_group_out, or the batches that integration should mix;
     `dataset` is the file."""
+    test_groups: list[str] = field(default_factory=list)
+    """Groups that leave_group_out holds out, one after the other; the others are always trained on. Empty for all."""
     val_fraction: float = 0.1
     """Share of the other cells on which settings are chosen, in (0, 0.5]."""
 
@@ -135,8 +137,8 @@ def _check_experiment(name: str, experiment: ExperimentConfig) -> None:
     for key in ("data", "seeds", "models", "label_budgets"):
         if not getattr(experiment, key):
             raise ValueError(f"`{name}.{key}` must have an entry, got none.")
-    for key in ("data", "seeds", "label_budgets", "inputs"):
-        values = getattr(experiment, key)
+    for key in ("data", "seeds", "label_budgets", "inputs", "split.test_groups"):
+        values = _look_up(experiment, key)
         if len(set(values)) < len(values):
             raise ValueError(f"`{name}.{key}` must name everything once, got {values}.")
     taken = sorted(set(experiment.models) & set(RESERVED))
@@ -159,6 +161,8 @@ def _check_experiment(name: str, experiment: ExperimentConfig) -> None:
         )
     if experiment.task == "integration" and experiment.split.kind != "k_fold":
         raise ValueError(f"`{name}.split.kind` must be k_fold for integration, got {experiment.split.kind!r}.")
+    if experiment.split.test_groups and experiment.split.kind != "leave_group_out":
+        raise ValueError(f"`{name}.split.test_groups` is for the kind leave_group_out, got {experiment.split.kind!r}.")
     if not 0 < experiment.hidden_fraction < 1:
         raise ValueError(f"`{name}.hidden_fraction` must lie in (0, 1), got {experiment.hidden_fraction}.")
     if experiment.scored_genes < 2:

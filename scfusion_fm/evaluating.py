@@ -108,7 +108,7 @@ class Evaluation:
         if bench.config.task != "protein_from_rna" or any(any(file.list_missing()) for file in files):
             return None
         arrays = [(file.unit, file.read_arrays()) for file in files]
-        if any("measured" not in stored for _, stored in arrays):
+        if any("measured" not in stored for _, stored in arrays) or len({unit.whole.name for unit, _ in arrays}) < 2:
             return None
         new_groups = bench.config.split.kind == "leave_group_out"
         methods = [("model", name) for name in bench.config.models] + [("baseline", name) for name in bench.baselines]

@@ -133,7 +133,8 @@ class Bench:
         if split.kind == "k_fold":
             folds = k_folds(split.folds, strata, seed, split.val_fraction)
         else:
-            folds = leave_group_out(self.groups()[self.usable], seed, split.val_fraction, strata)
+            groups = self.groups()[self.usable]
+            folds = leave_group_out(groups, seed, split.val_fraction, strata, split.test_groups)
         return [Fold(fold.name, self._widen(fold.split)) for fold in folds]
 
     def groups(self) -> NDArray[np.str_]:

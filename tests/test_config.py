@@ -162,6 +162,11 @@ def test_recipes_take_one_path_for_all_variants_of_their_model(name):
             "experiments.x.models.a.path=b experiments.x.models.a.projected_proteins=false",
             r"`experiments\.x\.models\.a\.projected_proteins` is for the task annotation with `inputs: \[rna\]`",
         ),
+        ("experiments.x.split.test_groups=[a]", "`.*test_groups` is for the kind leave_group_out, got 'k_fold'"),
+        (
+            "experiments.x.split.kind=leave_group_out experiments.x.split.test_groups=[a,a]",
+            r"test_groups` must name everything once, got \['a', 'a'\]",
+        ),
         ("experiments.x.task=integration experiments.x.split.kind=leave_group_out", "must be k_fold for integration"),
     ],
 )

@@ -354,6 +354,9 @@ def test_intervals_hold_for_cells_like_others_and_new_files_need_three(build):
     assert donors.measure_coverage("proteins") is None  # as long as folds are missing
     donors.run()
     assert set(donors.measure_coverage("proteins")["fold"]) == {"d0", "d1", "d2", "d3"}
+    one = build({"proteins": TWO["proteins"] | levels | {"split": split | {"test_groups": ["d2"]}}}, "one donor")
+    assert "<h3>Intervals</h3>" not in one.run().read_text()  # nothing to calibrate on
+    assert [unit["fold"] for unit in read_units(one).values()] == ["d2"]
 
 
 def test_the_command_evaluates_and_prints_its_way(build, monkeypatch, tmp_path, capsys):

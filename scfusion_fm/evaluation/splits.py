@@ -3,6 +3,7 @@
 Shapes: n cells.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,7 +97,11 @@ def k_folds(n_folds: int, strata: ArrayLike, seed: int = 0, val_fraction: float 
 
 
 def leave_group_out(
-    groups: ArrayLike, seed: int = 0, val_fraction: float = 0.1, strata: ArrayLike | None = None
+    groups: ArrayLike,
+    seed: int = 0,
+    val_fraction: float = 0.1,
+    strata: ArrayLike | None = None,
+    test_groups: Sequence[str] = (),
 ) -> list[Fold]:
     """Hold out one group of cells after the other: donors, batches or data sets.
 
@@ -110,16 +115,18 @@ def leave_group_out(
         Share of the cells of the other groups that become validation cells, in (0, 0.5].
     strata
         (n,), what the draw of validation cells is spread over evenly, e.g. cell types; nothing if not given.
+    test_groups
+        Groups to hold out, the others being trained on in every fold; all when empty.
 
     Returns
     -------
-    One fold per group, in the order of their names.
+    One fold per group that is held out, in the order of their names.
 
     Raises
     ------
     ValueError
-        If there are fewer than two groups, a cell has none, `strata` has another length, or `val_fraction` is out of
-        range.
+        If there are fewer than two groups, a cell has none, `strata` has another length, a test group is unknown, or
+        `val_fraction` is out of range.
 
     Notes
     -----
@@ -142,9 +149,13 @@ def leave_group_out(
         raise ValueError(
             f"`groups` must hold at least two groups, got {names.tolist()}; use `k_folds` or another column."
         )
+    unknown = sorted(set(test_groups) - set(names.tolist()))
+    if unknown:
+        raise ValueError(f"`test_groups` must be among the groups {names.tolist()}, got {unknown}.")
     return [
         divide(str(name), groups == name, strata, val_fraction, np.random.default_rng([seed, k]))
         for k, name in enumerate(names)
+        if not test_groups or name in test_groups
     ]
 
 

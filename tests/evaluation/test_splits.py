@@ -57,6 +57,14 @@ def test_every_group_is_test_once_and_alone(given):
         assert len(fold.rows("val")) == pytest.approx(0.2 * (fold.split != "test").sum(), abs=1)
 
 
+def test_some_groups_alone_can_be_held_out():
+    groups = np.array(["d1", "d2", "d3"])[np.arange(len(LABELS)) % 3]
+    everything, (one,) = leave_group_out(groups), leave_group_out(groups, test_groups=["d2"])
+    np.testing.assert_array_equal(one.split, everything[1].split)
+    with pytest.raises(ValueError, match=r"`test_groups` must be among the groups \['d1', 'd2', 'd3'\], got \['d4'\]"):
+        leave_group_out(groups, test_groups=["d4", "d1"])
+
+
 def test_folds_that_cannot_be_made_are_refused():
     with pytest.raises(ValueError, match=r"`n_folds` must lie in \[2, 110\].* got 1;"):
         k_folds(1, LABELS)
