@@ -61,6 +61,28 @@ def test_benchmark_of_a_pretraining_step(tmp_path):
     assert all(f"| {name} |" in done.stdout for name in names)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@pytest.mark.parametrize("layer", ["TTT", "attention"])
+def test_benchmark_of_a_model_on_a_gpu(layer):
+    done = run(
+        sys.executable, "benchmarks/pretrain_model.py", "--device", "cuda", "--bf16", "--small", "--layer", layer
+    )
+    found = json.loads(done.stdout)
+    assert found["cells_per_s"] == pytest.approx(4e3 / found["ms"])
+    assert found["peak_mib"] > 1
+    assert ("tflops" in found) == (layer == "TTT")
+
+
+def test_read_recipe_gives_the_model_of_the_file(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from pretrain_model import read_recipe
+
+    found = read_recipe(ROOT / "configs" / "pretrain" / "human.yaml")
+    assert (found.hidden_size, found.rna_patch_size) == (64, 256)
+    assert found.num_rna_tokens * 256 >= 19_000
+
+
 def test_attention_of_the_benchmark_has_the_same_projections_and_reads_nothing_hidden(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     from pretrain_model import build_model, make_batch
