@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pretrain_model import AttentionLayer
 from torch import Tensor, nn
 
-from scfusion_fm import ScFusionTTTFeatureExtractor, ScFusionTTTForPreTraining
+from scfusion_fm import ScFusionTTTConfig, ScFusionTTTFeatureExtractor, ScFusionTTTForPreTraining
 from scfusion_fm.data.vocabulary import Vocabulary
 from scfusion_fm.model.blocks_scfusion_ttt import ScFusionTTTBlock, masked_mean
 from scfusion_fm.model.outputs_scfusion_ttt import ScFusionTTTForPreTrainingOutput
@@ -147,7 +147,9 @@ def _leave_apart(model: nn.Module, subsets: list, latents: list[Tensor], losses:
     return latents
 
 
-def measure_loss(variant: Variant, output: ScFusionTTTForPreTrainingOutput, batch: dict[str, Tensor]) -> Tensor:
+def measure_loss(
+    variant: Variant, config: ScFusionTTTConfig, output: ScFusionTTTForPreTrainingOutput, batch: dict[str, Tensor]
+) -> Tensor:
     """Give the loss of a batch: the model's own, or with the Poisson deviance of RNA in place of its squared error."""
     if variant.likelihood == "gaussian":
         return output.loss
@@ -155,7 +157,7 @@ def measure_loss(variant: Variant, output: ScFusionTTTForPreTrainingOutput, batc
     log_rate = output.rna_reconstruction.float().clamp(max=10.0)
     deviance = (log_rate.exp() - torch.expm1(batch["rna_values"]) * log_rate).masked_fill(~target, 0.0)
     rna = deviance.flatten(1).sum(1) / target.flatten(1).sum(1).clamp_min(1)
-    return (0.7 * rna + 0.3 * output.adt_loss).mean()
+    return (config.rna_loss_weight * rna + config.adt_loss_weight * output.adt_loss).mean()
 
 
 def rna_errors(variant: Variant, output: ScFusionTTTForPreTrainingOutput, batch: dict[str, Tensor]) -> Tensor:

@@ -25,6 +25,7 @@ import warnings
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,7 +47,7 @@ from scfusion_fm.evaluation.splits import k_folds
 from scfusion_fm.inference import make_inputs, read_aligned
 from scfusion_fm.principal_start import start_from_components
 from scfusion_fm.recipes import describe_model
-from scfusion_fm.training.optimizer import ClippingAdamW, Schedule, parameter_groups
+from scfusion_fm.training.optimizer import build_optimizer, build_schedule
 
 INPUTS = {"RNA": ("rna",), "protein": ("adt",), "both": ("rna", "adt")}
 PENALTIES = (0.01, 0.1, 1.0)
@@ -58,8 +59,8 @@ READ_ROWS = 20  # of a data set, to see its panel
 
 def train(
     config: PretrainConfig, variant: Variant, atlas: Atlas, device: str
-) -> tuple[ScFusionTTTForPreTraining, dict]:
-    """Pretrain a variant; give the model with its feature extractor, and what the training took."""
+) -> tuple[ScFusionTTTForPreTraining, ScFusionTTTFeatureExtractor, dict]:
+    """Pretrain a variant; give the model, its feature extractor, and what the training took."""
     extractor = build_extractor(variant, atlas.vocabulary, config.patch_size, config.seed)
     torch.manual_seed(config.seed)
     model = ScFusionTTTForPreTraining(describe_model(config, extractor))
@@ -76,20 +77,18 @@ def train(
     loader = AtlasLoader(atlas, order, optim.global_batch_size, optim.global_batch_size, threads=reading["threads"])
     collate = MaskingCollator(extractor, **dataclasses.asdict(config.masking), seed=config.seed)
     steps = math.ceil(optim.epochs * len(order) / optim.global_batch_size)
-    schedule = Schedule(steps, math.ceil(steps * optim.warmup_ratio), optim.lr, optim.min_lr_ratio)
-    optimizer = ClippingAdamW(
-        parameter_groups(model, optim.weight_decay), optim.max_grad_norm, lr=optim.lr, betas=(0.9, 0.95)
-    )
+    schedule = build_schedule(optim, steps)
+    optimizer = build_optimizer(model, optim, stage=0, on_cpu=False)
     start, waited = time.monotonic(), 0.0
     for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = schedule.at(step)
+            group["lr"] = schedule.at(step) * group.get("lr_ratio", 1.0)
         asked = time.monotonic()
         batches = [collate(*cells) for cells in loader.next_batch()]
         waited += time.monotonic() - asked
         for batch in batches:
             batch = {name: x.to(device) for name, x in batch.items()}
-            measure_loss(variant, model(**batch), batch).backward()
+            measure_loss(variant, model.config, model(**batch), batch).backward()
         optimizer.step()
         optimizer.zero_grad()
     loader.close()
@@ -101,7 +100,6 @@ def train(
 def measure_reconstruction(
     model: ScFusionTTTForPreTraining,
     extractor: ScFusionTTTFeatureExtractor,
-    config: PretrainConfig,
     variant: Variant,
     atlas: Atlas,
     device: str,
@@ -201,12 +199,41 @@ def measure_unit(title: str, seed: int, arguments: argparse.Namespace) -> str:
     config = load_config(PretrainConfig, arguments.config, [*arguments.overrides, *variant.overrides, f"seed={seed}"])
     atlas = Atlas(config.atlas)
     model, extractor, found = train(config, variant, atlas, arguments.device)
-    found["RNA error"] = measure_reconstruction(model, extractor, config, variant, atlas, arguments.device)
+    found["RNA error"] = measure_reconstruction(model, extractor, variant, atlas, arguments.device)
     found["data"] = {path.stem: score(model, extractor, path, atlas, arguments.device) for path in arguments.data}
     path = arguments.output / f"{title.replace(' ', '_').replace(',', '').replace('%', 'percent')}-{seed}.json"
-    path.write_text(json.dumps({"variant": title, "seed": seed, "overrides": arguments.overrides, **found}, indent=1))
+    unit = {"variant": title, "seed": seed, "settings": describe_settings(arguments), **found}
+    scratch = path.with_suffix(".part")
+    scratch.write_text(json.dumps(unit, indent=1))
+    scratch.rename(path)
     took = f"{found['steps']} steps in {found['seconds']:.0f} s, {found['seconds_of_data']:.0f} s of it for data"
     return f"{title}, seed {seed}: {took}"
+
+
+def describe_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Give what has to be the same for all rows of a table."""
+    config = dataclasses.asdict(load_config(PretrainConfig, arguments.config, arguments.overrides))
+    del config["seed"]
+    return {"recipe": config, "data": [path.stem for path in arguments.data]}
+
+
+def read_units(directory: Path, settings: dict) -> list[dict]:
+    """
+    Read what was found before.
+
+    Raises
+    ------
+    ValueError
+        If it was found with other settings, which would make rows that cannot be compared.
+    """
+    units = []
+    for path in sorted(directory.glob("*.json")):
+        units.append(json.loads(path.read_text()))
+        if units[-1]["settings"] != settings:
+            raise ValueError(
+                f"`--output` must hold results of the same recipe and data, got others in {path}; name another."
+            )
+    return units
 
 
 def format_table(units: list[dict]) -> str:
@@ -243,18 +270,17 @@ def main() -> None:
     """Run what is missing, and print the table."""
     arguments = parse_arguments()
     arguments.output.mkdir(parents=True, exist_ok=True)
-    files = [json.loads(path.read_text()) for path in arguments.output.glob("*.json")]
-    done = {(unit["variant"], unit["seed"]) for unit in files}
+    settings = describe_settings(arguments)
+    done = {(unit["variant"], unit["seed"]) for unit in read_units(arguments.output, settings)}
     todo = [unit[::-1] for unit in itertools.product(arguments.seeds, arguments.variants) if unit[::-1] not in done]
-    with ProcessPoolExecutor(min(arguments.jobs, len(todo)) or 1, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn")) as pool:
         start = time.monotonic()
         for number, line in enumerate(
-            pool.map(run_unit, *(zip(*todo, strict=True) if todo else ([], [])), itertools.repeat(arguments)), 1
+            pool.map(run_unit, [t for t, _ in todo], [s for _, s in todo], itertools.repeat(arguments)), 1
         ):
             left = (time.monotonic() - start) / number * (len(todo) - number)
             print(f"{number}/{len(todo)} {line} | about {left:.0f} s left", flush=True)
-    units = [json.loads(path.read_text()) for path in sorted(arguments.output.glob("*.json"))]
-    print(format_table(units))
+    print(format_table(read_units(arguments.output, settings)))
 
 
 if __name__ == "__main__":

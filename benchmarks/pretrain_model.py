@@ -171,6 +171,8 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--bf16", action="store_true", help="autocast, on a GPU")
     arguments = parser.parse_args()
+    if arguments.bf16 and arguments.device == "cpu":
+        parser.error("--bf16 is for --device cuda")
     torch.set_num_threads(arguments.threads)
     config = ScFusionTTTConfig(
         num_rna_tokens=arguments.genes // arguments.patch,

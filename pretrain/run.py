@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from scfusion_fm import ScFusionTTTConfig, ScFusionTTTFeatureExtractor, ScFusionTTTForPreTraining
-from scfusion_fm.config import OptimConfig, PretrainConfig, RunConfig, config_differences, save_config
+from scfusion_fm.config import PretrainConfig, RunConfig, config_differences, save_config
 from scfusion_fm.console import parse_config, run_command
 from scfusion_fm.data.atlas import Atlas
 from scfusion_fm.data.collate import MaskingCollator
@@ -31,7 +31,7 @@ from scfusion_fm.training.engine import build_engine
 from scfusion_fm.training.guard import StepGuard
 from scfusion_fm.training.log import RunLog
 from scfusion_fm.training.loop import PretrainingLoop
-from scfusion_fm.training.optimizer import Schedule
+from scfusion_fm.training.optimizer import build_schedule
 from scfusion_fm.training.peers import PeerWatch
 from scfusion_fm.training.ranks import Ranks, check_shared, leaving_ranks, start_ranks
 from scfusion_fm.training.run_directory import RunDirectory, check_same, restore
@@ -147,22 +147,6 @@ def build_model(config: PretrainConfig, extractor: ScFusionTTTFeatureExtractor) 
 def spread(rows: NDArray[np.int64], number: int) -> NDArray[np.int64]:
     """Take rows at equal distances, at most so many."""
     return rows[np.linspace(0, len(rows) - 1, min(len(rows), number)).round().astype(int)]
-
-
-def build_schedule(optim: OptimConfig, steps: int) -> Schedule:
-    """
-    Turn shares of the run into steps.
-
-    Raises
-    ------
-    ValueError
-        If the run has none.
-    """
-    if steps < 1:
-        raise ValueError(f"`optim.epochs` must make at least one step, got {optim.epochs}.")
-    decay = math.ceil(steps * optim.decay_ratio) if optim.schedule == "wsd" else 0
-    warmup = min(math.ceil(steps * optim.warmup_ratio), steps)
-    return Schedule(steps, warmup, optim.lr, optim.min_lr_ratio, optim.schedule, decay)
 
 
 def identify(config: PretrainConfig, settings: dict, atlas: Atlas) -> dict:

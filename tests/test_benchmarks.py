@@ -140,6 +140,9 @@ def test_ablations_train_score_and_go_on_where_they_stopped(atlas_path, paired_f
     units = [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]
     assert sorted((unit["variant"], unit["seed"]) for unit in units) == [("random order", 0), ("random order", 1)]
     scores = [unit["data"][paired_file.stem] for unit in units]
+    other = run(*command, "0", "--config", "configs/pretrain/human.yaml", check=False)
+    assert other.returncode != 0
+    assert "`--output` must hold results of the same recipe and data" in other.stderr
     assert all(0 <= found["F1 both"] <= 1 and -1 <= found["RNA to protein"] <= 1 for found in scores)
 
 
@@ -167,7 +170,7 @@ def test_variants_of_the_ablations_change_what_they_say(atlas_path, monkeypatch)
         model = ScFusionTTTForPreTraining(config).eval()
         change_model(model, VARIANTS[title])
         outputs[title] = model(**batch)
-        assert torch.equal(measure_loss(VARIANTS[title], outputs[title], batch), outputs[title].loss)
+        assert torch.equal(measure_loss(VARIANTS[title], config, outputs[title], batch), outputs[title].loss)
     found = [output.pooler_output for output in outputs.values()]
     assert all(not torch.allclose(a, b) for a, b in itertools.combinations(found, 2))
     recipe, poisson = outputs["recipe"], VARIANTS["Poisson likelihood"]
@@ -175,7 +178,7 @@ def test_variants_of_the_ablations_change_what_they_say(atlas_path, monkeypatch)
     # Rates that are the counts themselves have no error, and the least deviance.
     exact = dataclasses.replace(recipe, rna_reconstruction=torch.expm1(batch["rna_values"]).clamp_min(1e-6).log())
     assert rna_errors(poisson, exact, batch).max() < 1e-3
-    assert measure_loss(poisson, exact, batch) < measure_loss(poisson, recipe, batch)
+    assert measure_loss(poisson, config, exact, batch) < measure_loss(poisson, config, recipe, batch)
 
 
 def test_optimum_of_a_parabola_is_its_vertex(monkeypatch):

@@ -63,6 +63,29 @@ class Schedule:
         return self.lr * (self.min_ratio + (1 - self.min_ratio) * left)
 
 
+def build_schedule(optim: Any, steps: int) -> Schedule:
+    """
+    Turn shares of the run into steps.
+
+    Parameters
+    ----------
+    optim
+        Has `epochs`, `lr`, `min_lr_ratio`, `warmup_ratio`, `schedule` and `decay_ratio`.
+    steps
+        Length of the run.
+
+    Raises
+    ------
+    ValueError
+        If the run has none.
+    """
+    if steps < 1:
+        raise ValueError(f"`optim.epochs` must make at least one step, got {optim.epochs}.")
+    decay = math.ceil(steps * optim.decay_ratio) if optim.schedule == "wsd" else 0
+    warmup = min(math.ceil(steps * optim.warmup_ratio), steps)
+    return Schedule(steps, warmup, optim.lr, optim.min_lr_ratio, optim.schedule, decay)
+
+
 def parameter_groups(model: nn.Module, weight_decay: float, embedding_lr_ratio: float = 1.0) -> list[dict[str, Any]]:
     """
     Split parameters by weight decay and learning rate.
