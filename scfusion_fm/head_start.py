@@ -20,7 +20,7 @@ from scfusion_fm.finetuning import CellCollator, predict_rows
 from scfusion_fm.principal_start import READ_ROWS, start_coordinates
 
 INVERSE_PENALTIES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-LOG_TEMPERATURES = (-3.0, 5.0)
+LOG_SHARPNESS = (-3.0, 5.0)
 PROTEIN_SCALES = (0.5, 1.0, 2.0)
 MOST_CELLS = 10_000
 POOLED_SPREAD = 5.0
@@ -134,7 +134,7 @@ def _measure_loss(
         of_cells = np.average(surprise[np.arange(len(own)), own], weights=weight)
         return float((1 - share) * of_cells + share * surprise.mean())
 
-    found = minimize_scalar(loss, bounds=LOG_TEMPERATURES, method="bounded")
+    found = minimize_scalar(loss, bounds=LOG_SHARPNESS, method="bounded")
     return float(found.fun), float(np.exp(found.x))
 
 

@@ -19,7 +19,7 @@ from scfusion_fm.export import export_model
 from scfusion_fm.finetuning import CellCollator, FitSettings, Source, predict_rows
 from scfusion_fm.head_start import (
     INVERSE_PENALTIES,
-    LOG_TEMPERATURES,
+    LOG_SHARPNESS,
     POOLED_SPREAD,
     PROTEIN_SCALES,
     choose_cells,
@@ -124,7 +124,7 @@ def test_a_classifier_starts_as_a_logistic_regression(model_dir, data, num_class
         def differ(sharpness, logits=logits):
             return np.abs(special.softmax(np.exp(sharpness) * logits, axis=1) - found).max()
 
-        apart.append(minimize_scalar(differ, bounds=LOG_TEMPERATURES, method="bounded").fun)
+        apart.append(minimize_scalar(differ, bounds=LOG_SHARPNESS, method="bounded").fun)
     assert min(apart) < 1e-5
     assert np.median(apart) > 1e-4
 
