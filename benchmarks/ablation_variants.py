@@ -14,7 +14,7 @@ from pretrain_model import AttentionLayer
 from torch import Tensor, nn
 
 from scfusion_fm import ScFusionTTTConfig, ScFusionTTTFeatureExtractor, ScFusionTTTForPreTraining
-from scfusion_fm.data.vocabulary import Vocabulary
+from scfusion_fm.data.vocabulary.vocabulary import Vocabulary
 from scfusion_fm.model.blocks_scfusion_ttt import ScFusionTTTBlock, masked_mean
 from scfusion_fm.model.outputs_scfusion_ttt import ScFusionTTTForPreTrainingOutput
 from scfusion_fm.model.ttt_layers import TTTOutput

@@ -36,17 +36,18 @@ from sklearn.metrics import f1_score, log_loss
 from threadpoolctl import threadpool_limits
 
 from scfusion_fm import ScFusionTTTFeatureExtractor, ScFusionTTTForPreTraining
-from scfusion_fm.config import PretrainConfig, load_config
-from scfusion_fm.data.atlas import Atlas
-from scfusion_fm.data.collate import MaskingCollator
-from scfusion_fm.data.loader import AtlasLoader
-from scfusion_fm.data.order import CellOrder
+from scfusion_fm.config.loading import load_config
+from scfusion_fm.config.pretrain import PretrainConfig
+from scfusion_fm.data.atlas.atlas import Atlas
 from scfusion_fm.data.schema import AlignedCells
-from scfusion_fm.evaluation.metrics import protein_scores
-from scfusion_fm.evaluation.splits import k_folds
-from scfusion_fm.inference import make_inputs, read_aligned
-from scfusion_fm.principal_start import start_from_components
-from scfusion_fm.recipes import describe_model
+from scfusion_fm.data.stream.collate import MaskingCollator
+from scfusion_fm.data.stream.loader import AtlasLoader
+from scfusion_fm.data.stream.order import CellOrder
+from scfusion_fm.evaluation.metrics.proteins import protein_scores
+from scfusion_fm.evaluation.protocol.splits import k_folds
+from scfusion_fm.inference.inputs import make_inputs, read_aligned
+from scfusion_fm.planning.recipe import describe_model
+from scfusion_fm.training.components import start_from_components
 from scfusion_fm.training.optimizer import build_optimizer, build_schedule
 
 INPUTS = {"RNA": ("rna",), "protein": ("adt",), "both": ("rna", "adt")}
@@ -68,7 +69,7 @@ def train(
     if config.start_cells:
         rows = atlas.rows_of("train")
         rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), config.start_cells)).astype(int)]
-        start_from_components(model.model, extractor, atlas, rows, config.seed)
+        start_from_components(model.model, lambda r: extractor(**atlas.read(r).as_counts()), rows, config.seed)
     model.to(device).train()
     optim, reading = config.optim, dataclasses.asdict(config.loader)
     order = CellOrder(

@@ -4,7 +4,7 @@ Measure how fast cells come from an atlas, and print a table.
 All contenders deliver shuffled batches of dense float32 RNA and protein counts in the order of the vocabulary, read
 from the same synthetic cells with two threads, files in the page cache:
 
-- `ours`: `scfusion_fm.data.loader` with its defaults (512 blocks of 64 rows in its windows); `ours 512`: with 64
+- `ours`: `scfusion_fm.data.stream.loader` with its defaults (512 blocks of 64 rows in its windows); `ours 512`: with 64
   blocks of 512 rows, which mixes less;
 - `memory map`: single random rows of uncompressed arrays, the upper bound;
 - `annbatch 64`, `annbatch 512`: its loader (Python 3.12, zarrs) with 128 blocks of 64 rows in memory, and with its
@@ -38,11 +38,11 @@ import zarr
 from loader_annbatch import measure
 from numpy.typing import NDArray
 
-from scfusion_fm.data.atlas import Atlas
-from scfusion_fm.data.loader import AtlasLoader
-from scfusion_fm.data.order import CellOrder
-from scfusion_fm.data.packed import BufferPool
-from scfusion_fm.data.synthesize import SyntheticSettings, synthesize_atlas
+from scfusion_fm.data.atlas.atlas import Atlas
+from scfusion_fm.data.atlas.packed import BufferPool
+from scfusion_fm.data.prepare.synthesize import SyntheticSettings, synthesize_atlas
+from scfusion_fm.data.stream.loader import AtlasLoader
+from scfusion_fm.data.stream.order import CellOrder
 
 CONTENDERS = ("ours", "ours 512", "memory map", "annbatch 64", "annbatch 512", "h5ad", "zarr")
 ANNBATCH = {"annbatch 64": ("64", "128"), "annbatch 512": ("512", "32")}  # rows of a block, blocks in memory

@@ -1,4 +1,4 @@
-"""Compare the memory that `scfusion_fm.sizing` estimates with what training steps on this machine take.
+"""Compare the memory that `scfusion_fm.planning.sizing` estimates with what training steps on this machine take.
 
     python benchmarks/memory.py --json rows.json
     python benchmarks/memory.py --deepspeed configs/deepspeed/zero3_bf16.json
@@ -23,8 +23,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from scfusion_fm import ScFusionTTTConfig, ScFusionTTTForPreTraining
-from scfusion_fm.planning import DeepSpeedSettings, memory_per_gpu
-from scfusion_fm.sizing import TokenCounts, activation_bytes, count_parameters
+from scfusion_fm.planning.memory import DeepSpeedSettings, memory_per_gpu
+from scfusion_fm.planning.sizing import TokenCounts, activation_bytes, count_parameters
 
 PAPER = {"num_rna_tokens": 400, "num_proteins": 64, "rna_patch_size": 10}
 BASE_LIKE = {

@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scfusion_fm import ScFusionTTTConfig, ScFusionTTTFeatureExtractor, ScFusionTTTForPreTraining
-from scfusion_fm.config import PretrainConfig, load_config
-from scfusion_fm.data.vocabulary import build_vocabulary
+from scfusion_fm.config.loading import load_config
+from scfusion_fm.config.pretrain import PretrainConfig
+from scfusion_fm.data.vocabulary.vocabulary import build_vocabulary
 from scfusion_fm.model.blocks_scfusion_ttt import ScFusionTTTBlock
 from scfusion_fm.model.ttt_layers import TTTOutput
-from scfusion_fm.recipes import describe_model
-from scfusion_fm.sizing import TokenCounts, train_flops
+from scfusion_fm.planning.recipe import describe_model
+from scfusion_fm.planning.sizing import TokenCounts, train_flops
 
 LAYERS = ("TTT", "attention")
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_decoder_layers": 1, "intermediate_size": 64}

@@ -42,13 +42,13 @@ from pretrain_model import LAYERS, SMALL, build_model, build_step
 from torch import Tensor
 
 from scfusion_fm import ScFusionTTTConfig, ScFusionTTTFeatureExtractor
-from scfusion_fm.config import OptimConfig, RunConfig
-from scfusion_fm.data.atlas import Atlas
-from scfusion_fm.data.collate import MaskingCollator
-from scfusion_fm.data.loader import AtlasLoader
-from scfusion_fm.data.order import CellOrder
-from scfusion_fm.data.synthesize import SyntheticSettings, synthesize_atlas
-from scfusion_fm.sizing import TokenCounts, train_flops
+from scfusion_fm.config.pretrain import OptimConfig, RunConfig
+from scfusion_fm.data.atlas.atlas import Atlas
+from scfusion_fm.data.prepare.synthesize import SyntheticSettings, synthesize_atlas
+from scfusion_fm.data.stream.collate import MaskingCollator
+from scfusion_fm.data.stream.loader import AtlasLoader
+from scfusion_fm.data.stream.order import CellOrder
+from scfusion_fm.planning.sizing import TokenCounts, train_flops
 from scfusion_fm.training.engine import build_engine
 from scfusion_fm.training.guard import StepGuard
 from scfusion_fm.training.log import RunLog

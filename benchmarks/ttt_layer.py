@@ -30,7 +30,7 @@ from torch.nn import functional as F
 
 from scfusion_fm.model.configuration_scfusion_ttt import ScFusionTTTConfig
 from scfusion_fm.model.ttt_layers import TTTLinear, TTTProjections
-from scfusion_fm.model.ttt_scan import TTTNorm, TTTState
+from scfusion_fm.model.ttt_linear import TTTNorm, TTTState
 
 RIVALS = ("ours", "both ways", "plain", "attention", "projections")
 MOST_TOKENS = {"plain": 10_000, "attention": 10_000}  # beyond, they take minutes

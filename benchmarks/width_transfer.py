@@ -35,11 +35,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from scfusion_fm import ScFusionTTTConfig, ScFusionTTTFeatureExtractor, ScFusionTTTForPreTraining
-from scfusion_fm.config import MaskingConfig, OptimConfig
-from scfusion_fm.data.atlas import Atlas
-from scfusion_fm.data.collate import MaskingCollator
-from scfusion_fm.data.loader import AtlasLoader
-from scfusion_fm.data.order import CellOrder
+from scfusion_fm.config.pretrain import MaskingConfig, OptimConfig
+from scfusion_fm.data.atlas.atlas import Atlas
+from scfusion_fm.data.stream.collate import MaskingCollator
+from scfusion_fm.data.stream.loader import AtlasLoader
+from scfusion_fm.data.stream.order import CellOrder
 from scfusion_fm.training.optimizer import BETAS, Schedule, parameter_groups
 
 HEAD_WIDTH = 32

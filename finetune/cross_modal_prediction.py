@@ -10,24 +10,18 @@ import numpy as np
 import pandas as pd
 
 from scfusion_fm import ScFusionTTTModel
-from scfusion_fm.config import CrossModalConfig, save_config
-from scfusion_fm.console import parse_config, run_command
-from scfusion_fm.cross_modal_task import PairedCells, fit_cross_modal, fit_protein_baselines
-from scfusion_fm.data.prepare import check_new_path
-from scfusion_fm.evaluation.conformal import PROTEIN_INTERVALS
-from scfusion_fm.export import export_model
-from scfusion_fm.finetuning import (
-    FitSettings,
-    Source,
-    check_test_cells,
-    describe_provenance,
-    rows_by_split,
-    set_apart_calibration,
-    split_cells,
-    write_results,
-)
-from scfusion_fm.inference import load_pretrained, read_aligned
-from scfusion_fm.interval_calibration import (
+from scfusion_fm.config.command import parse_config, run_command
+from scfusion_fm.config.finetune import CrossModalConfig
+from scfusion_fm.config.loading import save_config
+from scfusion_fm.data.locations import check_new_path
+from scfusion_fm.evaluation.calibration.intervals import PROTEIN_INTERVALS
+from scfusion_fm.inference.export import export_model
+from scfusion_fm.inference.inputs import read_aligned
+from scfusion_fm.inference.model_directory import load_pretrained
+from scfusion_fm.tasks.cross_modal.baselines import fit_protein_baselines
+from scfusion_fm.tasks.cross_modal.cells import PairedCells
+from scfusion_fm.tasks.cross_modal.fit import fit_cross_modal
+from scfusion_fm.tasks.cross_modal.intervals import (
     calibrate_for_new_groups,
     calibrate_intervals,
     describe_intervals,
@@ -35,6 +29,11 @@ from scfusion_fm.interval_calibration import (
     read_groups,
     read_left_out,
 )
+from scfusion_fm.tasks.results import describe_provenance, write_results
+from scfusion_fm.tasks.seen import check_test_cells
+from scfusion_fm.tasks.settings import FitSettings
+from scfusion_fm.tasks.splits import rows_by_split, set_apart_calibration, split_cells
+from scfusion_fm.tasks.weights import Source
 
 
 def main() -> None:

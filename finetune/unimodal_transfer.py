@@ -12,22 +12,21 @@ from pathlib import Path
 import pandas as pd
 
 from scfusion_fm import ScFusionTTTModel
-from scfusion_fm.annotation_task import (
-    AnnotationSettings,
-    LabelledFile,
-    choose_projected,
-    fit_annotation,
-    fit_annotation_baselines,
-)
-from scfusion_fm.calibrating import calibrate_annotation, describe_calibration
-from scfusion_fm.config import UnimodalTransferConfig, save_config
-from scfusion_fm.console import parse_config, run_command
-from scfusion_fm.data.prepare import check_new_path
-from scfusion_fm.evaluation.annotation_calibration import ANNOTATION_CALIBRATION, check_served_score
-from scfusion_fm.evaluation.metrics import clustering_scores
-from scfusion_fm.export import export_model
-from scfusion_fm.finetuning import Source, check_test_cells, write_results
-from scfusion_fm.inference import load_pretrained
+from scfusion_fm.config.command import parse_config, run_command
+from scfusion_fm.config.finetune import UnimodalTransferConfig
+from scfusion_fm.config.loading import save_config
+from scfusion_fm.data.locations import check_new_path
+from scfusion_fm.evaluation.calibration.classifier import ANNOTATION_CALIBRATION, check_served_score
+from scfusion_fm.evaluation.metrics.clusters import clustering_scores
+from scfusion_fm.inference.export import export_model
+from scfusion_fm.inference.model_directory import load_pretrained
+from scfusion_fm.tasks.annotation.baselines import fit_annotation_baselines
+from scfusion_fm.tasks.annotation.calibrate import calibrate_annotation, describe_calibration
+from scfusion_fm.tasks.annotation.fit import AnnotationSettings, choose_projected, fit_annotation
+from scfusion_fm.tasks.annotation.labelled_file import LabelledFile
+from scfusion_fm.tasks.results import write_results
+from scfusion_fm.tasks.seen import check_test_cells
+from scfusion_fm.tasks.weights import Source
 
 
 def main() -> None:

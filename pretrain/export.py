@@ -8,10 +8,10 @@ import json
 from pathlib import Path
 
 from scfusion_fm import ScFusionTTTConfig, ScFusionTTTFeatureExtractor, ScFusionTTTForPreTraining
-from scfusion_fm.console import run_command
-from scfusion_fm.data.prepare import check_new_path
-from scfusion_fm.data.seen import load_seen
-from scfusion_fm.export import export_model
+from scfusion_fm.config.command import run_command
+from scfusion_fm.data.fingerprints.seen import load_seen
+from scfusion_fm.data.locations import check_new_path
+from scfusion_fm.inference.export import export_model
 from scfusion_fm.training.checkpoint import ATLAS_MANIFEST, CHECKPOINTS, Checkpoint, newest_checkpoint
 
 

@@ -16,17 +16,19 @@ import torch
 from numpy.typing import NDArray
 
 from scfusion_fm import ScFusionTTTConfig, ScFusionTTTFeatureExtractor, ScFusionTTTForPreTraining
-from scfusion_fm.config import PretrainConfig, RunConfig, config_differences, save_config
-from scfusion_fm.console import parse_config, run_command
-from scfusion_fm.data.atlas import Atlas
-from scfusion_fm.data.collate import MaskingCollator
-from scfusion_fm.data.loader import AtlasLoader
-from scfusion_fm.data.order import CellOrder
-from scfusion_fm.data.seen import SEEN_CELLS, remember_atlas
-from scfusion_fm.principal_start import start_from_components
-from scfusion_fm.recipes import describe_model
-from scfusion_fm.sizing import TokenCounts, train_flops
+from scfusion_fm.config.command import parse_config, run_command
+from scfusion_fm.config.loading import config_differences, save_config
+from scfusion_fm.config.pretrain import PretrainConfig, RunConfig
+from scfusion_fm.data.atlas.atlas import Atlas
+from scfusion_fm.data.fingerprints.seen import SEEN_CELLS, remember_atlas
+from scfusion_fm.data.stream.collate import MaskingCollator
+from scfusion_fm.data.stream.loader import AtlasLoader
+from scfusion_fm.data.stream.order import CellOrder
+from scfusion_fm.planning.recipe import describe_model
+from scfusion_fm.planning.sizing import TokenCounts, train_flops
 from scfusion_fm.training.checkpoint import ATLAS_MANIFEST
+from scfusion_fm.training.collectives import check_same
+from scfusion_fm.training.components import start_from_components
 from scfusion_fm.training.engine import build_engine
 from scfusion_fm.training.guard import StepGuard
 from scfusion_fm.training.log import RunLog
@@ -34,7 +36,7 @@ from scfusion_fm.training.loop import PretrainingLoop
 from scfusion_fm.training.optimizer import build_schedule
 from scfusion_fm.training.peers import PeerWatch
 from scfusion_fm.training.ranks import Ranks, check_shared, leaving_ranks, start_ranks
-from scfusion_fm.training.run_directory import RunDirectory, check_same, restore
+from scfusion_fm.training.run_directory import RunDirectory, restore
 from scfusion_fm.training.settings import precision, read_deepspeed_settings
 from scfusion_fm.training.stop import STOPPED, StopRequest
 
@@ -83,7 +85,7 @@ def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopRequest) -> bool:
             describe_run(directory.path, model.config, extractor, atlas)
     if not checkpoint and config.start_cells:
         cells = spread(atlas.rows_of("train"), config.start_cells)
-        start_from_components(model.model, extractor, atlas, cells, config.seed)
+        start_from_components(model.model, lambda rows: extractor(**atlas.read(rows).as_counts()), cells, config.seed)
     if checkpoint:
         model.load_state_dict(checkpoint.weights({name: p.shape for name, p in model.named_parameters()}))
 

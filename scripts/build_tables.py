@@ -3,7 +3,7 @@
 Usage: python scripts/build_tables.py SOURCE_DIR
 
 SOURCE_DIR holds `human_genes_grch38.tsv.gz` and `antibody_to_gene.tsv`; the two results go to
-`scfusion_fm/data/tables/`, whose README states sources, columns and rules. Same input, same bytes.
+`scfusion_fm/data/vocabulary/tables/`, whose README states sources, columns and rules. Same input, same bytes.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-TABLES_DIR = Path(__file__).resolve().parents[1] / "scfusion_fm" / "data" / "tables"
+TABLES_DIR = Path(__file__).resolve().parents[1] / "scfusion_fm" / "data" / "vocabulary" / "tables"
 CHROMOSOMES = [*map(str, range(1, 23)), "X", "Y", "MT"]
 GENE_COLUMNS = {
     "ensembl_id": "gene_id",

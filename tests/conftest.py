@@ -41,8 +41,8 @@ def paired_file(tmp_path_factory):
 @pytest.fixture(scope="session")
 def atlas_path(paired_file, tmp_path_factory):
     """An atlas of that file."""
-    from scfusion_fm.data.prepare import prepare_atlas
-    from scfusion_fm.data.recipe import AtlasRecipe, Source
+    from scfusion_fm.data.prepare.job import prepare_atlas
+    from scfusion_fm.data.prepare.recipe import AtlasRecipe, Source
 
     path = tmp_path_factory.mktemp("atlas") / "atlas.zarr"
     prepare_atlas(AtlasRecipe([Source(paired_file, "tiny")], "sources", "sources"), path, report=lambda line: None)
@@ -53,9 +53,9 @@ def atlas_path(paired_file, tmp_path_factory):
 def model_dir(atlas_path, tmp_path_factory):
     """An exported model with random weights that fits the atlas."""
     from scfusion_fm import ScFusionTTTFeatureExtractor, ScFusionTTTForPreTraining
-    from scfusion_fm.data.atlas import Atlas
-    from scfusion_fm.data.seen import remember_atlas
-    from scfusion_fm.export import export_model
+    from scfusion_fm.data.atlas.atlas import Atlas
+    from scfusion_fm.data.fingerprints.seen import remember_atlas
+    from scfusion_fm.inference.export import export_model
 
     extractor = ScFusionTTTFeatureExtractor(**Atlas(atlas_path).vocabulary.to_dict(), patch_size=2)
     config = ScFusionTTTConfig(

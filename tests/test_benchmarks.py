@@ -14,8 +14,8 @@ import torch
 from launch import run
 
 from scfusion_fm import ScFusionTTTConfig, ScFusionTTTForPreTraining
-from scfusion_fm.data.atlas import Atlas
-from scfusion_fm.data.collate import MaskingCollator
+from scfusion_fm.data.atlas.atlas import Atlas
+from scfusion_fm.data.stream.collate import MaskingCollator
 
 ROOT = Path(__file__).parents[1]
 

@@ -80,3 +80,16 @@ def state_of(location: Location) -> list:
     facts = [fs.info(file) for file in files]
     times = [str(f.get("mtime") or f.get("LastModified") or f.get("created")) for f in facts]
     return [len(files), sum(f["size"] or 0 for f in facts), max(times)]
+
+
+def check_new_path(path: Location, name: str) -> None:
+    """
+    Refuse a path that exists.
+
+    Raises
+    ------
+    ValueError
+        If something is there.
+    """
+    if exists(path):
+        raise ValueError(f"`{name}` must not exist yet, got {str(path)!r}; choose another path or remove it.")

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .configuration_scfusion_ttt import ScFusionTTTConfig
-from .ttt_mlp_scan import TTTMLPState, ttt_mlp
-from .ttt_scan import TTTNorm, TTTState, ttt_linear_packed
+from .ttt_linear import TTTNorm, TTTState, ttt_linear_packed
+from .ttt_mlp import TTTMLPState, ttt_mlp
 
 DIRECTIONS = ("forward", "reverse", "both")
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .ttt_mlp_scan import TTTMLPState
-from .ttt_scan import TTTNorm, TTTState
+from .ttt_linear import TTTNorm, TTTState
+from .ttt_mlp import TTTMLPState
 
 FastWeights = tuple[Tensor, ...]
 InnerModel = Callable[[FastWeights, Tensor], Tensor]

@@ -8,9 +8,9 @@ from deepspeed.runtime.config import DeepSpeedConfigError
 from deepspeed.runtime.zero.utils import ZeRORuntimeException
 from torch import nn
 
-from .fragments import check_layout
-from .optimizer import build_optimizer
-from .settings import is_on, offload_device, zero_stage
+from scfusion_fm.training.fragments import check_layout
+from scfusion_fm.training.optimizer import build_optimizer
+from scfusion_fm.training.settings import is_on, offload_device, zero_stage
 
 
 def build_engine(

@@ -10,7 +10,7 @@ import torch
 from deepspeed import comm
 from torch import Tensor
 
-from .checkpoint import MOMENTS, WEIGHT, Fragment
+from scfusion_fm.training.checkpoint import MOMENTS, WEIGHT, Fragment
 
 
 def live_fragments(engine: deepspeed.DeepSpeedEngine) -> Iterator[Fragment]:

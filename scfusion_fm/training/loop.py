@@ -13,12 +13,13 @@ from deepspeed import comm
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .guard import StepGuard
-from .log import RunLog, format_seconds
-from .meter import Speed, Tally, memory_gib
-from .optimizer import Schedule
-from .run_directory import RunDirectory, from_rank_0, gather
-from .stop import StopRequest
+from scfusion_fm.training.collectives import from_rank_0, gather
+from scfusion_fm.training.guard import StepGuard
+from scfusion_fm.training.log import RunLog, format_seconds
+from scfusion_fm.training.meter import Speed, Tally, memory_gib
+from scfusion_fm.training.optimizer import Schedule
+from scfusion_fm.training.run_directory import RunDirectory
+from scfusion_fm.training.stop import StopRequest
 
 VALIDATION_EPOCH = -1  # held-out cells get the same masks every time
 BAD_STEPS = "bad_steps"
@@ -27,7 +28,7 @@ Collator = Callable[[Any, NDArray[np.int64] | int], dict[str, Tensor]]
 
 
 class Loader(Protocol):
-    """Deals global batches; see `scfusion_fm.data.loader.AtlasLoader`."""
+    """Deals global batches; see `scfusion_fm.data.stream.loader.AtlasLoader`."""
 
     order: Sized
     cells_seen: int

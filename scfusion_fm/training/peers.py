@@ -23,8 +23,7 @@ from typing import Self
 from torch import distributed
 
 from scfusion_fm.errors import CommandError
-
-from .ranks import Ranks
+from scfusion_fm.training.ranks import Ranks
 
 MISSED_BEATS = 12  # so many in a row, and a rank counts as dead
 _CONNECT_S = 60.0

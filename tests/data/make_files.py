@@ -13,7 +13,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from scfusion_fm.data.schema import Cells, ModalityCounts
-from scfusion_fm.data.vocabulary import resolve_genes
+from scfusion_fm.data.vocabulary.resolve import resolve_genes
 
 GENES = ["MT-CO1", "CD4", "CD3E", "GAPDH", "LYZ", "NKG7"]
 ANTIBODIES = ["CD4", "CD3", "CD45RA", "IgG1", "HLA-DR"]

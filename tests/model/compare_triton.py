@@ -14,11 +14,11 @@ import torch
 from test_ttt_layers import Shape, make_inputs, outputs_and_gradients, run
 
 from scfusion_fm import ScFusionTTTConfig
-from scfusion_fm.model import ttt_scan
+from scfusion_fm.model import ttt_linear as ttt_scan
 from scfusion_fm.model.ttt_layers import TTTLinear
+from scfusion_fm.model.ttt_linear import ttt_linear
+from scfusion_fm.model.ttt_linear_triton import load_kernels
 from scfusion_fm.model.ttt_reference import ttt_linear_reference
-from scfusion_fm.model.ttt_scan import ttt_linear
-from scfusion_fm.model.ttt_triton import load_kernels
 
 CASES = {
     "one mini-batch": (Shape(2, 1, 16, 16, 16), 1.0),
@@ -122,7 +122,7 @@ def compile_for(capability, width, size):
     compiled = copy.copy(kernels)
     compiled.scan, compiled.backward = WarmUp(kernels.scan), WarmUp(kernels.backward)
     shape = Shape(2, 2, 2 * size, width, size)
-    with mock.patch("scfusion_fm.model.ttt_triton.load_kernels", return_value=compiled), triton_chosen():
+    with mock.patch("scfusion_fm.model.ttt_linear_triton.load_kernels", return_value=compiled), triton_chosen():
         out, _ = run("linear", ttt_linear, make_inputs("linear", shape, torch.float32))
         out.sum().backward()
     return needed

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.checkpoint import checkpoint
 
-from scfusion_fm.model import ttt_groups
-from scfusion_fm.model.ttt_groups import rotate
+from scfusion_fm.model import ttt_linear_groups as ttt_groups
 from scfusion_fm.model.ttt_layers import DIRECTIONS, TTT_LAYERS, rotary_embedding
-from scfusion_fm.model.ttt_mlp_scan import TTTMLPState, ttt_mlp
+from scfusion_fm.model.ttt_linear import TTTNorm, TTTState, ttt_linear
+from scfusion_fm.model.ttt_linear_groups import rotate
+from scfusion_fm.model.ttt_mlp import TTTMLPState, ttt_mlp
 from scfusion_fm.model.ttt_reference import ttt_linear_reference, ttt_mlp_reference
-from scfusion_fm.model.ttt_scan import TTTNorm, TTTState, ttt_linear
 
 
 class Inner(NamedTuple):

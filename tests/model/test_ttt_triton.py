@@ -15,8 +15,9 @@ from launch import run as launch
 from test_ttt_layers import Shape, make_inputs, run
 from transformers.dynamic_module_utils import get_imports
 
-from scfusion_fm.model import ttt_scan, ttt_triton
-from scfusion_fm.model.ttt_triton import load_kernels, runs_on_triton
+from scfusion_fm.model import ttt_linear as ttt_scan
+from scfusion_fm.model import ttt_linear_triton as ttt_triton
+from scfusion_fm.model.ttt_linear_triton import load_kernels, runs_on_triton
 
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="triton is not installed: pip install 'scfusion-fm[triton]'"
@@ -139,7 +140,7 @@ def test_environment_variable_turns_the_kernels_off(a_gpu, monkeypatch):
 
 def test_without_triton_the_kernels_are_not_chosen(a_gpu, monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", None)
-    monkeypatch.delitem(sys.modules, "scfusion_fm.model.ttt_triton_kernels", raising=False)
+    monkeypatch.delitem(sys.modules, "scfusion_fm.model.ttt_linear_kernels", raising=False)
     monkeypatch.setattr(ttt_triton, "load_kernels", load_kernels.__wrapped__)
     assert not a_gpu()
 

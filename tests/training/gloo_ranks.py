@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 from torch import distributed
 
-from scfusion_fm.console import run_command
+from scfusion_fm.config.command import run_command
 from scfusion_fm.training.peers import PeerWatch
 from scfusion_fm.training.ranks import Ranks
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["scfusion_fm.training.peers", "scfusion_fm.console"])
+_CONTEXT.set_forkserver_preload(["scfusion_fm.training.peers", "scfusion_fm.config.command"])
 
 
 def launch(directory: Path, target: Callable, world_size: int, *arguments: object) -> list:

@@ -8,15 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scfusion_fm.training.log import (
-    METRICS_FILE,
-    MLFLOW_STORE,
-    RunLog,
-    TensorBoardSink,
-    cut_records,
-    flatten_settings,
-    format_seconds,
-)
+from scfusion_fm.training.log import METRICS_FILE, RunLog, cut_records, format_seconds
+from scfusion_fm.training.sinks import MLFLOW_STORE, TensorBoardSink, flatten_settings
 
 CONFIG = {"optim": {"lr": 0.5, "betas": [0.9, 0.95]}, "weights": {"blood (a+b)": 2}, "seed": 3}
 NEVER_MIND = "ignore:The ``noload`` loader strategy:DeprecationWarning"  # SQLAlchemy 2.1 about what MLflow does
@@ -114,7 +107,7 @@ def test_sink_that_fails_is_told_once_and_left_out(tmp_path, monkeypatch, capsys
 
 
 def test_sink_that_does_not_start_ends_a_new_run_but_not_a_resumed_one(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("scfusion_fm.training.log.TensorBoardSink", BrokenSink)
+    monkeypatch.setattr("scfusion_fm.training.sinks.TensorBoardSink", BrokenSink)
     with pytest.raises(ValueError, match=r"`run\.tensorboard` must name what can be written to, got: no route\."):
         RunLog(tmp_path, True)
     write(tmp_path, (5,), first_step=4)

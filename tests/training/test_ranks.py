@@ -10,7 +10,7 @@ from deepspeed import comm
 from gloo_ranks import add, finish, launch
 from torch import distributed
 
-from scfusion_fm.console import run_command
+from scfusion_fm.config.command import run_command
 from scfusion_fm.training import ranks as ranks_module
 from scfusion_fm.training.ranks import Ranks, check_shared, start_ranks
 

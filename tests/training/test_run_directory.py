@@ -4,9 +4,9 @@ import errno
 
 import pytest
 
-from scfusion_fm.config import config_differences
+from scfusion_fm.config.loading import config_differences
 from scfusion_fm.training import run_directory
-from scfusion_fm.training.run_directory import check_same, together
+from scfusion_fm.training.collectives import check_same, together
 
 
 @pytest.fixture

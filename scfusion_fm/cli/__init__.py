@@ -1,0 +1,1 @@
+"""The `scfusion` command: one module for each group of sub-commands, their flags beside their handlers."""

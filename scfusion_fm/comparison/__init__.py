@@ -1,0 +1,1 @@
+"""`scfusion evaluate`: models beside baselines, over folds, seeds and numbers of labels."""

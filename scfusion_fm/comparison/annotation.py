@@ -1,0 +1,81 @@
+"""Cell types by baselines and fine-tuned models."""
+
+import dataclasses
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scfusion_fm.comparison.experiment import Bench, Rows
+from scfusion_fm.comparison.scores import PAPER, PAPER_TEST, Scores
+from scfusion_fm.evaluation.baselines.annotation import fit_annotation
+from scfusion_fm.evaluation.baselines.features import build_inputs
+from scfusion_fm.evaluation.metrics.clusters import paper_protocol_scores
+from scfusion_fm.evaluation.metrics.labels import annotation_scores, class_scores
+from scfusion_fm.evaluation.metrics.probabilities import probability_scores
+from scfusion_fm.inference.inputs import softmax
+from scfusion_fm.tasks.annotation import fit as annotation_task
+from scfusion_fm.tasks.annotation.fit import AnnotationSettings, choose_projected
+from scfusion_fm.tasks.splits import join_rows
+
+
+def run_annotation(bench: Bench, rows: Rows, seed: int, scores: Scores) -> None:
+    """Annotate with baselines and fine-tuned models."""
+    config, data = bench.config, bench.labelled
+    truth = data.labels[rows["test"]]
+    scores.predictions["labels"] = truth
+
+    def add(kind: str, method: str, inputs: str, probabilities: NDArray, classes: NDArray[np.str_]) -> None:
+        guess = classes[probabilities.argmax(1)]
+        parts = {label: float(f1) for label, f1 in class_scores(truth, guess)["f1"].items()}
+        found = annotation_scores(truth, guess) | probability_scores(probabilities, classes, truth)
+        scores.add(kind, method, inputs, {**found, "parts": parts})
+        scores.predictions[f"{method} ({inputs})"] = guess
+
+    if bench.baselines:
+        fitted = fit_annotation(annotation_task.build_baseline_task(data, rows, seed), bench.baselines)
+        for (method, inputs), probabilities in fitted.test.items():
+            if inputs in data.inputs:
+                add("baseline", method, inputs, probabilities, fitted.classes)
+    every = np.sort(np.concatenate(list(rows.values())))
+    embeddings = {}
+    for name, source in bench.sources().items():
+        fitted = annotation_task.fit_annotation(source, data, rows, _choose_settings(bench, name, seed))
+        for inputs, shown in data.inputs.items():
+            logits = fitted.predict(data.aligned, rows["test"], shown).astype(np.float64)
+            add("model", name, inputs, softmax(logits), np.array(data.classes))
+            if config.protocol == PAPER:
+                embeddings["model", name, inputs] = fitted.embed(data.aligned, every, shown)
+    if config.protocol == PAPER:
+        _add_paper(bench, rows, seed, scores, embeddings)
+
+
+def _choose_settings(bench: Bench, name: str, seed: int) -> AnnotationSettings:
+    """Say how a model is fine-tuned: all of it, or as in the paper's third stage."""
+    config, data = bench.config, bench.labelled
+    settings = AnnotationSettings(
+        config.optim,
+        seed,
+        balance_classes=config.balance_classes,
+        modality_dropout=config.modality_dropout,
+        modalities=data.modalities,
+    )
+    projects = config.models[name].projected_proteins
+    if projects is None:
+        return settings
+    places = choose_projected(data, None) if projects else None
+    return dataclasses.replace(settings, projected=places, trained=("adt_projection",) if projects else ())
+
+
+def _add_paper(
+    bench: Bench, rows: Rows, seed: int, scores: Scores, embeddings: dict[tuple[str, str, str], NDArray]
+) -> None:
+    """Score embeddings of all cells, and of test cells alone, as the papers do; beside principal components."""
+    data = bench.labelled
+    used, split = join_rows(rows)
+    order = np.argsort(used)
+    features = build_inputs(annotation_task.build_features(data, used), split, seed)
+    embeddings |= {("baseline", "PCA", inputs): features[inputs][order] for inputs in data.inputs}
+    is_test, labels = split[order] == "test", data.labels[used[order]]
+    for name, embedding in embeddings.items():
+        scores.add(*name, paper_protocol_scores(embedding, labels, seed), PAPER)
+        scores.add(*name, paper_protocol_scores(embedding[is_test], labels[is_test], seed), PAPER_TEST)

@@ -1,0 +1,263 @@
+"""The data of an experiment, its folds, and ways in which test cells could have been known before.
+
+Letters: n cells.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from scfusion_fm.config.comparison import ExperimentConfig
+from scfusion_fm.data.files.stack import DATASET, StackedCells, stack_aligned
+from scfusion_fm.data.fingerprints.cells import CellFingerprints, fingerprint_cells
+from scfusion_fm.data.fingerprints.seen import load_seen
+from scfusion_fm.data.schema import AlignedCells
+from scfusion_fm.evaluation.baselines.annotation import ANNOTATION_METHODS
+from scfusion_fm.evaluation.baselines.prediction import BLEND, OWN, PREDICTION_METHODS
+from scfusion_fm.evaluation.protocol.leaks import Evidence, Leak, find_leaks, find_seen
+from scfusion_fm.evaluation.protocol.splits import Fold, k_folds, leave_group_out, limit_labels
+from scfusion_fm.inference.inputs import read_aligned
+from scfusion_fm.inference.model_directory import load_extractor
+from scfusion_fm.model import ScFusionTTTFeatureExtractor
+from scfusion_fm.tasks.annotation import fit as annotation_task
+from scfusion_fm.tasks.annotation.cells import INPUTS, LabelledCells, clean_labels
+from scfusion_fm.tasks.cross_modal.cells import PairedCells
+from scfusion_fm.tasks.seen import refuse_seen_cells
+from scfusion_fm.tasks.weights import Source
+
+Rows = dict[str, NDArray[np.int64]]
+TARGETS = {"protein_from_rna": "adt", "rna_from_protein": "rna"}
+BASELINES = {
+    "annotation": tuple(ANNOTATION_METHODS),
+    "protein_from_rna": (*PREDICTION_METHODS, OWN, BLEND),
+    "rna_from_protein": (*PREDICTION_METHODS, OWN, BLEND),
+    "clustering": ("PCA",),
+    "integration": ("PCA",),
+    "imputation": ("gene mean", "PCA reconstruction", "kNN smoothing"),
+}
+
+
+@dataclass
+class Bench:
+    """
+    An experiment with its data.
+
+    Attributes
+    ----------
+    config
+        The experiment.
+    extractor
+        Vocabulary and normaliser of its models.
+    aligned
+        The cells of all files.
+    labelled
+        The same with labels; None for tasks without.
+    left_out
+        Cells of classes that are too small, by class.
+    usable
+        Rows that take part.
+    strata
+        (n,), what folds spread evenly.
+    prints
+        Fingerprints of the cells.
+    """
+
+    config: ExperimentConfig
+    extractor: ScFusionTTTFeatureExtractor
+    aligned: StackedCells
+    labelled: LabelledCells | None
+    left_out: dict[str, int]
+    usable: NDArray[np.int64]
+    strata: NDArray[np.str_]
+    prints: CellFingerprints
+
+    @classmethod
+    def read(cls, title: str, config: ExperimentConfig, data_dir: Path, files: dict | None = None) -> "Bench":
+        """
+        Read the files of an experiment.
+
+        Parameters
+        ----------
+        title
+            The experiment.
+        config
+            Its settings.
+        data_dir
+            Directory of its files.
+        files
+            Files that were read before, by path and vocabulary; gets those that are read now.
+
+        Raises
+        ------
+        ValueError
+            If its models differ in vocabulary, a name of a baseline is unknown, or the files lack what the task needs.
+        """
+        known = BASELINES[config.task]
+        unknown = sorted(set(config.baselines or ()) - set(known))
+        if unknown:
+            raise ValueError(f"`experiments.{title}.baselines` must be among {list(known)}, got {unknown}.")
+        extractor = _read_shared_extractor(title, config)
+        parts = [_read_once(data_dir / file, extractor, {} if files is None else files) for file in config.data]
+        aligned = stack_aligned(parts, [Path(file).name for file in config.data])
+        labelled, left_out = None, {}
+        if config.task in TARGETS or config.task == "imputation":
+            paired = PairedCells(aligned, extractor, "adt", np.arange(0)).paired if config.task in TARGETS else None
+            usable = np.flatnonzero(aligned.rna_present) if paired is None else paired
+            strata = aligned.obs[DATASET].to_numpy(str)
+        else:
+            labels, left_out = clean_labels(
+                aligned.obs, config.label_key, config.unlabelled, config.min_cells_per_class
+            )
+            shown = tuple({m: None for name in config.inputs or INPUTS for m in INPUTS[name]})
+            labelled = LabelledCells(aligned, extractor, labels, shown)
+            wanted = config.inputs or list(labelled.inputs)
+            labelled.inputs = {name: part for name, part in labelled.inputs.items() if name in wanted}
+            usable, strata = labelled.used, labels
+        prints = fingerprint_cells(aligned, extractor.gene_ids, extractor.protein_names)
+        bench = cls(config, extractor, aligned, labelled, left_out, usable, strata, prints)
+        bench.batches()  # a missing column is told before anything is computed
+        return bench
+
+    def folds(self, seed: int) -> list[Fold]:
+        """
+        Divide the usable cells; the others have no role.
+
+        Raises
+        ------
+        ValueError
+            If the column of groups is missing, or as `k_folds` and `leave_group_out`.
+        """
+        split, strata = self.config.split, self.strata[self.usable]
+        if split.kind == "k_fold":
+            folds = k_folds(split.folds, strata, seed, split.val_fraction)
+        else:
+            groups = self.groups()[self.usable]
+            folds = leave_group_out(groups, seed, split.val_fraction, strata, split.test_groups)
+        return [Fold(fold.name, self._widen(fold.split)) for fold in folds]
+
+    def groups(self) -> NDArray[np.str_]:
+        """
+        Give the group of every cell: donor, batch or file.
+
+        Raises
+        ------
+        ValueError
+            If the column is missing.
+        """
+        return self._read_column("split.group_key", self.config.split.group_key).astype(str).to_numpy(str)
+
+    def batches(self) -> NDArray[np.object_] | None:
+        """
+        Give the batch of every cell, in which proteins have levels of their own; None without.
+
+        Raises
+        ------
+        ValueError
+            If the column is missing.
+        """
+        key = self.config.background_key
+        return None if key is None else self._read_column("background_key", key).to_numpy(object)
+
+    def _read_column(self, name: str, key: str) -> pd.Series:
+        obs = self.aligned.obs
+        if key not in obs:
+            raise ValueError(f"`{name}` must be a column of obs, got {key!r}; there are {list(obs.columns)}.")
+        return obs[key]
+
+    def limit(self, fold: Fold, budget: int | None, seed: int) -> Fold:
+        """Keep as many labels of a fold as the budget allows; all for None."""
+        if budget is None:
+            return fold
+        few = limit_labels(Fold(fold.name, fold.split[self.usable]), self.strata[self.usable], budget, seed)
+        return Fold(fold.name, self._widen(few.split))
+
+    def _widen(self, split: NDArray[np.str_]) -> NDArray[np.str_]:
+        roles = np.full(len(self.aligned.obs), "", dtype="<U5")
+        roles[self.usable] = split
+        return roles
+
+    def find_leaks(self, fold: Fold, seed: int, gates: bool) -> list[Leak]:
+        """
+        Look for ways in which a fold's test cells could have been known before; on request for gates in labels, too.
+
+        Raises
+        ------
+        ValueError
+            If a model has seen more of the test cells than chance explains, and `allow_seen_test_cells` is false.
+        """
+        config, labelled = self.config, self.labelled
+        prints = {"rna": self.prints.rna, "adt": self.prints.adt}
+        source = config.label_derived_from
+        inputs = ("rna+adt",) if labelled is None else labelled.inputs
+        modalities = {}
+        if gates and labelled is not None:
+            features = annotation_task.build_features(labelled, np.arange(len(self.strata)))
+            modalities = {"rna": features.rna, "adt": features.adt}
+        evidence = Evidence(
+            fold=fold,
+            tested=tuple({m: None for name in inputs for m in INPUTS[name]}),
+            fingerprints={name: np.stack([values, values], axis=1) for name, values in prints.items()},
+            labels=None if labelled is None else labelled.labels,
+            label_source=None if source == "unknown" else {"derived_from": source.split("+")},
+            modalities={name: values for name, values in modalities.items() if values is not None},
+            datasets=self.aligned.obs[DATASET].to_numpy(str),
+            donors=self.aligned.obs["donor"].to_numpy(str) if "donor" in self.aligned.obs else None,
+        )
+        about_data = [leak for leak in find_leaks(evidence, seed) if not leak.kind.startswith("seen")]
+        advice = ("state `derived_from`", "set `label_derived_from`")
+        about_data = [dataclasses.replace(leak, message=leak.message.replace(*advice)) for leak in about_data]
+        return self._find_seen(fold) + about_data
+
+    def _find_seen(self, fold: Fold) -> list[Leak]:
+        """Look up the test cells in what each model has seen; fresh weights have seen nothing."""
+        found = []
+        for name, model in self.config.models.items():
+            if model.from_scratch:
+                continue
+            seen = load_seen(Path(model.path))
+            answer = None if seen is None else seen.look_up(self.prints[fold.rows("test")])
+            if answer is not None:
+                refuse_seen_cells(answer, self.config.allow_seen_test_cells)
+            known = (None, 0.0) if answer is None else (answer.seen, answer.expected_by_chance)
+            found += [
+                dataclasses.replace(leak, message=f"{name}: {leak.message}")
+                for leak in find_seen(Evidence(fold, seen=known[0], expected_by_chance=known[1]))
+            ]
+        return found
+
+    def select(self, models: list[str], baselines: list[str]) -> "Bench":
+        """Give the same with some of the models and baselines only."""
+        chosen = {name: self.config.models[name] for name in models}
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, models=chosen, baselines=baselines))
+
+    def sources(self) -> dict[str, Source]:
+        """Give where the weights of each model come from."""
+        return {name: Source(Path(m.path), m.from_scratch) for name, m in self.config.models.items()}
+
+    @property
+    def baselines(self) -> tuple[str, ...]:
+        """Names of the baselines that are fitted."""
+        return BASELINES[self.config.task] if self.config.baselines is None else tuple(self.config.baselines)
+
+
+def _read_once(path: Path, extractor: ScFusionTTTFeatureExtractor, files: dict) -> AlignedCells:
+    key = (str(path), extractor.to_json_string())
+    if key not in files:
+        files[key] = read_aligned(path, extractor)[1]
+    return files[key]
+
+
+def _read_shared_extractor(title: str, config: ExperimentConfig) -> ScFusionTTTFeatureExtractor:
+    extractors = {name: load_extractor(Path(model.path)) for name, model in config.models.items()}
+    first, *rest = extractors
+    for name in rest:
+        if extractors[name].to_dict() != extractors[first].to_dict():
+            raise ValueError(
+                f"`experiments.{title}.models` must share vocabulary and patches, so that all methods see the same; "
+                f"{name!r} and {first!r} differ. Give each an experiment of its own."
+            )
+    return extractors[first]

@@ -1,0 +1,74 @@
+"""Hidden RNA filled in by baselines and pretrained models.
+
+Letters: n cells, N RNA tokens, G genes.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from scfusion_fm.comparison.experiment import Bench, Rows
+from scfusion_fm.comparison.scores import Scores
+from scfusion_fm.evaluation.baselines.imputation import ImputationTask, fit_imputation, imputation_scores
+from scfusion_fm.inference.batches import CellCollator
+from scfusion_fm.inference.model_directory import load_pretrained
+from scfusion_fm.model import ScFusionTTTForPreTraining
+from scfusion_fm.tasks.cross_modal.cells import choose_genes
+from scfusion_fm.tasks.splits import join_rows
+from scfusion_fm.tasks.weights import Source
+
+
+def run_imputation(bench: Bench, rows: Rows, seed: int, scores: Scores) -> None:
+    """
+    Fill in hidden RNA tokens from the other RNA of a cell, with baselines and pretrained models.
+
+    Notes
+    -----
+    Values are normalised by the library size of the whole cell, for all methods alike: it tells them a little of what
+    was hidden.
+    """
+    aligned, extractor, config = bench.aligned, bench.extractor, bench.config
+    used, split = join_rows(rows)
+    genes = np.flatnonzero(aligned.rna_observed)
+    tokens = np.random.default_rng(seed).random((len(used), extractor.num_rna_tokens)) < config.hidden_fraction
+    hidden = extractor.merge_patches(np.repeat(tokens[:, :, None], extractor.patch_size, axis=2))
+    hidden = (hidden & aligned.rna_observed_in(used))[:, genes]  # (n, G)
+    values = extractor.normalise_rna(aligned.rna[used][:, genes].toarray(), aligned.rna_total_counts[used])
+    test, train = split == "test", split == "train"
+    scored = np.isin(genes, choose_genes(aligned, extractor, rows["train"], config.scored_genes))
+    imputed = {}
+    if bench.baselines:
+        found = fit_imputation(ImputationTask(values, hidden, split, seed)).test
+        imputed = {("baseline", name): found[name] for name in bench.baselines}
+    for name, source in bench.sources().items():
+        imputed["model", name] = impute(bench, source, rows["test"], tokens[test], seed)[:, genes]
+    for (kind, method), guess in imputed.items():
+        found = imputation_scores(
+            values[test][:, scored], guess[:, scored], hidden[test][:, scored], values[train][:, scored].mean(0)
+        )
+        scores.add(kind, method, "rna", found)
+
+
+def impute(
+    bench: Bench, source: Source, rows: NDArray[np.int64], tokens: NDArray[np.bool_], seed: int, batch_size: int = 64
+) -> NDArray[np.float32]:
+    """Predict the RNA of some cells, of which the given tokens (n, N) are hidden and no protein is shown, (n, G)."""
+    if source.from_scratch:
+        model = source.build(ScFusionTTTForPreTraining, seed).eval()
+    else:
+        model, _ = load_pretrained(Path(source.path), ScFusionTTTForPreTraining)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = model.to(device)
+    collator = CellCollator(bench.aligned, bench.extractor, modalities=("rna",))
+    results = []
+    for start in range(0, len(rows), batch_size):
+        batch = collator(rows[start : start + batch_size])
+        nothing = torch.zeros(len(batch["rna_values"]), bench.extractor.num_proteins)
+        batch |= {"adt_values": nothing, "adt_observed": nothing.bool(), "adt_bool_masked_pos": nothing.bool()}
+        batch["rna_bool_masked_pos"] = torch.from_numpy(tokens[start : start + batch_size])
+        with torch.inference_mode():
+            output = model(**{key: value.to(device) for key, value in batch.items()})
+        results.append(output.rna_reconstruction.float().cpu().numpy())
+    return bench.extractor.merge_patches(np.concatenate(results))

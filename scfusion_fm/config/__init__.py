@@ -1,0 +1,1 @@
+"""Settings of every command as dataclasses, how they are read, and how a command begins and ends."""

@@ -1,0 +1,60 @@
+"""How every command begins and ends: its configuration, and errors of the user as one line and exit code 2."""
+
+import argparse
+import errno
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from typing import TypeVar
+
+from scfusion_fm.config.loading import load_config
+from scfusion_fm.errors import CommandError
+
+T = TypeVar("T")
+_USERS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
+
+
+def parse_config(schema: type[T], description: str) -> T:
+    """Read `--config FILE key=value ...` from the command line; a launcher may add `--local_rank`."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, help=f"YAML file with the settings of {schema.__name__}")
+    parser.add_argument("--local_rank", type=int, help="set by the launcher; not used")
+    parser.add_argument("overrides", nargs="*", help="settings that replace those of the file: key=value")
+    args = parser.parse_args()
+    return load_config(schema, args.config, args.overrides)
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Run a command; what is the user's to mend is told without a traceback, on one rank only."""
+    warnings.showwarning = _show_warning
+    try:
+        main()
+    except BrokenPipeError:
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except CommandError as error:
+        if not error.shown:
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except (ValueError, OSError) as error:
+        if os.environ.get("SCFUSION_TRACEBACK") or not _is_users(error):
+            raise
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # one of each machine
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _is_users(error: ValueError | OSError) -> bool:
+    """Tell whether a user can mend what went wrong: input, a full disk, a path that may not be written."""
+    return isinstance(error, ValueError) or error.errno in _USERS
+
+
+def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
+    """Print warnings meant for users as one line; others as Python does."""
+    if category is UserWarning and "scfusion_fm" in filename:
+        print(f"warning: {message}", file=sys.stderr)
+    else:
+        print(warnings.formatwarning(message, category, filename, lineno, line), end="", file=sys.stderr)

@@ -1,0 +1,95 @@
+"""Settings of every command: YAML files checked against dataclasses, with dotted overrides."""
+
+import dataclasses
+import difflib
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+T = TypeVar("T")
+
+
+def load_config(schema: type[T], path: str | Path, overrides: list[str] = ()) -> T:
+    """
+    Read a YAML file into a checked dataclass.
+
+    Parameters
+    ----------
+    schema
+        One of the dataclasses above.
+    path
+        YAML file.
+    overrides
+        Settings such as `optim.lr=3e-4` that replace those of the file.
+
+    Raises
+    ------
+    ValueError
+        If the file is missing or no YAML, a key is unknown, a value has the wrong type or is missing.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"`--config` must be a YAML file, got {str(path)!r}, which does not exist.")
+    bad = [o for o in overrides if "=" not in o]
+    if bad:
+        raise ValueError(f"Overrides must read `key=value`, got {bad[0]!r}.")
+    try:
+        read = OmegaConf.load(path)
+    except (YAMLError, OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"`--config` must be readable YAML, got {str(path)!r}: {error}") from error
+    if not OmegaConf.is_dict(read):
+        raise ValueError(f"`--config` must hold settings as `key: value`, got a list in {str(path)!r}.")
+    try:
+        given = OmegaConf.merge(read, OmegaConf.from_dotlist(list(overrides)))
+    except TypeError as error:  # of a mapping into a list
+        raise ValueError(
+            f"Overrides must replace a list as a whole, such as `sources=[{{path: a.h5ad}}]`, got {overrides}."
+        ) from error
+    if hasattr(schema, "complete"):
+        given = schema.complete(given)
+    _check_keys(schema, given, str(path))
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(schema), given)
+        return OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise ValueError(f"In {path}: {str(error).splitlines()[0]}") from error
+
+
+def save_config(config: Any, path: Path) -> None:
+    """Write a configuration as YAML."""
+    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+
+
+def config_differences(old: Any, new: Any, prefix: str = "") -> list[str]:
+    """List the settings in which two nested dicts differ, as `key: old -> new`."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return [] if old == new else [f"{prefix}: {old!r} -> {new!r}"]
+    found = []
+    for key in sorted({*old, *new}):
+        found += config_differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
+    return found
+
+
+def _check_keys(schema: type, given: Any, where: str, prefix: str = "") -> None:
+    """Refuse unknown keys with the nearest known one."""
+    fields = {f.name: f for f in dataclasses.fields(schema)}
+    for key in given:
+        name = f"{prefix}{key}"
+        if key not in fields:
+            near = difflib.get_close_matches(str(key), fields, n=1)
+            hint = f" Did you mean {prefix}{near[0]!s}?" if near else f" Known: {', '.join(fields)}."
+            raise ValueError(f"Unknown setting `{name}` in {where}.{hint}")
+        value = given._get_node(key)
+        kind = fields[key].type
+        inner = next(filter(dataclasses.is_dataclass, get_args(kind)), None)  # of list[X] and dict[str, X]
+        if dataclasses.is_dataclass(kind) and OmegaConf.is_dict(value):
+            _check_keys(kind, value, where, f"{name}.")
+        elif inner and OmegaConf.is_list(value):
+            for i, entry in enumerate(value):
+                _check_keys(inner, entry, where, f"{name}[{i}].")
+        elif inner and OmegaConf.is_dict(value):
+            for entry in value:
+                _check_keys(inner, value._get_node(entry), where, f"{name}.{entry}.")

@@ -1,0 +1,18 @@
+"""Which cells are held out."""
+
+from dataclasses import dataclass
+
+
+@dataclass
+class SplitConfig:
+    """Which cells are held out; the same names give the same split in every command."""
+
+    val_fraction: float = 0.1
+    """Share of cells for choosing among models, in [0, 1)."""
+    test_fraction: float = 0.2
+    """Share of cells for the final figures, in [0, 1)."""
+    seed: int = 0
+    """Seed of the hash that assigns cells."""
+    group_key: str | None = None
+    """Column of obs whose groups (a donor, a batch) stay together; `dataset` holds out whole data sets of an atlas;
+    null splits cell by cell."""

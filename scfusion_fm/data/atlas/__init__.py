@@ -1,0 +1,1 @@
+"""The atlas: many data sets with different panels in one AnnData store on zarr v3."""

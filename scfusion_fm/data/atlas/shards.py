@@ -1,0 +1,308 @@
+"""Read ranges of rows of zarr v3 arrays, sharded or not, from a disk or an object store.
+
+Only the public format is used: `zarr.json`, the chunk grid, the `sharding_indexed` codec with its checksummed index,
+and blosc, zstd or no compression. Neighbouring chunks come with one request, and decoding releases the GIL, so many
+threads can read at once. A "row" is an element of a vector or a row of a matrix whose chunks are as wide as it is.
+"""
+
+import itertools
+import json
+import math
+import os
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import google_crc32c
+import numpy as np
+from numcodecs import blosc, zstd
+from numpy.typing import NDArray
+
+from scfusion_fm.data.locations import Location, file_system, is_remote
+
+_ABSENT = np.uint64(2**64 - 1)
+_BLOSC_HEADER = struct.Struct("<4xI4xI")  # bytes of the content and of the frame
+
+Request = tuple[str, int, int | None]  # key, first byte, end (None: to the end of the object)
+
+
+class Files(Protocol):
+    """Objects below a root, by their keys."""
+
+    def read_ranges(self, requests: Sequence[Request]) -> list[bytes | None]:
+        """Read byte ranges; None where there is no object. A negative first byte counts from the end."""
+
+
+class LocalFiles:
+    """
+    Read byte ranges of files.
+
+    Parameters
+    ----------
+    root
+        Directory to which keys are relative.
+    """
+
+    def __init__(self, root: Path):
+        self.root = root
+
+    def read_ranges(self, requests: Sequence[Request]) -> list[bytes | None]:
+        """Read byte ranges; see `Files`."""
+        return [self._read(*request) for request in requests]
+
+    def _read(self, key: str, start: int, stop: int | None) -> bytes | None:
+        try:
+            file = os.open(self.root / key, os.O_RDONLY)
+        except FileNotFoundError:
+            return None
+        try:
+            size = os.fstat(file).st_size
+            start = max(size + start, 0) if start < 0 else start
+            return os.pread(file, (size if stop is None else stop) - start, start)
+        finally:
+            os.close(file)
+
+
+class RemoteFiles:
+    """
+    Read byte ranges of objects through fsspec, many at a time where the store allows.
+
+    Parameters
+    ----------
+    url
+        Prefix of the keys, such as `s3://bucket/atlas.zarr`.
+    """
+
+    def __init__(self, url: str):
+        self._system, self._root = file_system(url)
+
+    def read_ranges(self, requests: Sequence[Request]) -> list[bytes | None]:
+        """Read byte ranges; see `Files`."""
+        if not requests:
+            return []
+        keys, starts, stops = zip(*requests, strict=True)
+        paths = [f"{self._root}/{key}" for key in keys]
+        found = self._system.cat_ranges(paths, list(starts), list(stops), on_error="return")
+        return [_data_or_none(value) for value in found]
+
+
+def _data_or_none(value: bytes | Exception) -> bytes | None:
+    if isinstance(value, FileNotFoundError):
+        return None
+    if isinstance(value, Exception):
+        raise value
+    return value
+
+
+def open_files(path: Location) -> Files:
+    """Open a directory, or the place that a URL names."""
+    return RemoteFiles(str(path)) if is_remote(path) else LocalFiles(Path(path))
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Chunks that follow each other in one object: place of the first, what to read, and where each begins and ends."""
+
+    first: int
+    request: Request
+    starts: list[int]
+    stops: list[int | None]
+
+
+class ArrayReader:
+    """
+    Read ranges of rows of one array.
+
+    Parameters
+    ----------
+    files
+        Where the array lies.
+    name
+        Path of the array, such as `X/data`.
+    complete
+        Whether a missing chunk is an error; otherwise it holds the fill value, as zarr has it.
+
+    Attributes
+    ----------
+    shape, dtype
+        Of the array.
+    chunk_rows
+        Rows of one chunk, the unit of decoding.
+
+    Raises
+    ------
+    ValueError
+        If there is no such array, or it is stored in a way that this reader does not know.
+    """
+
+    def __init__(self, files: Files, name: str, complete: bool = False):
+        self._files, self.name, self._complete = files, name, complete
+        (found,) = files.read_ranges([(f"{name}/zarr.json", 0, None)])
+        if found is None:
+            raise ValueError(f"`{name}` must be an array of the zarr v3 store, got none there.")
+        meta = json.loads(found)
+        self.shape = tuple(meta["shape"])
+        self.dtype = np.dtype(meta["data_type"]).newbyteorder("<")
+        self._fill = meta["fill_value"]
+        grid, codecs = meta["chunk_grid"]["configuration"]["chunk_shape"], meta["codecs"]
+        self._chunks_per_shard, inner = 1, grid
+        self._index_at_end = None
+        if codecs[0]["name"] == "sharding_indexed":
+            settings = codecs[0]["configuration"]
+            inner, codecs = settings["chunk_shape"], settings["codecs"]
+            self._chunks_per_shard = grid[0] // inner[0]
+            self._index_at_end = settings.get("index_location", "end") == "end"
+            self._expect([c["name"] for c in settings["index_codecs"]] == ["bytes", "crc32c"], "a crc32c index")
+        width = tuple(max(n, 1) for n in self.shape[1:])  # zarr has no empty chunks
+        self._expect(tuple(inner[1:]) == tuple(grid[1:]) == width, "chunks as wide as the array")
+        encoding = meta["chunk_key_encoding"]
+        self._expect(encoding["name"] == "default", "default chunk keys")
+        separator = encoding.get("configuration", {}).get("separator", "/")
+        self._key = f"{name}/c{separator}{{}}{f'{separator}0' * (len(self.shape) - 1)}"
+        self.chunk_rows = inner[0]
+        self._decode = self._find_decoder(codecs)
+        self._indexes: dict[int, NDArray[np.uint64] | None] = {}
+
+    def read(self, start: NDArray[np.int64], stop: NDArray[np.int64]) -> tuple[NDArray, NDArray[np.int64]]:
+        """
+        Read ranges of rows.
+
+        Parameters
+        ----------
+        start, stop
+            (n,) first row and end of each range, in any order.
+
+        Returns
+        -------
+        Rows of all chunks that the ranges touch, and (n,) where each range begins among them.
+
+        Raises
+        ------
+        ValueError
+            If a chunk is missing that must not be, or damaged.
+        """
+        first, count = start // self.chunk_rows, -(-stop // self.chunk_rows) - start // self.chunk_rows
+        count = np.where(stop > start, count, 0)
+        steps = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+        chunks = np.unique(np.repeat(first, count) + steps)
+        rows = self._read_chunks(chunks)
+        return rows, np.searchsorted(chunks, first) * self.chunk_rows + start % self.chunk_rows
+
+    def read_all(self, rows: int) -> NDArray:
+        """Read the first rows of the array."""
+        values, _ = self.read(np.array([0]), np.array([rows]))
+        return values[:rows]
+
+    def _read_chunks(self, chunks: NDArray[np.int64]) -> NDArray:
+        try:
+            return self._decode_chunks(chunks)
+        except ValueError:
+            if not self._indexes:
+                raise
+            self._indexes.clear()  # an atlas that has grown since has a new last shard
+            return self._decode_chunks(chunks)
+
+    def _decode_chunks(self, chunks: NDArray[np.int64]) -> NDArray:
+        out = np.empty((len(chunks), self.chunk_rows, *self.shape[1:]), self.dtype)
+        target = out.reshape(len(chunks), self.chunk_rows * math.prod(self.shape[1:])).view(np.uint8)
+        runs = self._find(chunks)
+        for gap in _gaps(runs, len(chunks)):
+            self._fill_absent(out, gap, chunks)
+        for run, data in zip(runs, self._files.read_ranges([run.request for run in runs]), strict=True):
+            if data is None:
+                self._fill_absent(out, slice(run.first, run.first + len(run.starts)), chunks)
+                continue
+            whole, i = memoryview(data), run.first
+            try:
+                for i, start, stop in zip(itertools.count(run.first), run.starts, run.stops):
+                    self._decode(whole[start:stop], target[i])
+            except (ValueError, RuntimeError) as error:
+                raise ValueError(self._damage(chunks[i], f"cannot be decoded ({error})")) from error
+        return out.reshape(len(chunks) * self.chunk_rows, *self.shape[1:])
+
+    def _fill_absent(self, out: NDArray, where: slice, chunks: NDArray[np.int64]) -> None:
+        if self._complete:
+            raise ValueError(self._damage(chunks[where][0], "is missing"))
+        out[where] = self._fill
+
+    def _find(self, chunks: NDArray[np.int64]) -> list[_Run]:
+        """Find where chunks lie; an array without shards has one object per chunk."""
+        if self._index_at_end is None:
+            return [_Run(i, (self._key.format(chunk), 0, None), [0], [None]) for i, chunk in enumerate(chunks)]
+        shard, inside = np.divmod(chunks, self._chunks_per_shard)
+        place = np.full((len(chunks), 2), _ABSENT)
+        for s in np.unique(shard):
+            index = self._index(int(s))
+            if index is not None:
+                place[shard == s] = index[inside[shard == s]]
+        present = place[:, 0] != _ABSENT
+        start = place[:, 0].astype(np.int64)
+        stop = start + place[:, 1].astype(np.int64)
+        joined = present[1:] & present[:-1] & (shard[1:] == shard[:-1]) & (start[1:] == stop[:-1])
+        borders = [0, *(np.flatnonzero(~joined) + 1).tolist(), len(chunks)]
+        runs = []
+        for low, high in itertools.pairwise(borders):
+            if low < high and present[low]:
+                origin = int(start[low])
+                request = (self._key.format(shard[low]), origin, int(stop[high - 1]))
+                ends = (stop[low:high] - origin).tolist()
+                runs.append(_Run(low, request, (start[low:high] - origin).tolist(), ends))
+        return runs
+
+    def _index(self, shard: int) -> NDArray[np.uint64] | None:
+        """Give (offset, bytes) of the chunks of a shard; None where there is no such shard."""
+        if shard not in self._indexes:
+            size = 16 * self._chunks_per_shard + 4
+            span = (-size, None) if self._index_at_end else (0, size)
+            (data,) = self._files.read_ranges([(self._key.format(shard), *span)])
+            if data is not None and google_crc32c.value(data[:-4]) != int.from_bytes(data[-4:], "little"):
+                raise ValueError(self._damage(shard * self._chunks_per_shard, "lies in a shard with a damaged index"))
+            self._indexes[shard] = None if data is None else np.frombuffer(data[:-4], "<u8").reshape(-1, 2)
+        return self._indexes[shard]
+
+    def _find_decoder(self, codecs: list[dict]) -> Callable[[memoryview, NDArray[np.uint8]], None]:
+        names = [c["name"] for c in codecs]
+        self._expect(names[0] == "bytes" and len(names) <= 2, f"plain bytes and one compressor, not {names}")
+        endian = codecs[0].get("configuration", {}).get("endian", "little")
+        self._expect(endian == "little", "little endian numbers")
+        decoders = {"blosc": _decode_blosc, "zstd": _decode_zstd, "bytes": _copy}
+        self._expect(names[-1] in decoders, f"blosc, zstd or no compression, not {names[-1]}")
+        return decoders[names[-1]]
+
+    def _expect(self, fits: bool, what: str) -> None:
+        if not fits:
+            raise ValueError(f"`{self.name}` must have {what}; write the atlas again with `scfusion prepare`.")
+
+    def _damage(self, chunk: int, what: str) -> str:
+        return f"Chunk {chunk} of `{self.name}` {what}; copy or prepare the atlas again."
+
+
+def _gaps(runs: list[_Run], number: int) -> Iterator[slice]:
+    """Give the places, of so many, that no run covers."""
+    end = 0
+    for run in runs:
+        if end < run.first:
+            yield slice(end, run.first)
+        end = run.first + len(run.starts)
+    if end < number:
+        yield slice(end, number)
+
+
+def _decode_blosc(source: memoryview, target: NDArray[np.uint8]) -> None:
+    """Decode a blosc frame; its header is compared first, because blosc itself trusts it."""
+    if source.nbytes < _BLOSC_HEADER.size:
+        raise ValueError(f"{source.nbytes} bytes, too few for a header")
+    size, stored = _BLOSC_HEADER.unpack_from(source)
+    if size != target.nbytes or stored != source.nbytes:
+        raise ValueError(f"{size} bytes in {stored}, expected {target.nbytes} in {source.nbytes}")
+    blosc.decompress(source, target)
+
+
+def _decode_zstd(source: memoryview, target: NDArray[np.uint8]) -> None:
+    _copy(zstd.decompress(source), target)  # decoding into `target` would accept a shorter frame
+
+
+def _copy(source: memoryview | bytes, target: NDArray[np.uint8]) -> None:
+    target[:] = np.frombuffer(source, np.uint8)

@@ -1,0 +1,1 @@
+"""Read the files in which counts are exchanged, and bring them onto a vocabulary."""

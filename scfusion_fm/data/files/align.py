@@ -1,0 +1,290 @@
+"""Bring the counts of a file onto a vocabulary."""
+
+import hashlib
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from numpy.typing import NDArray
+
+from scfusion_fm.data.files.modalities import CellsFile, StoredModality
+from scfusion_fm.data.schema import AlignedCells, Cells, ModalityCounts
+from scfusion_fm.data.vocabulary.names import MOUSE_ID
+from scfusion_fm.data.vocabulary.resolve import resolve_antibody_features, resolve_gene_features
+from scfusion_fm.data.vocabulary.vocabulary import Vocabulary
+
+MIN_HIT_RATE = 0.05  # below it the file is not of human genes: a few names are the same in every species
+NUM_EXAMPLES = 5
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """
+    Say where each feature of a file stands in a vocabulary.
+
+    Attributes
+    ----------
+    rna, adt
+        (n_features,) place in the vocabulary, -1 for none; None where the file lacks the modality.
+    num_genes, num_proteins
+        Size of the vocabulary.
+    """
+
+    rna: NDArray[np.int64] | None
+    adt: NDArray[np.int64] | None
+    num_genes: int
+    num_proteins: int
+
+    @property
+    def rna_observed(self) -> NDArray[np.bool_]:
+        """(num_genes,) whether the file measures the gene."""
+        return _observed(self.rna, self.num_genes)
+
+    @property
+    def adt_observed(self) -> NDArray[np.bool_]:
+        """(num_proteins,) whether the file measures the protein."""
+        return _observed(self.adt, self.num_proteins)
+
+    def align_rna(self, counts: sp.csr_matrix) -> sp.csr_matrix:
+        """Give RNA counts of the file over the genes of the vocabulary; columns that mean the same are summed."""
+        return _collect(counts, self.rna, self.num_genes)
+
+    def align_adt(self, counts: sp.csr_matrix) -> NDArray[np.float32]:
+        """Give ADT counts of the file over the proteins of the vocabulary, dense."""
+        return _collect(counts, self.adt, self.num_proteins).toarray()
+
+
+def match_features(cells: Cells | CellsFile, vocabulary: Vocabulary) -> Alignment:
+    """Find the genes and antibodies of a file in a vocabulary.
+
+    Raises
+    ------
+    ValueError
+        If no gene or no antibody of the file is in the vocabulary, the file is of mouse, or two features that
+        mean the same hold identical counts.
+
+    Notes
+    -----
+    Warns, with numbers, of names that do not resolve and of several features that are summed into one. Isotype
+    controls and hashtags are left out without a warning.
+    """
+    rna = adt = None
+    if cells.rna is not None:
+        rna = _match_genes(cells, vocabulary)
+        _tell_sums(cells.rna, rna, vocabulary.gene_symbols, f"{cells.path}, gene")
+    if cells.adt is not None:
+        adt = _match_antibodies(cells, vocabulary)
+        _tell_sums(cells.adt, adt, vocabulary.protein_names, f"{cells.path}, protein")
+    return Alignment(rna, adt, vocabulary.num_genes, vocabulary.num_proteins)
+
+
+def align_cells(cells: Cells, vocabulary: Vocabulary) -> AlignedCells:
+    """Select and order the counts of a file as a vocabulary does.
+
+    Parameters
+    ----------
+    cells
+        As `read_cells` gives them.
+    vocabulary
+        Genes and proteins, in the order of the result.
+
+    Returns
+    -------
+    Counts over the vocabulary with marks of what was measured.
+
+    Raises
+    ------
+    ValueError
+        As `match_features`.
+
+    Notes
+    -----
+    Warns as `match_features`, and of cells without any count.
+    """
+    alignment, num_obs = match_features(cells, vocabulary), len(cells.obs)
+    rna = sp.csr_matrix((num_obs, vocabulary.num_genes), dtype=np.float32)
+    adt = np.zeros((num_obs, vocabulary.num_proteins), dtype=np.float32)
+    totals = np.zeros(num_obs)
+    if cells.rna is not None:
+        rna = alignment.align_rna(cells.rna.counts)
+        totals = np.asarray(cells.rna.counts.sum(axis=1, dtype=np.float64)).ravel()
+    if cells.adt is not None:
+        adt = alignment.align_adt(cells.adt.counts)
+    aligned = AlignedCells(
+        obs=cells.obs,
+        rna=rna,
+        rna_observed=alignment.rna_observed,
+        rna_present=_presence(cells.rna, num_obs),
+        rna_total_counts=totals,
+        adt=adt,
+        adt_observed=alignment.adt_observed,
+        adt_present=_presence(cells.adt, num_obs),
+    )
+    warn_empty_cells(int((~(aligned.rna_present | aligned.adt_present)).sum()), num_obs, cells.path)
+    return aligned
+
+
+def _observed(targets: NDArray[np.int64] | None, size: int) -> NDArray[np.bool_]:
+    observed = np.zeros(size, dtype=bool)
+    if targets is not None:
+        observed[targets[targets >= 0]] = True
+    return observed
+
+
+def _match_genes(cells: Cells | CellsFile, vocabulary: Vocabulary) -> np.ndarray:
+    """Give for each gene of the file its place in the vocabulary, or -1."""
+    _check_human(cells.rna.var, cells.path)
+    genes = resolve_gene_features(cells.rna.var)
+    is_unknown = (genes["match"] == "unknown").to_numpy()
+    targets = _locate(genes.gene_id, vocabulary.gene_ids)
+    examples = _examples(genes.index[is_unknown])
+    if 1 - is_unknown.mean() < MIN_HIT_RATE:
+        raise ValueError(
+            f"`{cells.path}` must name its genes by human Ensembl ids or symbols, got {len(genes):,} genes "
+            f"of which {(~is_unknown).sum():,} resolve; unknown are {examples}. {_hint(genes.index)}"
+        )
+    if (targets < 0).all():
+        raise ValueError(
+            f"`{cells.path}` must share genes with the vocabulary ({vocabulary.num_genes:,} genes), got none "
+            f"of its {len(genes):,} genes there, for example {_examples(genes.index)}. "
+            "Use a model with another vocabulary."
+        )
+    if is_unknown.any():
+        _warn(
+            f"{cells.path}: {is_unknown.sum():,} of {len(genes):,} genes do not resolve and are left out "
+            f"(their counts stay in the library size): {examples}. "
+            f"{(targets >= 0).sum():,} are in the vocabulary."
+        )
+    return targets
+
+
+def _match_antibodies(cells: Cells | CellsFile, vocabulary: Vocabulary) -> np.ndarray:
+    """Give for each antibody of the file its place in the vocabulary, or -1."""
+    _check_human(cells.adt.var, cells.path)
+    antibodies = resolve_antibody_features(cells.adt.var)
+    is_unknown = (antibodies["match"] == "unknown").to_numpy()
+    targets = _locate(antibodies.protein, vocabulary.protein_names)
+    if (antibodies.protein == "").all():
+        raise ValueError(
+            f"`{cells.path}` must name known antibodies, got {len(antibodies):,} of which none resolves to a "
+            f"protein: {_examples(antibodies.index)}. Use names like CD3 or the symbol of the coding gene."
+        )
+    if (targets < 0).all():
+        raise ValueError(
+            f"`{cells.path}` must share proteins with the vocabulary ({vocabulary.num_proteins:,} proteins), "
+            f"got none of {_examples(antibodies.index)} there. Use a model with another vocabulary."
+        )
+    if is_unknown.any():
+        _warn(
+            f"{cells.path}: {is_unknown.sum():,} of {len(antibodies):,} antibodies do not resolve and are "
+            f"left out: {', '.join(antibodies.index[is_unknown])}."
+        )
+    return targets
+
+
+def _check_human(var: pd.DataFrame, path: str) -> None:
+    columns = [
+        var.index.to_series(),
+        *(var[column] for column in var.columns if var[column].dtype.kind not in "biuf"),
+    ]
+    for column in columns:
+        texts = column.astype(str)
+        is_mouse = texts.str.contains(MOUSE_ID).to_numpy()
+        if is_mouse.mean() > 0.5:
+            raise ValueError(
+                f"`{path}` must be of human cells, got mouse genes such as "
+                f"{texts.iloc[is_mouse.argmax()]!r}. Mouse is not supported; "
+                "map the genes to human orthologues first if that is what you want."
+            )
+
+
+def _hint(names: pd.Index) -> str:
+    """Say what unknown names look like."""
+    texts = names.astype(str)
+    if texts.str.fullmatch(r"\d+").mean() > 0.5:
+        return "They look like row numbers or Entrez ids: give symbols or Ensembl ids."
+    if texts.str.fullmatch(r"[A-Z][a-z0-9].*").mean() > 0.5:
+        return "They look like mouse symbols (Cd3e, not CD3E): mouse is not supported."
+    if texts.str.match(r"N[MR]_|ENST").mean() > 0.5:
+        return "They look like transcripts: sum them per gene."
+    if texts.str.match(r"ENS[A-Z]+\d").mean() > 0.5:
+        return "They look like genes of another species."
+    return 'Give symbols or Ensembl ids as var_names or in var["gene_ids"].'
+
+
+def _locate(values: pd.Series, vocabulary: tuple[str, ...]) -> np.ndarray:
+    return pd.Index(vocabulary, dtype=object).get_indexer(values.to_numpy(dtype=object))
+
+
+def _collect(counts: sp.csr_matrix, targets: NDArray[np.int64], size: int) -> sp.csr_matrix:
+    """Sum the columns of a file into those of the vocabulary."""
+    columns = np.flatnonzero(targets >= 0)
+    place = (np.ones(len(columns), dtype=np.float32), (columns, targets[columns]))
+    aligned = sp.csr_matrix(counts @ sp.csr_matrix(place, shape=(len(targets), size)))
+    aligned.sort_indices()
+    return aligned
+
+
+def _tell_sums(
+    modality: ModalityCounts | StoredModality, targets: NDArray[np.int64], names: tuple[str, ...], what: str
+) -> None:
+    """Warn of columns that will be summed, and refuse two of them that are copies."""
+    sizes = np.bincount(targets[targets >= 0], minlength=len(names))
+    repeated = np.flatnonzero(sizes > 1)
+    if len(repeated) == 0:
+        return
+    _check_copies(modality, targets, repeated, names, what)
+    merged = ", ".join(f"{names[i]} ({sizes[i]})" for i in repeated[:NUM_EXAMPLES])
+    more = f" and {len(repeated) - NUM_EXAMPLES:,} more" if len(repeated) > NUM_EXAMPLES else ""
+    _warn(f"{what}: {sizes[repeated].sum():,} columns share {len(repeated):,} name(s) and were summed: {merged}{more}.")
+
+
+def _check_copies(
+    modality: ModalityCounts | StoredModality,
+    targets: NDArray[np.int64],
+    repeated: NDArray[np.int64],
+    names: tuple[str, ...],
+    what: str,
+) -> None:
+    """Refuse two non-empty columns that mean the same and hold the same counts in all cells: one is a copy."""
+    columns = np.flatnonzero(np.isin(targets, repeated))
+    digests = [hashlib.blake2b(digest_size=16) for _ in columns]
+    empty = [digest.digest() for digest in digests]
+    start = 0
+    for block in modality.blocks():
+        by_column = block[:, columns].tocsc()
+        by_column.sort_indices()
+        for i, digest in enumerate(digests):
+            entries = slice(by_column.indptr[i], by_column.indptr[i + 1])
+            digest.update((by_column.indices[entries].astype(np.int64) + start).tobytes())
+            digest.update(by_column.data[entries].tobytes())
+        start += block.shape[0]
+    seen: dict[tuple[int, bytes], str] = {}
+    for column, digest, nothing in zip(columns, digests, empty, strict=True):
+        key, name = (targets[column], digest.digest()), str(modality.var.index[column])
+        if key in seen and digest.digest() != nothing:
+            raise ValueError(
+                f"{what} `{names[targets[column]]}` must not be counted twice, got features {seen[key]!r} and "
+                f"{name!r} with identical counts in all cells. Remove one of them."
+            )
+        seen[key] = name
+
+
+def _presence(modality: ModalityCounts | None, num_obs: int) -> np.ndarray:
+    return np.zeros(num_obs, dtype=bool) if modality is None else modality.present.copy()
+
+
+def warn_empty_cells(number: int, num_obs: int, path: str) -> None:
+    """Warn of cells without any count."""
+    if number:
+        _warn(f"{path}: {number:,} of {num_obs:,} cells have no count in any modality, and are kept.")
+
+
+def _examples(names: pd.Index) -> str:
+    return ", ".join(map(str, names[:NUM_EXAMPLES])) + (", ..." if len(names) > NUM_EXAMPLES else "")
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, UserWarning, stacklevel=4)

@@ -1,0 +1,80 @@
+"""Cells of several files over one vocabulary, each with the genes and proteins that its own file measured."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from numpy.typing import NDArray
+
+from scfusion_fm.data.schema import AlignedCells
+
+DATASET = "dataset"
+
+
+@dataclass
+class StackedCells(AlignedCells):
+    """Hold the cells of several files over a vocabulary.
+
+    Attributes
+    ----------
+    file_of
+        (n_obs,), which file a cell is from.
+    rna_panels
+        (files, num_genes), whether a file measures the gene; `rna_observed` tells whether any does.
+    adt_panels
+        (files, num_proteins), likewise.
+    """
+
+    file_of: NDArray[np.int64]
+    rna_panels: NDArray[np.bool_]
+    adt_panels: NDArray[np.bool_]
+
+    def rna_observed_in(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Tell which genes were measured in some cells, (len(rows), num_genes)."""
+        return self.rna_panels[self.file_of[rows]] & self.rna_present[rows, None]
+
+    def adt_observed_in(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Tell which proteins were measured in some cells, (len(rows), num_proteins)."""
+        return self.adt_panels[self.file_of[rows]] & self.adt_present[rows, None]
+
+
+def stack_aligned(parts: Sequence[AlignedCells], names: Sequence[str]) -> StackedCells:
+    """Put the cells of several files below one another.
+
+    Parameters
+    ----------
+    parts
+        Cells of each file, all over the same vocabulary.
+    names
+        Name of each file: the column `dataset` of the result, and the beginning of the names of its cells.
+
+    Raises
+    ------
+    ValueError
+        If there is no file, names are not one per file and different, or vocabularies differ.
+    """
+    if not parts or len(set(names)) != len(parts):
+        raise ValueError(f"`names` must name each of the {len(parts)} files differently, got {list(names)}.")
+    widths = {(part.rna.shape[1], part.adt.shape[1]) for part in parts}
+    if len(widths) > 1:
+        raise ValueError(f"`parts` must have one vocabulary, got sizes {sorted(widths)}; align them with one model.")
+    tables = [
+        part.obs.set_axis([f"{name}:{cell}" for cell in part.obs.index]).assign(**{DATASET: name})
+        for part, name in zip(parts, names, strict=True)
+    ]
+    panels = {kind: np.stack([getattr(part, f"{kind}_observed") for part in parts]) for kind in ("rna", "adt")}
+    return StackedCells(
+        obs=pd.concat([table.astype(object) for table in tables]),
+        rna=sp.vstack([part.rna for part in parts], format="csr"),
+        rna_observed=panels["rna"].any(0),
+        rna_present=np.concatenate([part.rna_present for part in parts]),
+        rna_total_counts=np.concatenate([part.rna_total_counts for part in parts]),
+        adt=np.concatenate([part.adt for part in parts]),
+        adt_observed=panels["adt"].any(0),
+        adt_present=np.concatenate([part.adt_present for part in parts]),
+        file_of=np.repeat(np.arange(len(parts)), [len(part.obs) for part in parts]),
+        rna_panels=panels["rna"],
+        adt_panels=panels["adt"],
+    )

@@ -1,0 +1,284 @@
+"""What a model was trained on: a set of fingerprints of cells that travels with it.
+
+The set cannot be turned back into counts. It knows a cell again by all of its RNA counts over the vocabulary of the
+model, or by all of its protein counts: an exact copy, whatever the name of the cell, the order of features, and
+features without counts. It does not know again a cell that was counted anew, rounded, downsampled or cleaned of
+ambient RNA. A file cut to fewer genes changes the RNA fingerprints but not those of the proteins, and the other way
+round. So 'seen' is sure up to the false-positive rate, and 'not seen' means that no such copy was found.
+"""
+
+import json
+import zipfile
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from scipy.stats import poisson
+
+from scfusion_fm.data.atlas.atlas import Atlas
+from scfusion_fm.data.fingerprints.cells import CellFingerprints
+from scfusion_fm.data.hashing import hash_keys
+from scfusion_fm.data.locations import zarr_store
+
+SEEN_CELLS = "seen_cells.npz"
+FORMAT = "scfusion-seen-cells 1"
+FALSE_POSITIVE_RATE = 1e-4
+CHANCE = 1e-3  # seen cells are beyond chance where chance gives as many more rarely than this
+
+
+@dataclass(frozen=True)
+class BloomFilter:
+    """
+    Hold a set of keys in a few bits each; it never misses a key and seldom takes another for one.
+
+    Attributes
+    ----------
+    bits
+        (bytes,), packed.
+    num_keys
+        Keys that were put in.
+    num_hashes
+        Bits per key that are set.
+
+    Notes
+    -----
+    Bloom 1970, with the double hashing of Kirsch and Mitzenmacher 2006.
+    """
+
+    bits: NDArray[np.uint8]
+    num_keys: int
+    num_hashes: int
+
+    @classmethod
+    def build(cls, fingerprints: NDArray[np.uint64], rate: float = FALSE_POSITIVE_RATE) -> "BloomFilter":
+        """
+        Build the set of all fingerprints but 0.
+
+        Raises
+        ------
+        ValueError
+            If `rate` is not in (0, 1).
+        """
+        if not 0 < rate < 1:
+            raise ValueError(f"`rate` must lie in (0, 1), got {rate}.")
+        keys = np.unique(fingerprints[fingerprints != 0])
+        bits_per_key = -np.log(rate) / np.log(2) ** 2
+        bits = np.zeros(int(np.ceil(bits_per_key * len(keys) / 8)) + 8, dtype=np.uint8)
+        built = cls(bits, len(keys), max(round(bits_per_key * np.log(2)), 1))
+        for place in built._places(keys):
+            np.bitwise_or.at(bits, place >> 3, (1 << (place & 7)).astype(np.uint8))
+        return built
+
+    @property
+    def false_positive_rate(self) -> float:
+        """Probability that a key which was not put in is found: the share of set bits, to the number of hashes."""
+        return float((np.bitwise_count(self.bits).sum() / (8 * len(self.bits))) ** self.num_hashes)
+
+    def contains(self, fingerprints: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Tell which fingerprints are in the set; 0 never is."""
+        found = fingerprints != 0
+        for place in self._places(fingerprints):
+            found &= (self.bits[place >> 3] >> (place & 7).astype(np.uint8)) & 1 == 1
+        return found
+
+    def _places(self, keys: NDArray[np.uint64]) -> Iterable[NDArray[np.int64]]:
+        """Give the bit of every key for one hash after the other."""
+        first, step = hash_keys(keys, 1), hash_keys(keys, 2) | np.uint64(1)
+        for i in range(self.num_hashes):
+            yield ((first + np.uint64(i) * step) % np.uint64(8 * len(self.bits))).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class SeenPart:
+    """
+    The cells of one training: pretraining, or a fine-tuning.
+
+    Attributes
+    ----------
+    name
+        What they were used for.
+    num_cells
+        How many there were.
+    rna, adt
+        Their fingerprints.
+    """
+
+    name: str
+    num_cells: int
+    rna: BloomFilter
+    adt: BloomFilter
+
+    @classmethod
+    def build(cls, name: str, fingerprints: CellFingerprints, rate: float = FALSE_POSITIVE_RATE) -> "SeenPart":
+        """Remember cells."""
+        filters = (BloomFilter.build(values, rate) for values in (fingerprints.rna, fingerprints.adt))
+        return cls(name, len(fingerprints), *filters)
+
+
+@dataclass(frozen=True)
+class SeenAnswer:
+    """
+    How many cells of a file a model has seen.
+
+    Attributes
+    ----------
+    num_cells, with_rna_fingerprint, with_adt_fingerprint, with_fingerprint
+        Cells; cells that can be known again by RNA, by ADT, by either.
+    seen_by_rna, seen_by_adt, seen
+        Cells found by RNA, by ADT, by either.
+    seen_in
+        Cells found by either, by the name of the training.
+    false_positive_rates
+        Of the RNA and ADT fingerprints, by the name of the training.
+    expected_by_chance
+        Cells that would be found by either if none had been seen.
+    """
+
+    num_cells: int
+    with_rna_fingerprint: int
+    with_adt_fingerprint: int
+    with_fingerprint: int
+    seen_by_rna: int
+    seen_by_adt: int
+    seen: int
+    seen_in: dict[str, int]
+    false_positive_rates: dict[str, dict[str, float]]
+    expected_by_chance: float
+
+    @property
+    def beyond_chance(self) -> bool:
+        """Whether more cells are found than false positives explain."""
+        return bool(poisson.sf(self.seen - 1, self.expected_by_chance) < CHANCE)
+
+    def to_dict(self) -> dict:
+        """Give all of it for a JSON file."""
+        return asdict(self) | {"beyond_chance": self.beyond_chance}
+
+    def to_text(self) -> str:
+        """Say it in a few lines."""
+        rates = [max(rate.values()) for rate in self.false_positive_rates.values()]
+        parts = ", ".join(f"{count:,} in {name}" for name, count in self.seen_in.items())
+        if self.with_fingerprint == 0:
+            verdict = "cannot tell: no cell has enough counts to be known again"
+        elif self.seen == 0:
+            verdict = "none seen"
+        else:
+            verdict = "more than chance explains" if self.beyond_chance else "no more than chance explains"
+        return "\n".join(
+            [
+                f"cells             {self.num_cells:,}, of which {self.with_fingerprint:,} can be known again",
+                f"seen              {self.seen:,} ({parts})",
+                f"  by RNA counts   {self.seen_by_rna:,} of {self.with_rna_fingerprint:,}",
+                f"  by ADT counts   {self.seen_by_adt:,} of {self.with_adt_fingerprint:,}",
+                f"false positives   {self.expected_by_chance:.2g} cells expected, at most {sum(rates):.2g} per look-up",
+                f"verdict           {verdict}",
+            ]
+        )
+
+
+@dataclass(frozen=True)
+class SeenCells:
+    """Hold the cells that a model has seen, training by training."""
+
+    parts: tuple[SeenPart, ...]
+
+    def __add__(self, part: SeenPart) -> "SeenCells":
+        """Add a training; its name gets a number where it was there before."""
+        times = 1 + sum(p.name == part.name or p.name.startswith(f"{part.name} (") for p in self.parts)
+        return SeenCells((*self.parts, part if times == 1 else replace(part, name=f"{part.name} ({times})")))
+
+    def look_up(self, cells: CellFingerprints) -> SeenAnswer:
+        """Count the cells that are in the set."""
+        has = {"rna": cells.rna != 0, "adt": cells.adt != 0}
+        found = {kind: np.zeros(len(cells), dtype=bool) for kind in has}
+        unlikely = np.ones(len(cells))  # probability of no false positive
+        seen_in, rates = {}, {}
+        for part in self.parts:
+            hits = {kind: getattr(part, kind).contains(getattr(cells, kind)) for kind in has}
+            rates[part.name] = {kind: getattr(part, kind).false_positive_rate for kind in has}
+            seen_in[part.name] = int((hits["rna"] | hits["adt"]).sum())
+            for kind in has:
+                found[kind] |= hits[kind]
+                unlikely *= np.where(has[kind], 1 - rates[part.name][kind], 1)
+        return SeenAnswer(
+            num_cells=len(cells),
+            with_rna_fingerprint=int(has["rna"].sum()),
+            with_adt_fingerprint=int(has["adt"].sum()),
+            with_fingerprint=int((has["rna"] | has["adt"]).sum()),
+            seen_by_rna=int(found["rna"].sum()),
+            seen_by_adt=int(found["adt"].sum()),
+            seen=int((found["rna"] | found["adt"]).sum()),
+            seen_in=seen_in,
+            false_positive_rates=rates,
+            expected_by_chance=float((1 - unlikely).sum()),
+        )
+
+    def save(self, path: Path) -> None:
+        """Write one file."""
+        arrays, facts = {}, []
+        for i, part in enumerate(self.parts):
+            filters = {"rna": part.rna, "adt": part.adt}
+            arrays |= {f"{i}_{kind}": f.bits for kind, f in filters.items()}
+            sizes = {kind: {"num_keys": f.num_keys, "num_hashes": f.num_hashes} for kind, f in filters.items()}
+            facts.append({"name": part.name, "num_cells": part.num_cells, **sizes})
+        np.savez(path, about=np.array(json.dumps({"format": FORMAT, "parts": facts})), **arrays)
+
+    @classmethod
+    def load(cls, path: Path) -> "SeenCells":
+        """
+        Read the file again.
+
+        Raises
+        ------
+        ValueError
+            If it is missing, broken or of another format.
+        """
+        if not path.is_file():
+            raise ValueError(
+                f"`model` must carry the fingerprints of its training cells, got no {str(path)!r}. "
+                "Export it again with this version, from an atlas prepared with it."
+            )
+        try:
+            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+                about = json.loads(str(file["about"]))
+                arrays = {name: file[name] for name in file.files}
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(f"`{path}` must be a complete set of fingerprints, got a broken file: {error}") from error
+        if about.get("format") != FORMAT:
+            raise ValueError(f"`{path}` must be of format {FORMAT}, got {about.get('format')}.")
+        parts = [
+            SeenPart(
+                facts["name"],
+                facts["num_cells"],
+                *(BloomFilter(arrays[f"{i}_{kind}"], **facts[kind]) for kind in ("rna", "adt")),
+            )
+            for i, facts in enumerate(about["parts"])
+        ]
+        return cls(tuple(parts))
+
+
+def load_seen(model: Path) -> SeenCells | None:
+    """Read what a model or a run has seen; None where it does not tell."""
+    return SeenCells.load(model / SEEN_CELLS) if (model / SEEN_CELLS).exists() else None
+
+
+def remember_atlas(atlas: Atlas) -> SeenCells:
+    """
+    Remember the training and validation cells of an atlas; a model does not see its test cells.
+
+    Raises
+    ------
+    ValueError
+        If the atlas was prepared without fingerprints.
+    """
+    obs = zarr.open_group(zarr_store(atlas.path), mode="r")["obs"]
+    columns = ("rna_fingerprint", "adt_fingerprint")
+    if any(column not in obs for column in columns):
+        raise ValueError(
+            f"`atlas` must hold fingerprints of its cells, got none in {str(atlas.path)!r}; prepare it again."
+        )
+    rows = np.sort(np.concatenate([atlas.rows_of("train"), atlas.rows_of("val")]))
+    return SeenCells((SeenPart.build("pretraining", CellFingerprints(*(obs[c][:] for c in columns))[rows]),))

@@ -1,0 +1,1 @@
+"""Say what files and atlases hold: `scfusion doctor` and `scfusion inspect`."""

@@ -1,0 +1,300 @@
+"""Examine files before they are used: what they hold, how it will be understood, and why a file is refused.
+
+A file is refused here exactly when `scfusion prepare` or a model refuses it: the same functions read and align it.
+"""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from scfusion_fm.data.files.align import align_cells
+from scfusion_fm.data.files.readers import check_modality, open_container, take_cells
+from scfusion_fm.data.fingerprints.cells import CellFingerprints, fingerprint_cells
+from scfusion_fm.data.fingerprints.shared import SharedCells, barcode_cores, compare_cells
+from scfusion_fm.data.inspect.slots import SlotContent, describe_slots, is_constant
+from scfusion_fm.data.schema import AlignedCells, Cells, ModalityCounts
+from scfusion_fm.data.vocabulary.names import MOUSE_ID
+from scfusion_fm.data.vocabulary.reference import load_gene_table
+from scfusion_fm.data.vocabulary.resolve import resolve_antibody_features, resolve_gene_features
+from scfusion_fm.data.vocabulary.vocabulary import Vocabulary
+
+NUM_EXAMPLES = 3
+MOUSE_SYMBOL = r"[A-Z][a-z0-9]+.*"
+KINDS = {".h5ad": "AnnData (h5ad)", ".h5mu": "MuData (h5mu)", ".h5": "10x h5"}
+NO_LABEL = ("nan", "none", "na", "unknown", "unassigned", "")
+# Columns of obs, in lower case without separators: CELLxGENE's and others that are common.
+LABEL_COLUMNS = ("annotation", "annotations", "label", "labels", "cluster", "clusters", "leiden", "louvain")
+LABEL_COLUMNS += ("seuratclusters", "cellontologyclass", "authorcelltype", "predictedcelltype", "wnncluster")
+GROUP_COLUMNS = ("donor", "donorid", "individual", "patient", "patientid", "subject", "subjectid", "sample", "sampleid")
+GROUP_COLUMNS += ("batch", "batchid", "site", "dataset", "library", "libraryid", "lane", "channel", "origident")
+
+Verdict = Literal["ok", "warnings", "refused"]
+
+
+@dataclass
+class ModalityReport:
+    """
+    What one modality of a file holds.
+
+    Attributes
+    ----------
+    name
+        rna or adt.
+    slot
+        Where the counts were found.
+    num_cells, num_features, median_counts
+        Cells with counts, columns, and the median of counts over these cells.
+    species
+        human, mouse or unknown; of genes only.
+    naming
+        What kind of names `var_names` are.
+    matches
+        Features by the way in which their name was understood.
+    examples
+        Some names of each way that is not the plain one, with what they became.
+    in_vocabulary, vocabulary_size
+        Genes or proteins of the vocabulary that the file measures, and all that it has.
+    """
+
+    name: str
+    slot: str
+    num_cells: int
+    num_features: int
+    median_counts: float
+    species: str = ""
+    naming: str = ""
+    matches: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+    in_vocabulary: int = 0
+    vocabulary_size: int = 0
+
+
+@dataclass
+class ColumnReport:
+    """A column of obs with labels or groups of cells, its number of classes, and cells without one."""
+
+    name: str
+    role: Literal["labels", "groups"]
+    num_classes: int
+    num_missing: int
+
+
+@dataclass
+class FileReport:
+    """
+    What a file holds.
+
+    Attributes
+    ----------
+    path, kind
+        The file and its format.
+    refusal
+        Why it cannot be used; '' where it can.
+    warnings
+        What its user should know.
+    num_cells, num_empty
+        Cells, and those without any count.
+    modalities, slots, columns
+        Counts, what each slot holds, and columns of obs.
+    """
+
+    path: str
+    kind: str
+    refusal: str = ""
+    warnings: list[str] = field(default_factory=list)
+    num_cells: int = 0
+    num_empty: int = 0
+    modalities: list[ModalityReport] = field(default_factory=list)
+    slots: list[SlotContent] = field(default_factory=list)
+    columns: list[ColumnReport] = field(default_factory=list)
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether the file can be used."""
+        if self.refusal:
+            return "refused"
+        return "warnings" if self.warnings else "ok"
+
+
+@dataclass
+class Examination:
+    """All files, and pairs of them that seem to share cells."""
+
+    files: list[FileReport]
+    shared: list[SharedCells]
+
+    @property
+    def exit_code(self) -> int:
+        """0: all files are fine; 1: there are warnings; 2: a file is refused."""
+        return max({"ok": 0, "warnings": 1, "refused": 2}[file.verdict] for file in self.files)
+
+    def to_dict(self) -> dict:
+        """Give all of it for a JSON file."""
+        files = [{"verdict": file.verdict, **asdict(file)} for file in self.files]
+        return {"files": files, "shared_cells": [asdict(pair) for pair in self.shared]}
+
+
+def examine_files(paths: Sequence[Path], vocabulary: Vocabulary, modality: str = "auto") -> Examination:
+    """
+    Examine files, and look for cells that are in two of them.
+
+    Parameters
+    ----------
+    paths
+        Files; they are read only.
+    vocabulary
+        Of a model, or of an atlas to be.
+    modality
+        What a single AnnData holds: auto, rna or adt.
+
+    Raises
+    ------
+    ValueError
+        If `modality` is none; what is wrong with a file is in its report.
+    """
+    check_modality(modality)
+    files, contents = [], []
+    for path in (Path(p).expanduser() for p in paths):
+        report = FileReport(str(path), KINDS.get(path.suffix.lower(), "zarr" if path.is_dir() else "unknown format"))
+        contents.append(_examine(report, path, vocabulary, modality))
+        files.append(report)
+    shared = []
+    for i, first in enumerate(contents):
+        for j in range(i):
+            if first is None or contents[j] is None:
+                continue
+            found = compare_cells((files[j].path, *contents[j]), (files[i].path, *first))
+            if found.is_suspicious:
+                shared.append(found)
+                files[i].warnings.append(found.describe(files[j].path))
+                files[j].warnings.append(found.describe(files[i].path))
+    return Examination(files, shared)
+
+
+def _examine(
+    report: FileReport, path: Path, vocabulary: Vocabulary, modality: str
+) -> tuple[frozenset[str], CellFingerprints] | None:
+    """Fill in the report; the cells' barcodes and fingerprints, or None for a refused file."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            aligned = _read(report, path, vocabulary, modality)
+        except ValueError as error:
+            report.refusal = str(error)
+            return None
+    own = [str(w.message) for w in caught if w.category is UserWarning]  # the libraries' have classes of their own
+    report.warnings += [message for message in own if message.startswith(str(path))]
+    prints = fingerprint_cells(aligned, vocabulary.gene_ids, vocabulary.protein_names)
+    report.warnings += _find_oddities(report, aligned, prints)
+    return barcode_cores(aligned.obs.index), prints
+
+
+def _read(report: FileReport, path: Path, vocabulary: Vocabulary, modality: str) -> AlignedCells:
+    container = open_container(path)
+    report.slots = describe_slots(container)
+    cells = take_cells(container, path, modality)
+    report.num_cells = len(cells.obs)
+    report.columns = describe_columns(cells.obs)
+    report.modalities = _describe_modalities(cells)
+    aligned = align_cells(cells, vocabulary)
+    report.num_empty = int((~(aligned.rna_present | aligned.adt_present)).sum())
+    observed = {"rna": aligned.rna_observed, "adt": aligned.adt_observed}
+    for found in report.modalities:
+        found.in_vocabulary = int(observed[found.name].sum())
+        found.vocabulary_size = len(observed[found.name])
+    return aligned
+
+
+def _describe_modalities(cells: Cells) -> list[ModalityReport]:
+    reports = []
+    if cells.rna is not None:
+        report = _start_report("rna", cells.rna)
+        genes = resolve_gene_features(cells.rna.var)
+        report.naming, report.species = name_genes(cells.rna.var.index), guess_species(cells.rna.var, genes)
+        symbols = load_gene_table().symbol.reindex(genes.gene_id).fillna("").to_numpy()
+        _count_matches(report, genes, symbols, plain=("id", "symbol"))
+        reports.append(report)
+    if cells.adt is not None:
+        report = _start_report("adt", cells.adt)
+        antibodies = resolve_antibody_features(cells.adt.var)
+        _count_matches(report, antibodies, antibodies.protein.to_numpy(), plain=("table",))
+        reports.append(report)
+    return reports
+
+
+def _start_report(name: str, modality: ModalityCounts) -> ModalityReport:
+    totals = np.asarray(modality.counts.sum(axis=1, dtype=np.float64)).ravel()[modality.present]
+    median = float(np.median(totals)) if len(totals) else 0.0
+    return ModalityReport(name, modality.slot, len(totals), modality.counts.shape[1], median)
+
+
+def _count_matches(report: ModalityReport, found: pd.DataFrame, became: np.ndarray, plain: tuple[str, ...]) -> None:
+    matches = found["match"].to_numpy(dtype=object)
+    report.matches = {str(kind): int(count) for kind, count in found["match"].value_counts().items()}
+    for kind in (kind for kind in report.matches if kind not in plain):
+        rows = np.flatnonzero(matches == kind)
+        is_lost = report.name == "adt" and kind in ("unknown", "isotype", "hashtag")  # a panel is short: name all
+        shown = rows if is_lost else rows[:NUM_EXAMPLES]
+        report.examples[kind] = [
+            f"{found.index[i]} = {became[i]}" if became[i] and became[i] != found.index[i] else str(found.index[i])
+            for i in shown
+        ]
+
+
+def name_genes(names: pd.Index) -> str:
+    """Say what kind of names genes have: Ensembl ids, with or without version, symbols, or a mixture."""
+    texts = names.astype(str)
+    has_id = texts.str.contains(r"ENS[A-Z]*G\d{6,}").mean()
+    if 0.02 < has_id < 0.98:
+        return f"mixed, {has_id:.0%} Ensembl ids"
+    if has_id <= 0.02:
+        return "symbols"
+    has_version = texts.str.contains(r"ENS[A-Z]*G\d{6,}\.\d").mean()
+    return "Ensembl ids with version" if has_version > 0.5 else "Ensembl ids"
+
+
+def guess_species(var: pd.DataFrame, genes: pd.DataFrame) -> str:
+    """Say whose genes these are, by ids in any column or else by the names."""
+    texts = [var.index.astype(str).to_series(), *(var[c].astype(str) for c in var if var[c].dtype.kind not in "biuf")]
+    if any(text.str.contains(MOUSE_ID).mean() > 0.5 for text in texts):
+        return "mouse"
+    resolved = (genes["match"] != "unknown").mean()
+    if resolved < 0.5 and texts[0].str.fullmatch(MOUSE_SYMBOL).mean() > 0.5:
+        return "mouse"
+    return "human" if resolved >= 0.5 else "unknown"
+
+
+def describe_columns(obs: pd.DataFrame) -> list[ColumnReport]:
+    """Find the columns that hold labels, and those that hold donors, batches or the like."""
+    reports = []
+    for column in obs.columns:
+        plain = "".join(c for c in str(column).lower() if c.isalnum())
+        is_label = plain.startswith("celltype") or plain in LABEL_COLUMNS
+        if not is_label and plain not in GROUP_COLUMNS:
+            continue
+        texts = obs[column].astype(str)
+        is_missing = texts.str.lower().isin(NO_LABEL)
+        role = "labels" if is_label else "groups"
+        reports.append(ColumnReport(str(column), role, texts[~is_missing].nunique(), int(is_missing.sum())))
+    return reports
+
+
+def _find_oddities(report: FileReport, aligned: AlignedCells, prints: CellFingerprints) -> list[str]:
+    """Find what is allowed but seldom meant: cells that are there twice, and totals that are all the same."""
+    found = []
+    for name, values in (("RNA", prints.rna), ("ADT", prints.adt)):
+        known = values[values != 0]
+        copies = len(known) - len(np.unique(known))
+        if copies:
+            found.append(f"{report.path}: {copies:,} cells have the same {name} counts as another cell of the file.")
+    if is_constant(aligned.rna_total_counts[aligned.rna_present]):
+        found.append(
+            f"{report.path}: all cells have the same RNA total, {aligned.rna_total_counts.max():,.0f}: these may be "
+            "rounded normalised values and not counts."
+        )
+    return found

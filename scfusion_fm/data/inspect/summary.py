@@ -1,0 +1,164 @@
+"""Sum up an atlas: cells, data sets, panels and what they share, without reading the RNA counts.
+
+Letters: E data sets.
+"""
+
+from dataclasses import asdict, dataclass
+
+import anndata as ad
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from scfusion_fm.data.atlas.atlas import read_manifest
+from scfusion_fm.data.locations import Location, zarr_store
+
+BLOCK_ROWS = 65_536
+SPLITS = ("train", "val", "test")
+
+
+@dataclass
+class DatasetSummary:
+    """
+    One data set of an atlas.
+
+    Attributes
+    ----------
+    name, licence
+        As the manifest has them.
+    cells, cells_with_rna, cells_with_adt
+        Cells, and those with counts of each modality.
+    genes, proteins
+        Of the vocabulary, measured by the data set.
+    median_rna_counts, median_adt_counts
+        Per cell with counts; RNA over all genes of the source, ADT over the proteins of the vocabulary. 0 without.
+    splits
+        Cells by train, val and test.
+    """
+
+    name: str
+    licence: str
+    cells: int
+    cells_with_rna: int
+    cells_with_adt: int
+    genes: int
+    proteins: int
+    median_rna_counts: float
+    median_adt_counts: float
+    splits: dict[str, int]
+
+
+@dataclass
+class AtlasSummary:
+    """
+    An atlas.
+
+    Attributes
+    ----------
+    path, fingerprint, size_bytes
+        Where it is, its content, and its size on disk.
+    cells, genes, proteins
+        Rows, and the vocabulary.
+    splits
+        Cells by train, val and test.
+    nonzeros_per_cell
+        Mean number of genes with a count, over cells with RNA.
+    leaked_test_cells
+        Test cells with the RNA or ADT counts of a training or validation cell; None without fingerprints.
+    datasets
+        In the order of the atlas.
+    shared_genes, shared_proteins
+        (E, E), measured by both data sets.
+    """
+
+    path: str
+    fingerprint: str
+    size_bytes: int
+    cells: int
+    genes: int
+    proteins: int
+    splits: dict[str, int]
+    nonzeros_per_cell: float
+    leaked_test_cells: int | None
+    datasets: list[DatasetSummary]
+    shared_genes: list[list[int]]
+    shared_proteins: list[list[int]]
+
+    def to_dict(self) -> dict:
+        """Give all of it for a JSON file."""
+        return asdict(self)
+
+
+def summarise_atlas(path: Location) -> AtlasSummary:
+    """
+    Sum up an atlas.
+
+    Raises
+    ------
+    ValueError
+        If there is no atlas of this version.
+    """
+    manifest = read_manifest(path)
+    group = zarr.open_group(zarr_store(path), mode="r")
+    number, sources = manifest["num_cells"], len(manifest["sources"])  # arrays are longer while the atlas grows
+    obs = group["obs"]
+    dataset = ad.io.read_elem(obs["dataset"])[:number].remove_unused_categories()
+    split = np.asarray(ad.io.read_elem(obs["split"])[:number])
+    panels = {"genes": group["varm/rna_panel"][:, :sources], "proteins": group["uns/adt/panel"][:, :sources]}
+    present = {"rna": obs["rna_present"][:number], "adt": obs["adt_present"][:number]}
+    totals = {"rna": obs["rna_total_counts"][:number], "adt": _sum_rows(group["obsm/adt"], number)}
+    licences = {source["name"]: source["licence"] for source in manifest["sources"]}
+    datasets = []
+    for code, name in enumerate(map(str, dataset.categories)):
+        rows = dataset.codes == code
+        medians = [_median(totals[kind][rows & present[kind]]) for kind in ("rna", "adt")]
+        datasets.append(
+            DatasetSummary(
+                name,
+                licences[name],
+                int(rows.sum()),
+                *(int((rows & present[kind]).sum()) for kind in ("rna", "adt")),
+                *(int(panel[:, code].sum()) for panel in panels.values()),
+                *medians,
+                _count_splits(split[rows]),
+            )
+        )
+    shared = [panel.astype(np.int64).T @ panel.astype(np.int64) for panel in panels.values()]
+    return AtlasSummary(
+        str(path),
+        manifest["fingerprint"],
+        sum(file["bytes"] for file in manifest["files"].values()),
+        len(split),
+        *(len(panel) for panel in panels.values()),
+        _count_splits(split),
+        float(manifest["num_values"] / max(present["rna"].sum(), 1)),
+        _count_leaks(obs, split),
+        datasets,
+        *(matrix.tolist() for matrix in shared),
+    )
+
+
+def _sum_rows(array: zarr.Array, number: int) -> NDArray[np.int64]:
+    """Sum the first rows, some at a time."""
+    blocks = (array[i : min(i + BLOCK_ROWS, number)] for i in range(0, number, BLOCK_ROWS))
+    parts = [block.sum(axis=1, dtype=np.int64) for block in blocks]
+    return np.concatenate(parts)
+
+
+def _median(values: NDArray) -> float:
+    return float(np.median(values)) if len(values) else 0.0
+
+
+def _count_splits(split: NDArray[np.str_]) -> dict[str, int]:
+    return {name: int((split == name).sum()) for name in SPLITS}
+
+
+def _count_leaks(obs: zarr.Group, split: NDArray[np.str_]) -> int | None:
+    if "rna_fingerprint" not in obs:
+        return None
+    is_test = split == "test"
+    leaked = np.zeros(int(is_test.sum()), dtype=bool)
+    for column in ("rna_fingerprint", "adt_fingerprint"):
+        values = obs[column][: len(split)]
+        leaked |= (values[is_test] != 0) & np.isin(values[is_test], values[~is_test])
+    return int(leaked.sum())

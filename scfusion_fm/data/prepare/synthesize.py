@@ -1,0 +1,112 @@
+"""Write atlases of made-up cells, of any size, for those who size a machine or measure a loader."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from scfusion_fm.data.engines import Engine
+from scfusion_fm.data.locations import Location, check_new_path
+from scfusion_fm.data.prepare.job import AtlasJob
+from scfusion_fm.data.prepare.pieces import CountsBlock, PieceSource
+from scfusion_fm.data.prepare.recipe import AtlasRecipe, Source, SplitRule, atlas_obs
+from scfusion_fm.data.prepare.synthetic import SyntheticSource
+
+OBS_COLUMNS = ("plate", "cell_type")
+
+
+@dataclass(frozen=True)
+class SyntheticSettings:
+    """How many cells to make up, and of what kind; the parameters are those of `SyntheticSource`."""
+
+    n_obs: int
+    n_genes: int = 20_000
+    density: float = 0.07
+    n_proteins: int = 140
+    n_datasets: int = 24
+    n_cell_types: int = 40
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class SyntheticReader:
+    """
+    Make up the cells of one data set when they are read.
+
+    Parameters
+    ----------
+    source
+        All cells.
+    first
+        Row of the first cell of the data set.
+    """
+
+    source: SyntheticSource
+    first: int
+
+    @property
+    def mean_values(self) -> float:
+        """Counts per cell, about."""
+        return self.source.density * self.source.vocabulary.num_genes
+
+    def read(self, start: int, stop: int) -> CountsBlock:
+        """Make up neighbouring cells."""
+        rna, adt = self.source.read(np.arange(self.first + start, self.first + stop))
+        return CountsBlock(rna, np.asarray(rna.sum(axis=1, dtype=np.float64)).ravel(), adt)
+
+
+def synthesize_atlas(
+    settings: SyntheticSettings,
+    output: Location,
+    engine: Engine | None = None,
+    work: Path | None = None,
+    report: Callable[[str], None] = print,
+) -> dict:
+    """
+    Write an atlas of made-up cells, as `prepare_atlas` writes one of files.
+
+    Parameters
+    ----------
+    settings
+        Which cells.
+    output, engine, work, report
+        As in `prepare_atlas`.
+
+    Returns
+    -------
+    The manifest.
+
+    Raises
+    ------
+    ValueError
+        If `output` exists, or a setting is out of range.
+    """
+    check_new_path(output, "output")
+    source = SyntheticSource(**asdict(settings))
+    sources = [Source("made up", name) for name in source.dataset_names]
+    recipe = AtlasRecipe(sources, obs_columns=OBS_COLUMNS, split=SplitRule(0.0, 0.0))  # all cells are for training
+    job = AtlasJob(recipe, output, engine or Engine(), work, report=report)
+    job.take_up({"synthetic": asdict(settings)}, lambda: _make_sources(source, recipe))
+    job.write_pieces()
+    return job.merge()
+
+
+def _make_sources(source: SyntheticSource, recipe: AtlasRecipe) -> tuple[list[PieceSource], list[dict]]:
+    obs = source.obs(0, source.n_obs)
+    prepared, records = [], []
+    for number, name in enumerate(source.dataset_names):
+        rows = np.flatnonzero(obs["dataset"] == name)
+        prepared.append(
+            PieceSource(
+                name=name,
+                reader=SyntheticReader(source, int(rows[0])),
+                obs=atlas_obs(recipe, name, obs.iloc[rows]),
+                rna_observed=source.rna_panel[:, number],
+                adt_observed=source.adt_panel[:, number],
+                vocabulary=source.vocabulary,
+                seed=recipe.seed,
+            )
+        )
+        records.append({"file": "made up", "sha256": "", "licence": "CC0", "reference": "scfusion synthesize"})
+    return prepared, records

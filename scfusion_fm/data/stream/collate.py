@@ -1,0 +1,100 @@
+"""From cells of an atlas to the arguments of the model: features and masks.
+
+Letters: B cells, N tokens of a modality.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from scfusion_fm.data.atlas.atlas import AtlasRows
+from scfusion_fm.data.hashing import uniform
+
+_RNA, _ADT, _CELL = 1, 2, 3  # streams of random numbers
+_MODALITIES = (("rna", _RNA), ("adt", _ADT))
+
+
+@dataclass(frozen=True)
+class MaskingCollator:
+    """
+    Prepare rows and draw masks that depend on (seed, epoch, row of the atlas) alone.
+
+    Parameters
+    ----------
+    feature_extractor
+        Turns counts into `rna_values`, `rna_observed`, `adt_values`, `adt_observed`.
+    rna_ratio, adt_ratio
+        Share of the observed tokens of a cell that is masked, in [0, 1); at least one token.
+    hide_rna_probability, hide_adt_probability
+        Probability that the whole modality of a paired cell is masked; together at most 1.
+    seed
+        Seed of the masks.
+
+    Raises
+    ------
+    ValueError
+        If a ratio or probability is out of range.
+    """
+
+    feature_extractor: Callable[..., Mapping[str, Tensor]]
+    rna_ratio: float = 0.15
+    adt_ratio: float = 0.15
+    hide_rna_probability: float = 0.1
+    hide_adt_probability: float = 0.2
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ("rna_ratio", "adt_ratio"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must lie in [0, 1), got {getattr(self, name)}.")
+        hide = (self.hide_rna_probability, self.hide_adt_probability)
+        if min(hide) < 0 or sum(hide) > 1:
+            raise ValueError(
+                "`hide_rna_probability` and `hide_adt_probability` must be at least 0 and at most 1 together, "
+                f"got {hide[0]} and {hide[1]}."
+            )
+
+    def __call__(self, rows: AtlasRows, epoch: NDArray[np.int64] | int) -> dict[str, Tensor]:
+        """Give the arguments of `ScFusionTTTForPreTraining.forward`; `epoch` per cell or for all."""
+        batch = dict(self.feature_extractor(**rows.as_counts()))
+        epoch = np.broadcast_to(np.asarray(epoch), rows.row.shape)
+        seen = {
+            "rna": batch["rna_observed"].numpy().any(-1),
+            "adt": batch["adt_observed"].numpy(),
+        }
+        hidden = self._draw_hidden(rows.row, epoch, seen)
+        for name, stream in _MODALITIES:
+            draw = uniform(self.seed, stream, epoch[:, None], rows.row[:, None], np.arange(seen[name].shape[1]))
+            masked = smallest_share(draw, seen[name], getattr(self, f"{name}_ratio"))
+            masked = np.where(hidden[name][:, None], seen[name], masked)
+            batch[f"{name}_bool_masked_pos"] = torch.from_numpy(masked)
+        return batch
+
+    def _draw_hidden(
+        self, row: NDArray[np.int64], epoch: NDArray[np.int64], seen: dict[str, NDArray[np.bool_]]
+    ) -> dict[str, NDArray[np.bool_]]:
+        paired = seen["rna"].any(1) & seen["adt"].any(1)
+        draw = uniform(self.seed, _CELL, epoch, row)
+        rna = paired & (draw < self.hide_rna_probability)
+        adt = paired & ~rna & (draw < self.hide_rna_probability + self.hide_adt_probability)
+        return {"rna": rna, "adt": adt}
+
+
+def smallest_share(draw: NDArray, seen: NDArray[np.bool_], ratio: float) -> NDArray[np.bool_]:
+    """
+    Mark the smallest draws of each row among the seen tokens.
+
+    The number is ratio times the seen tokens, rounded, at least one if the ratio is positive and two tokens are
+    seen, and never all of them. Draws of a row must differ.
+    """
+    tokens = seen.sum(1)
+    number = np.round(ratio * tokens).astype(int)
+    number = np.clip(number, 1 if ratio > 0 else 0, np.maximum(tokens - 1, 0))
+    draw = np.where(seen, draw, np.inf)
+    # The draw of the last one that is marked; -inf, below all draws, where none is.
+    ordered = np.pad(np.sort(draw, axis=1), ((0, 0), (1, 0)), constant_values=-np.inf)
+    return seen & (draw <= np.take_along_axis(ordered, number[:, None], axis=1))

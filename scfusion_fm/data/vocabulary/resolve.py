@@ -1,0 +1,206 @@
+"""From the names that files use to Ensembl ids of genes and names of proteins."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+import pandas as pd
+
+from scfusion_fm.data.vocabulary.names import (
+    ENSEMBL_ID,
+    antibody_spellings,
+    gene_spellings,
+    is_hashtag,
+    is_isotype_control,
+    normalise_antibody,
+)
+from scfusion_fm.data.vocabulary.reference import load_antibody_table, load_gene_table
+
+GENE_ID_COLUMNS = ("gene_ids", "feature_id", "ensembl_id", "gene_id")
+
+
+GENE_NAME_COLUMNS = ("feature_name", "gene_name", "gene_symbols", "symbol")
+
+
+ANTIBODY_NAME_COLUMNS = ("antibody", "feature_name", "gene_ids", "feature_id")
+
+
+@lru_cache(maxsize=1)
+def _gene_lookups() -> tuple[dict[str, str], dict[str, str], dict[str, str], frozenset[str]]:
+    """Map symbols, previous symbols and aliases to ids; name the symbols that several genes carry."""
+    genes = load_gene_table().reset_index()
+    # Of genes with the same symbol: live before retired, coding before other, then the older (lower) id.
+    rank = pd.DataFrame(
+        {
+            "retired": genes.status == "retired",
+            "not_current": genes.status != "current",
+            "not_coding": genes.biotype != "protein_coding",
+            "gene_id": genes.gene_id,
+        }
+    )
+    ranked = genes.loc[rank.sort_values(list(rank.columns)).index]
+    symbols = ranked.drop_duplicates("symbol")
+    by_symbol = dict(zip(symbols.symbol, symbols.gene_id, strict=True))
+    others = []
+    for column in ("previous_symbols", "aliases"):
+        rows = ranked[ranked[column] != ""]
+        pairs = ((n, i) for names, i in zip(rows[column], rows.gene_id, strict=True) for n in names.split(";"))
+        lookup: dict[str, str] = {}
+        for name, gene_id in pairs:
+            lookup.setdefault(name, gene_id)
+        others.append(lookup)
+    shared = frozenset(genes.symbol[genes.symbol.duplicated()])
+    return by_symbol, others[0], others[1], shared
+
+
+def resolve_genes(names: Sequence[str]) -> pd.DataFrame:
+    """Find the Ensembl id of each name.
+
+    Parameters
+    ----------
+    names
+        Ensembl ids with or without version, or symbols.
+
+    Returns
+    -------
+    One row per name, columns `gene_id` ('' if unresolved) and `match` ('id', 'versioned_id', 'symbol',
+    'previous', 'alias' or 'unknown').
+
+    Notes
+    -----
+    Ids go before symbols, those before previous symbols and aliases. Letter case counts ('Cd3e' is a
+    mouse gene), except in names like C1ORF112, whose official form is C1orf112. Prefixes of 10x
+    references with several species ('GRCh38_', 'hg19_') are cut. 'HLA.A', as R writes column names, is
+    HLA-A. 'SYMBOL-1' is SYMBOL only if SYMBOL is in `names` too and several genes carry it: then a reader
+    has appended the number to make names unique.
+    """
+    texts = [str(name) for name in names]
+    given = set(texts)
+    results = [_resolve_gene(text, given) for text in texts]
+    return pd.DataFrame(results, columns=["gene_id", "match"], index=pd.Index(texts, name="name"))
+
+
+def _resolve_gene(name: str, given: set[str]) -> tuple[str, str]:
+    known_ids = _known_gene_ids()
+    by_symbol, by_previous, by_alias, shared = _gene_lookups()
+    spellings = gene_spellings(name)
+    for spelling in spellings:
+        if spelling in known_ids:
+            return spelling, "id"
+        found = ENSEMBL_ID.fullmatch(spelling)
+        if found and found["gene_id"] in known_ids:
+            return found["gene_id"], "versioned_id"
+    for lookup, match in ((by_symbol, "symbol"), (by_previous, "previous"), (by_alias, "alias")):
+        for spelling in spellings:
+            if spelling in lookup:
+                return lookup[spelling], match
+    dashed = spellings[0].replace(".", "-")
+    if dashed in by_symbol and spellings[0].rpartition(".")[0] not in by_symbol:
+        return by_symbol[dashed], "symbol"
+    base, dash, number = name.rpartition("-")
+    if dash and number.isdigit() and base in given and base in shared:
+        return by_symbol[base], "symbol"
+    return "", "unknown"
+
+
+@lru_cache(maxsize=1)
+def _known_gene_ids() -> frozenset[str]:
+    return frozenset(load_gene_table().index)
+
+
+@lru_cache(maxsize=1)
+def _antibody_lookups() -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
+    """Map exact names, normalised names and gene symbols to proteins; '' for isotype controls."""
+    table = load_antibody_table()
+    names = table[table.kind == "name"]
+    exact = dict(zip(names.antibody, names.protein, strict=True))
+    normalised: dict[str, str] = {}
+    for name, protein in exact.items():
+        key = normalise_antibody(name)
+        known = normalised.setdefault(key, protein)
+        assert known == protein, f"{name!r} reads {key!r}, which is {known!r} and {protein!r}"
+    for protein in names.protein[names.protein != ""].unique():
+        exact.setdefault(protein, protein)
+        normalised.setdefault(normalise_antibody(protein), protein)
+    symbols = table[table.kind == "gene_symbol"]
+    return exact, normalised, dict(zip(symbols.antibody, symbols.protein, strict=True))
+
+
+def resolve_antibodies(names: Sequence[str]) -> pd.DataFrame:
+    """Find the protein that each antibody name stands for.
+
+    Parameters
+    ----------
+    names
+        Names as in the file.
+
+    Returns
+    -------
+    One row per name, columns `protein` ('' if none) and `match`: 'table' (the exact name), 'normalised'
+    (after the rules of `scfusion_fm.data.vocabulary.names.antibody_spellings`), 'gene_symbol' (of the coding gene),
+    'isotype', 'hashtag' or 'unknown'.
+    """
+    texts = [str(name) for name in names]
+    results = [_resolve_antibody(text) for text in texts]
+    return pd.DataFrame(results, columns=["protein", "match"], index=pd.Index(texts, name="name"))
+
+
+def _resolve_antibody(name: str) -> tuple[str, str]:
+    exact, normalised, by_symbol = _antibody_lookups()
+    if name in exact:
+        return exact[name], "table" if exact[name] else "isotype"
+    if is_hashtag(name):
+        return "", "hashtag"
+    if is_isotype_control(name):
+        return "", "isotype"
+    for keys in antibody_spellings(name):
+        proteins = {normalised[key] for key in keys if key in normalised}
+        if len(proteins) == 1:
+            (protein,) = proteins
+            return protein, "normalised" if protein else "isotype"
+        if proteins:  # the parts of the name contradict one another
+            return "", "unknown"
+    if name in by_symbol:
+        return by_symbol[name], "gene_symbol"
+    return "", "unknown"
+
+
+def resolve_gene_features(var: pd.DataFrame) -> pd.DataFrame:
+    """Resolve the genes of a feature table: by its id column where that resolves, else by a name.
+
+    Parameters
+    ----------
+    var
+        Index: names in the file. Id columns: gene_ids, feature_id, ensembl_id, gene_id; name columns:
+        feature_name, gene_name, gene_symbols, symbol.
+
+    Returns
+    -------
+    As `resolve_genes`, one row per row of `var`, with the names of the file as index.
+    """
+    sources = [var[column].astype(str) for column in GENE_ID_COLUMNS if column in var]
+    sources.append(var.index.astype(str).to_series())
+    sources += [var[column].astype(str) for column in GENE_NAME_COLUMNS if column in var]
+    return _first_resolving([resolve_genes(list(source)) for source in sources], "gene_id", var.index)
+
+
+def resolve_antibody_features(var: pd.DataFrame) -> pd.DataFrame:
+    """Resolve the antibodies of a feature table: by name, else by its columns antibody, feature_name or id.
+
+    Returns
+    -------
+    As `resolve_antibodies`, one row per row of `var`, with the names of the file as index.
+    """
+    sources = [var.index.astype(str).to_series()]
+    sources += [var[column].astype(str) for column in ANTIBODY_NAME_COLUMNS if column in var]
+    return _first_resolving([resolve_antibodies(list(source)) for source in sources], "protein", var.index)
+
+
+def _first_resolving(candidates: list[pd.DataFrame], column: str, index: pd.Index) -> pd.DataFrame:
+    values = candidates[0][column].to_numpy(dtype=object)
+    matches = candidates[0]["match"].to_numpy(dtype=object)
+    for candidate in candidates[1:]:
+        is_better = (matches == "unknown") & (candidate["match"] != "unknown").to_numpy()
+        values = np.where(is_better, candidate[column].to_numpy(dtype=object), values)
+        matches = np.where(is_better, candidate["match"].to_numpy(dtype=object), matches)
+    return pd.DataFrame({column: values, "match": matches}, index=index.astype(str))

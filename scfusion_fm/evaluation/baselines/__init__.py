@@ -1,0 +1,1 @@
+"""Simple methods that get the same cells and labels as the model."""

@@ -1,0 +1,1 @@
+"""What held-out cells tell of a model: temperatures, thresholds, intervals, percentiles."""

@@ -1,0 +1,238 @@
+"""What held-out cells tell of a classifier: a temperature for its probabilities, and when to say `unknown`.
+
+Letters: n calibration cells, K classes, D width of the embedding.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax, softmax
+
+from scfusion_fm.evaluation.calibration.unknown import CellOutputs, ClassGaussians, reject_thresholds, score_unknown
+
+ANNOTATION_CALIBRATION = "annotation_calibration.json"
+REJECT_RATES = (0.01, 0.02, 0.05, 0.1, 0.2)
+SERVED_SCORES = ("max_softmax", "energy", "mahalanobis")
+LOG_TEMPERATURES = (-3.0, 4.0)
+
+
+@dataclass(frozen=True)
+class InputCalibration:
+    """
+    What was calibrated on cells that were shown with the same modalities.
+
+    Attributes
+    ----------
+    n
+        How many.
+    temperature
+        What logits are divided by.
+    thresholds
+        Unknown scores above which a cell is called unknown, by false-reject rate; infinite where n is too small.
+    gaussians
+        Of the training cells, for the score that needs them.
+    """
+
+    n: int
+    temperature: float
+    thresholds: dict[float, float]
+    gaussians: ClassGaussians | None = None
+
+
+@dataclass(frozen=True)
+class AnnotationCalibration:
+    """
+    Temperature and thresholds of a classifier, by what is shown of a cell.
+
+    Attributes
+    ----------
+    classes
+        (K,) cell types.
+    score
+        How unknown cells are recognised, one of `SERVED_SCORES`.
+    inputs
+        By `rna`, `adt` or `rna+adt`.
+
+    Notes
+    -----
+    A false-reject rate is promised and a false-accept rate is not: see `reject_thresholds`. The score does not use the
+    temperature, so that fitting it on the same cells does not weaken the promise.
+    """
+
+    classes: list[str]
+    score: str
+    inputs: dict[str, InputCalibration]
+
+    def __post_init__(self):
+        check_served_score(self.score)
+
+    def scale(self, logits: NDArray[np.floating], kind: str) -> NDArray[np.floating]:
+        """Divide logits of cells that are shown alike by their temperature, if there is one."""
+        return logits / self.inputs[kind].temperature if kind in self.inputs else logits
+
+    def probabilities(self, logits: ArrayLike, kinds: ArrayLike) -> NDArray[np.float64]:
+        """Turn logits, (m, K), into probabilities; without a temperature where a kind of input has none."""
+        logits = np.array(logits, np.float64)
+        for rows, found in self._parts(kinds):
+            logits[rows] /= found.temperature
+        return softmax(logits, axis=1)
+
+    def unknown_scores(self, cells: CellOutputs, kinds: ArrayLike) -> NDArray[np.float64]:
+        """Score cells, (m,); NaN where a kind of input was not calibrated."""
+        scores = np.full(len(cells.logits), np.nan)
+        for rows, found in self._parts(kinds):
+            scores[rows] = score_unknown(self.score, cells.take(rows), found.gaussians)
+        return scores
+
+    def is_unknown(self, scores: ArrayLike, kinds: ArrayLike, rate: float) -> NDArray[np.bool_]:
+        """
+        Tell which cells are rejected, (m,), at a false-reject rate; none of a kind that was not calibrated.
+
+        Raises
+        ------
+        ValueError
+            If the rate was not calibrated.
+        """
+        scores, unknown = np.asarray(scores), np.zeros(len(np.asarray(kinds)), dtype=bool)
+        if rate not in self.rates:
+            raise ValueError(f"`--reject-rate` must be one of the calibrated {self.rates}, got {rate}.")
+        for rows, found in self._parts(kinds):
+            unknown[rows] = scores[rows] > found.thresholds[rate]
+        return unknown
+
+    @property
+    def rates(self) -> list[float]:
+        """False-reject rates that were calibrated."""
+        return sorted({rate for found in self.inputs.values() for rate in found.thresholds})
+
+    def _parts(self, kinds: ArrayLike) -> Iterator[tuple[NDArray[np.int64], InputCalibration]]:
+        kinds = np.asarray(kinds)
+        for name, found in self.inputs.items():
+            rows = np.flatnonzero(kinds == name)
+            if len(rows):
+                yield rows, found
+
+    def to_json(self) -> str:
+        """Give the file as text; an infinite threshold is null."""
+        inputs = {
+            name: {
+                "n": found.n,
+                "temperature": found.temperature,
+                "thresholds": {str(r): t if np.isfinite(t) else None for r, t in found.thresholds.items()},
+                "gaussians": _write_gaussians(found.gaussians),
+            }
+            for name, found in self.inputs.items()
+        }
+        return json.dumps({"classes": self.classes, "score": self.score, "inputs": inputs}, allow_nan=False) + "\n"
+
+    @classmethod
+    def load(cls, path: Path) -> "AnnotationCalibration":
+        """
+        Read what `to_json` gave.
+
+        Raises
+        ------
+        ValueError
+            If the file is damaged.
+        """
+        try:
+            content = json.loads(path.read_text())
+            inputs = {}
+            for name, found in content["inputs"].items():
+                thresholds = {float(r): np.inf if t is None else float(t) for r, t in found["thresholds"].items()}
+                gaussians = _read_gaussians(found["gaussians"])
+                inputs[name] = InputCalibration(int(found["n"]), float(found["temperature"]), thresholds, gaussians)
+            return cls([str(c) for c in content["classes"]], content["score"], inputs)
+        except (OSError, UnicodeDecodeError, KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(
+                f"`{path.name}` must be a file that fine-tuning wrote, got a damaged one in {str(path.parent)!r} "
+                f"({error}); copy the model directory anew."
+            ) from error
+
+
+def check_served_score(name: str) -> None:
+    """Refuse a score that a model directory cannot hold."""
+    if name not in SERVED_SCORES:
+        raise ValueError(f"`unknown_score` must be one of {list(SERVED_SCORES)}, got {name!r}.")
+
+
+def calibrate_input(
+    cells: CellOutputs,
+    codes: ArrayLike,
+    score: str = "max_softmax",
+    gaussians: ClassGaussians | None = None,
+    rates: tuple[float, ...] = REJECT_RATES,
+) -> InputCalibration:
+    """
+    Calibrate on held-out cells of known types.
+
+    Parameters
+    ----------
+    cells
+        Outputs for them.
+    codes
+        (n,) index of their true class.
+    score
+        How unknown cells are recognised.
+    gaussians
+        Of the training cells, for `mahalanobis`.
+    rates
+        False-reject rates.
+    """
+    scores = score_unknown(score, cells, gaussians)
+    thresholds = dict(zip(rates, reject_thresholds(scores, rates).tolist(), strict=True))
+    kept = gaussians if score == "mahalanobis" else None
+    return InputCalibration(len(scores), fit_temperature(cells.logits, codes), thresholds, kept)
+
+
+def fit_temperature(logits: ArrayLike, codes: ArrayLike) -> float:
+    """
+    Fit the number that logits are to be divided by, so that held-out cells are most probable (Guo et al. 2017).
+
+    Parameters
+    ----------
+    logits
+        (n, K).
+    codes
+        (n,) index of the true class.
+
+    Returns
+    -------
+    Between e^-3 and e^4: classes that held-out cells confirm without exception would make it 0.
+
+    Raises
+    ------
+    ValueError
+        If there are no cells, lengths differ or a code is no class.
+    """
+    logits, codes = np.asarray(logits, np.float64), np.asarray(codes)
+    if len(logits) != len(codes) or not len(codes) or not ((codes >= 0) & (codes < logits.shape[1])).all():
+        raise ValueError(
+            f"`codes` must give one of {logits.shape[-1]} classes for each of {len(logits)} cells, at least one, got "
+            f"{len(codes)} from {codes.min(initial=0)} to {codes.max(initial=0)}."
+        )
+
+    def loss(log_temperature: float) -> float:
+        shares = log_softmax(logits / np.exp(log_temperature), axis=1)
+        return -float(shares[np.arange(len(codes)), codes].mean())
+
+    return float(np.exp(minimize_scalar(loss, bounds=LOG_TEMPERATURES, method="bounded").x))
+
+
+def _write_gaussians(found: ClassGaussians | None) -> dict[str, Any] | None:
+    return None if found is None else {"means": found.means.tolist(), "whitening": found.whitening.tolist()}
+
+
+def _read_gaussians(content: dict[str, Any] | None) -> ClassGaussians | None:
+    if content is None:
+        return None
+    means, whitening = (np.array(content[name], dtype=np.float64) for name in ("means", "whitening"))
+    if means.ndim != 2 or whitening.shape != (means.shape[1], means.shape[1]):
+        raise ValueError(f"means and whitening must fit one another, got {means.shape} and {whitening.shape}")
+    return ClassGaussians(means, whitening)

@@ -1,0 +1,127 @@
+"""Write a model as a Hugging Face directory that loads with or without this package."""
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from transformers import FeatureExtractionMixin, PreTrainedModel
+
+import scfusion_fm.model
+from scfusion_fm.data.fingerprints.seen import SEEN_CELLS, SeenCells
+from scfusion_fm.data.locations import check_new_path
+
+NOT_SHIPPED = ("__init__.py", "ttt_reference.py")
+_MODELING = "modeling_scfusion_ttt."
+MODEL_AUTO_MAP = {
+    "AutoConfig": "configuration_scfusion_ttt.ScFusionTTTConfig",
+    "AutoModel": _MODELING + "ScFusionTTTModel",
+    "AutoModelForPreTraining": _MODELING + "ScFusionTTTForPreTraining",
+    "AutoModelForSequenceClassification": _MODELING + "ScFusionTTTForCellTypeAnnotation",
+}
+EXTRACTOR_AUTO_MAP = {"AutoFeatureExtractor": "feature_extraction_scfusion_ttt.ScFusionTTTFeatureExtractor"}
+
+
+def export_model(
+    model: PreTrainedModel,
+    extractor: FeatureExtractionMixin,
+    output: Path,
+    facts: dict[str, Any],
+    seen: SeenCells | None = None,
+    files: dict[str, bytes] | None = None,
+) -> None:
+    """
+    Write weights, settings, vocabulary, normaliser, seen cells, code and model card; all of it or nothing.
+
+    Parameters
+    ----------
+    model
+        Any scFusionTTT model.
+    extractor
+        Its feature extractor.
+    output
+        New directory.
+    facts
+        What the model card tells under "Facts", by name.
+    seen
+        Fingerprints of the cells that the model was trained on; None where they are not known.
+    files
+        Content of further files by name, such as calibrations.
+
+    Raises
+    ------
+    ValueError
+        If `output` exists.
+    """
+    check_new_path(output, "output")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
+    try:
+        model.save_pretrained(scratch)
+        extractor.save_pretrained(scratch)
+        _set_auto_map(scratch / "config.json", MODEL_AUTO_MAP)
+        _set_auto_map(scratch / "preprocessor_config.json", EXTRACTOR_AUTO_MAP)
+        for file in Path(scfusion_fm.model.__file__).parent.glob("*.py"):
+            if file.name not in NOT_SHIPPED:
+                shutil.copyfile(file, scratch / file.name)
+        if seen is not None:
+            seen.save(scratch / SEEN_CELLS)
+            facts = facts | {"cells seen in training": describe_seen(seen)}
+        for name, content in (files or {}).items():
+            (scratch / name).write_bytes(content)
+        (scratch / "README.md").write_text(model_card(model, extractor, facts))
+        for path in (scratch, *scratch.iterdir()):  # temporary files are private, a model is not
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        scratch.rename(output)
+    except BaseException:
+        shutil.rmtree(scratch)
+        raise
+
+
+def describe_seen(seen: SeenCells) -> str:
+    """Say in a line which cells a model has seen."""
+    parts = ", ".join(f"{part.num_cells:,} in {part.name}" for part in seen.parts)
+    return f"{parts}; `scfusion seen PATH FILE` tells whether yours are among them"
+
+
+def model_card(model: PreTrainedModel, extractor: FeatureExtractionMixin, facts: dict[str, Any]) -> str:
+    """Write the README of a model directory."""
+    lines = "\n".join(f"- {name}: {value}" for name, value in facts.items())
+    return f"""---
+library_name: transformers
+license: apache-2.0
+tags: [single-cell, CITE-seq, RNA, protein, test-time-training, scfusion_ttt]
+---
+# {type(model).__name__}
+
+A scFusionTTT model (architecture after arXiv 2410.13257): Test-Time-Training encoders over genes and surface
+proteins in genome order, fused to one embedding per cell.
+
+## Use
+```python
+from transformers import AutoFeatureExtractor, AutoModel
+
+extractor = AutoFeatureExtractor.from_pretrained(PATH, trust_remote_code=True)
+model = AutoModel.from_pretrained(PATH, trust_remote_code=True)
+# raw counts, columns in the order of extractor.gene_ids and extractor.protein_names
+inputs = extractor(rna_counts=counts, rna_observed=measured)
+embedding = model(**inputs).pooler_output
+```
+With the package `scfusion-fm`: `scfusion embed PATH IN.h5ad OUT.h5ad` reads files, finds genes and antibodies by
+name, and keeps everything that is in the file.
+
+## Facts
+- parameters: {sum(p.numel() for p in model.parameters()):,}
+- vocabulary: {len(extractor.gene_ids):,} genes, {len(extractor.protein_names):,} proteins
+{lines}
+
+## Limits
+Input must be raw counts of human cells. What was not measured is treated as not measured, never as zero. Proteins
+and cell types that were not in the training data cannot be predicted. Not for clinical use.
+"""
+
+
+def _set_auto_map(path: Path, auto_map: dict[str, str]) -> None:
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps(settings | {"auto_map": auto_map}, indent=2) + "\n")

@@ -1,0 +1,226 @@
+"""How strange cells are to a model: the inner losses of its TTT layers, beside those of reference cells."""
+
+import dataclasses
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from scfusion_fm.data.schema import AlignedCells
+from scfusion_fm.evaluation.calibration.percentiles import draw_masks, surprise_percentiles
+from scfusion_fm.inference.inputs import make_inputs, read_aligned
+from scfusion_fm.inference.job import Job, Request
+from scfusion_fm.model import ScFusionTTTForPreTraining, ScFusionTTTModel
+
+SURPRISE = "scfusion_ttt_surprise"
+MASK_RATIO = 0.3
+
+
+@dataclass(frozen=True)
+class SurpriseRequest:
+    """
+    What a user asks beyond the surprise itself.
+
+    Parameters
+    ----------
+    reference
+        File with cells of the kind that the model knows, which it was not trained on; no percentiles when None.
+    draws
+        Fixed masks under which cells are reconstructed as well; needs a pretrained model. 0 for none.
+
+    Raises
+    ------
+    ValueError
+        If `draws` is negative.
+    """
+
+    reference: Path | None = None
+    draws: int = 0
+
+    def __post_init__(self):
+        if self.draws < 0:
+            raise ValueError(f"`--draws` must be at least 0, got {self.draws}.")
+
+
+@dataclass
+class Strangeness:
+    """
+    Scores of cells.
+
+    Attributes
+    ----------
+    modalities
+        (n, 2) mean inner loss over the tokens of RNA and of protein; NaN where none was read.
+    reconstruction
+        (n,) mean error of hidden values over the draws; NaN without draws or without tokens.
+    token_mean
+        (N_rna + P,) mean inner loss of each token over the cells where it was read; NaN without any.
+    token_cells
+        (N_rna + P,) how many cells these are.
+    """
+
+    modalities: NDArray[np.float64]
+    reconstruction: NDArray[np.float64]
+    token_mean: NDArray[np.float64]
+    token_cells: NDArray[np.int64]
+
+    @property
+    def surprise(self) -> NDArray[np.float64]:
+        """(n,) mean over the modalities that were read."""
+        read = np.isfinite(self.modalities)
+        total = np.where(read, self.modalities, 0.0).sum(1)
+        return np.divide(total, read.sum(1), out=np.full(len(read), np.nan), where=read.any(1))
+
+    @property
+    def kind(self) -> NDArray[np.int64]:
+        """(n,) which modalities were read: 1 for RNA plus 2 for protein."""
+        return np.isfinite(self.modalities) @ np.array([1, 2])
+
+
+def surprise(request: Request, wanted: SurpriseRequest | None = None) -> None:
+    """
+    Write to `obs` how strange each cell is to the model, and to `uns` how strange each token is.
+
+    Adds `scfusion_ttt_surprise` (mean inner loss; that of the modalities in `_rna` and `_adt`), with a reference its
+    place among the reference cells in `_percentile`, with draws the error of hidden values in `_reconstruction`, and
+    with both `_reconstruction_percentile`. `uns["scfusion_ttt"]["surprise"]["tokens"]` is a table of the tokens.
+
+    Notes
+    -----
+    Layers learn while they read, so that inner losses of different panels cannot be compared. With a reference, both
+    files are read over the genes and proteins that they share, and a cell is compared with reference cells that have
+    the same modalities.
+    """
+    wanted = wanted or SurpriseRequest()
+    key = request.key_added or SURPRISE
+    endings = ["", "_rna", "_adt"]
+    endings += ["_percentile"] if wanted.reference else []
+    endings += ["_reconstruction"] if wanted.draws else []
+    endings += ["_reconstruction_percentile"] if wanted.draws and wanted.reference else []
+    model_class = ScFusionTTTForPreTraining if wanted.draws else ScFusionTTTModel
+    job = Job.start(request, model_class, [("obs", key + ending) for ending in endings])
+    reference = None
+    if wanted.reference is not None:
+        reference = read_aligned(wanted.reference, job.extractor, request.modality)[1]
+        job.aligned, reference = share_panel(job.aligned, reference)
+    found = measure_strangeness(job, job.aligned, wanted.draws)
+    known = None if reference is None else measure_strangeness(job, reference, wanted.draws)
+
+    columns = {"": found.surprise, "_rna": found.modalities[:, 0], "_adt": found.modalities[:, 1]}
+    columns["_reconstruction"] = found.reconstruction
+    if known is not None:
+        kinds = (found.kind, known.kind)
+        columns["_percentile"] = surprise_percentiles(found.surprise, known.surprise, *kinds)
+        columns["_reconstruction_percentile"] = surprise_percentiles(found.reconstruction, known.reconstruction, *kinds)
+        _warn_without_percentile(found, columns["_percentile"])
+    for ending in endings:
+        job.container.obs[key + ending] = job.rows_of_container(columns[ending])
+    facts = {
+        "obs": key,
+        "draws": wanted.draws,
+        "reference": "" if wanted.reference is None else str(wanted.reference),
+        "tokens": describe_tokens(job, found, known),
+    }
+    job.finish("surprise", facts)
+
+
+def share_panel(first: AlignedCells, second: AlignedCells) -> tuple[AlignedCells, AlignedCells]:
+    """
+    Leave of both files only the genes and proteins that both measure.
+
+    Raises
+    ------
+    ValueError
+        If they share none.
+    """
+    rna, adt = first.rna_observed & second.rna_observed, first.adt_observed & second.adt_observed
+    if not rna.any() and not adt.any():
+        raise ValueError("`--reference` must measure genes or proteins of the input, got a file that shares none.")
+    return tuple(dataclasses.replace(cells, rna_observed=rna, adt_observed=adt) for cells in (first, second))
+
+
+def measure_strangeness(job: Job, aligned: AlignedCells, draws: int = 0) -> Strangeness:
+    """Run the model over the cells of a file that it can read; NaN for the others."""
+    readable = (aligned.rna_present & aligned.rna_observed.any()) | (aligned.adt_present & aligned.adt_observed.any())
+    rows = np.flatnonzero(readable)
+    if len(rows) == 0:
+        raise ValueError("`input` and `--reference` must hold cells that the model can read, got none.")
+    model = job.model.to(job.device)
+    config, base = model.config, getattr(model, "model", model)
+    split, num_tokens = config.num_rna_tokens, config.num_rna_tokens + config.num_proteins
+    result = Strangeness(
+        np.full((len(readable), 2), np.nan),
+        np.full(len(readable), np.nan),
+        np.zeros(num_tokens),
+        np.zeros(num_tokens, dtype=np.int64),
+    )
+    masks = [draw_masks(n, MASK_RATIO, draws, seed) for seed, n in enumerate((split, config.num_proteins)) if draws]
+    for part in job.parts(rows):
+        inputs = {k: v.to(job.device) for k, v in make_inputs(aligned, job.extractor, part).items()}
+        with torch.inference_mode():
+            output = base(**inputs, output_inner_loss=True)
+            read = torch.stack([x.any(1) for x in output.attention_mask.split([split, num_tokens - split], 1)], 1)
+            result.modalities[part] = output.modality_inner_loss.masked_fill(~read, torch.nan).double().cpu().numpy()
+            result.token_mean += output.inner_loss.double().sum(0).cpu().numpy()
+            result.token_cells += output.attention_mask.sum(0).cpu().numpy()
+            if draws:
+                error = reconstruction_error(model, inputs, masks).masked_fill(~read.any(1), torch.nan)
+                result.reconstruction[part] = error.double().cpu().numpy()
+    result.token_mean[result.token_cells == 0] = np.nan
+    result.token_mean /= np.maximum(result.token_cells, 1)
+    return result
+
+
+def reconstruction_error(
+    model: ScFusionTTTForPreTraining, inputs: dict[str, Tensor], masks: list[NDArray[np.bool_]]
+) -> Tensor:
+    """Average the weighted error of hidden values of each cell over fixed masks, (K, N_rna) and (K, P); (B,)."""
+    config, given = model.config, next(iter(inputs.values()))
+    shapes = {"rna": (config.num_rna_tokens, config.rna_patch_size), "adt": (config.num_proteins,)}
+    full = dict(inputs)
+    for name, shape in shapes.items():
+        if f"{name}_values" not in full:
+            full[f"{name}_values"] = torch.zeros(len(given), *shape, device=given.device)
+            full[f"{name}_observed"] = torch.zeros(len(given), *shape, device=given.device, dtype=torch.bool)
+    seen = {"rna": full["rna_observed"].any(-1), "adt": full["adt_observed"]}
+    total = torch.zeros(len(given), device=given.device)
+    for pair in zip(*masks, strict=True):
+        hidden = {
+            f"{name}_bool_masked_pos": seen[name] & torch.from_numpy(mask).to(given.device)
+            for name, mask in zip(("rna", "adt"), pair, strict=True)
+        }
+        output = model(**full, **hidden)
+        total += config.rna_loss_weight * output.rna_loss + config.adt_loss_weight * output.adt_loss
+    return total / len(masks[0])
+
+
+def describe_tokens(job: Job, found: Strangeness, known: Strangeness | None) -> pd.DataFrame:
+    """Give a table of all tokens: modality, genes or protein, mean inner loss, cells, and that of the reference."""
+    extractor = job.extractor
+    symbols = [*extractor.gene_symbols, ""]
+    names = [",".join(symbols[g] for g in patch if g < len(symbols) - 1) for patch in extractor.patch_genes()]
+    proteins = list(extractor.protein_names)
+    table = pd.DataFrame(
+        {
+            "modality": ["rna"] * len(names) + ["adt"] * len(proteins),
+            "features": names + proteins,
+            "mean": found.token_mean,
+            "cells": found.token_cells,
+        },
+        index=[f"token{i}" for i in range(len(names) + len(proteins))],
+    )
+    return table if known is None else table.assign(reference_mean=known.token_mean)
+
+
+def _warn_without_percentile(found: Strangeness, percentiles: NDArray[np.float64]) -> None:
+    number = int((np.isfinite(found.surprise) & np.isnan(percentiles)).sum())
+    if number:
+        warnings.warn(
+            f"{number} cells have no percentile: the reference has fewer than 20 cells with the same modalities.",
+            stacklevel=2,
+        )

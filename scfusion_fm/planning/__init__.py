@@ -1,0 +1,1 @@
+"""`scfusion plan`: whether a pretraining run fits its GPUs, and how long it takes."""

@@ -1,0 +1,1 @@
+"""Cell-type annotation, with and without proteins."""

@@ -1,0 +1,134 @@
+"""Calibrate a fine-tuned classifier on held-out cells, and tell how it does on cells of types that it does not know."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from scfusion_fm.evaluation.calibration.classifier import AnnotationCalibration, calibrate_input
+from scfusion_fm.evaluation.calibration.unknown import CellOutputs, ClassGaussians
+from scfusion_fm.evaluation.metrics.probabilities import expected_calibration_error
+from scfusion_fm.evaluation.protocol.open_set import OpenSetTask, choose_score, leave_types_out
+from scfusion_fm.inference.batches import CellCollator, predict_rows
+from scfusion_fm.inference.inputs import softmax
+from scfusion_fm.tasks.annotation.baselines import build_features
+from scfusion_fm.tasks.annotation.cells import LabelledCells
+from scfusion_fm.tasks.annotation.fit import AnnotationSettings, FittedAnnotation, fit_annotation
+from scfusion_fm.tasks.weights import Source
+
+Rows = dict[str, NDArray[np.int64]]
+
+
+def give_outputs(
+    fitted: FittedAnnotation, data: LabelledCells, rows: NDArray[np.int64], inputs: tuple[str, ...]
+) -> CellOutputs:
+    """Give logits and embedding of some cells, of which the given modalities are shown."""
+    shown = tuple(m for m in fitted.modalities if m in inputs)
+    collator = CellCollator(data.aligned, fitted.extractor)
+    return CellOutputs(*(predict_rows(fitted.model, collator, rows, f, shown) for f in ("logits", "pooler_output")))
+
+
+def calibrate_annotation(
+    fitted: FittedAnnotation, data: LabelledCells, rows: Rows, score: str = "mahalanobis"
+) -> AnnotationCalibration:
+    """
+    Fit temperatures and thresholds on the rows of `calibration`, by what is shown of the cells.
+
+    Parameters
+    ----------
+    fitted
+        The classifier.
+    data
+        All cells.
+    rows
+        Rows of `train` and `calibration`; the latter neither trained nor chose anything.
+    score
+        How unknown cells are recognised.
+    """
+    found = {}
+    for name, inputs in data.inputs.items():
+        held_out = _having(data, rows["calibration"], inputs)
+        if len(held_out) == 0:
+            continue
+        gaussians = None
+        if score == "mahalanobis":
+            training = _having(data, rows["train"], inputs)
+            embedding = give_outputs(fitted, data, training, inputs).embedding
+            gaussians = ClassGaussians.fit(embedding, data.codes[training])
+        cells = give_outputs(fitted, data, held_out, inputs)
+        found[name] = calibrate_input(cells, data.codes[held_out], score, gaussians)
+    return AnnotationCalibration(data.classes, score, found)
+
+
+def describe_calibration(
+    calibration: AnnotationCalibration, fitted: FittedAnnotation, data: LabelledCells, test: NDArray[np.int64]
+) -> dict[str, Any]:
+    """Give what the results tell: calibration error and rejected test cells of known types, promised and counted."""
+    told = {"unknown_score": calibration.score, "inputs": {}}
+    for name, found in calibration.inputs.items():
+        inputs = data.inputs[name]
+        rows = _having(data, test, inputs)
+        facts = {"calibration_cells": found.n, "temperature": found.temperature, "test_cells": len(rows)}
+        if len(rows):
+            cells, kinds = give_outputs(fitted, data, rows, inputs), np.full(len(rows), name)
+            labels, scores = data.labels[rows], calibration.unknown_scores(cells, kinds)
+            plain, mended = softmax(cells.logits.astype(np.float64)), calibration.probabilities(cells.logits, kinds)
+            facts["ece"] = expected_calibration_error(mended, data.classes, labels)
+            facts["ece_before"] = expected_calibration_error(plain, data.classes, labels)
+            facts["false_reject"] = {
+                str(rate): float(calibration.is_unknown(scores, kinds, rate).mean()) for rate in calibration.rates
+            }
+        told["inputs"][name] = facts
+    return told
+
+
+def score_open_set(
+    source: Source, data: LabelledCells, rows: Rows, settings: AnnotationSettings, types: list[str]
+) -> pd.DataFrame:
+    """
+    Fine-tune once without each of some cell types, and tell how their cells are recognised; see `leave_types_out`.
+
+    Parameters
+    ----------
+    source
+        Where the weights come from.
+    data
+        All cells, shown with all modalities that they have.
+    rows
+        Rows of `train`, `val`, `calibration` and `test`.
+    settings
+        How to train.
+    types
+        Cell types to leave out in turn.
+    """
+    every = np.concatenate(list(rows.values()))
+    split = np.repeat(list(rows), [len(part) for part in rows.values()])
+
+    def fit(known: NDArray[np.bool_]) -> CellOutputs:
+        labels = np.where(np.isin(np.arange(len(data.labels)), every[known]), data.labels, "")
+        part = LabelledCells(data.aligned, data.extractor, labels, data.modalities)
+        chosen = {name: every[known & (split == name)] for name in ("train", "val")}
+        fitted = fit_annotation(source, part, chosen, dataclasses.replace(settings, directory=None))
+        return give_outputs(fitted, part, every, data.modalities)
+
+    return leave_types_out(OpenSetTask(build_features(data, every), data.labels[every], split), fit, types)
+
+
+def describe_open_set(table: pd.DataFrame) -> dict[str, Any]:
+    """Give what the results tell of `score_open_set`: means over the types, and the score that validation chose."""
+    columns = ["auroc", "auroc_val", "false_accept", "false_reject"]
+    means = table.groupby(["method", "score"], sort=False)[columns].mean().reset_index().astype(object)
+    means = means.where(means.notna(), None)
+    return {
+        "chosen_score": choose_score(table),
+        "false_reject_rate": OpenSetTask.rate,
+        "table": means.to_dict("records"),
+    }
+
+
+def _having(data: LabelledCells, rows: NDArray[np.int64], inputs: tuple[str, ...]) -> NDArray[np.int64]:
+    """Select the cells that have all the given modalities."""
+    present = {"rna": data.aligned.rna_present, "adt": data.aligned.adt_present}
+    return rows[np.all([present[m][rows] for m in inputs], axis=0)]

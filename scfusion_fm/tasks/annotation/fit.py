@@ -1,0 +1,165 @@
+"""Cell-type annotation: labelled cells, a model fitted on some of them, and baselines fitted on the same ones.
+
+Letters: n cells, P proteins.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedModel
+
+from scfusion_fm.data.schema import AlignedCells
+from scfusion_fm.evaluation.metrics.labels import annotation_scores
+from scfusion_fm.inference.batches import CellCollator, check_modality_dropout, predict_rows
+from scfusion_fm.model import ScFusionTTTFeatureExtractor, ScFusionTTTForCellTypeAnnotation
+from scfusion_fm.tasks.annotation.cells import LabelledCells
+from scfusion_fm.tasks.loss import BalancedCrossEntropy
+from scfusion_fm.tasks.settings import FitSettings
+from scfusion_fm.tasks.starts.classifier import start_classifier
+from scfusion_fm.tasks.trainer import train_best
+from scfusion_fm.tasks.weights import Source
+
+
+@dataclass(frozen=True)
+class AnnotationSettings(FitSettings):
+    """
+    How a classifier is fitted.
+
+    Attributes
+    ----------
+    balance_classes
+        Whether the loss gives every class the same weight.
+    modality_dropout
+        Probability that a paired training cell loses one of its modalities, in [0, 1].
+    modalities
+        What the model is shown.
+    projected
+        Places of the proteins whose latents are projected from RNA; None, unless the model is to read RNA alone.
+    trained
+        Parts of the model under the head that are trained; all when None.
+    """
+
+    balance_classes: bool = True
+    modality_dropout: float = 0.0
+    modalities: tuple[str, ...] = ("rna", "adt")
+    projected: list[int] | None = None
+    trained: tuple[str, ...] | None = None
+
+    def __post_init__(self):
+        check_modality_dropout(self.modality_dropout)
+        if self.trained is not None and self.optim.lora_rank:
+            raise ValueError(
+                "`optim.lora_rank` must be 0 where parts of the model stay as they are, got "
+                f"{self.optim.lora_rank}; adapters would change them."
+            )
+
+
+@dataclass(frozen=True)
+class FittedAnnotation:
+    """A fitted classifier, with the number of parameters that were trained."""
+
+    model: PreTrainedModel
+    extractor: ScFusionTTTFeatureExtractor
+    classes: list[str]
+    modalities: tuple[str, ...]
+    num_trained: int
+
+    def predict(
+        self, aligned: AlignedCells, rows: NDArray[np.int64], modalities: tuple[str, ...] = ("rna", "adt")
+    ) -> NDArray[np.float32]:
+        """Give the logits of some cells, of which the given modalities are shown, (len(rows), classes)."""
+        return self._run(aligned, rows, modalities, "logits")
+
+    def embed(
+        self, aligned: AlignedCells, rows: NDArray[np.int64], modalities: tuple[str, ...] = ("rna", "adt")
+    ) -> NDArray[np.float32]:
+        """Give the embedding of some cells, of which the given modalities are shown, (len(rows), D)."""
+        return self._run(aligned, rows, modalities, "pooler_output")
+
+    def _run(
+        self, aligned: AlignedCells, rows: NDArray[np.int64], modalities: tuple[str, ...], output: str
+    ) -> NDArray[np.float32]:
+        shown = tuple(m for m in self.modalities if m in modalities)
+        return predict_rows(self.model, CellCollator(aligned, self.extractor), rows, output, shown)
+
+
+def fit_annotation(
+    source: Source, data: LabelledCells, rows: dict[str, NDArray[np.int64]], settings: AnnotationSettings
+) -> FittedAnnotation:
+    """
+    Fine-tune a classifier that starts as a logistic regression; what did best on the validation cells is kept.
+
+    Parameters
+    ----------
+    source
+        Where the weights come from.
+    data
+        All cells.
+    rows
+        Rows of `train` and `val`.
+    settings
+        How to train.
+    """
+    model = source.build(
+        ScFusionTTTForCellTypeAnnotation,
+        settings.seed,
+        num_labels=len(data.classes),
+        projected_proteins=settings.projected,
+        num_coordinates=settings.optim.num_coordinates,
+        id2label=dict(enumerate(data.classes)),
+        label2id={c: i for i, c in enumerate(data.classes)},
+    )
+    if settings.trained is not None:
+        model.model.requires_grad_(False)
+        for part in settings.trained:
+            getattr(model.model, part).requires_grad_(True)
+    cells = (data.aligned, data.extractor, data.codes)
+    collators = {
+        "train": CellCollator(
+            *cells,
+            settings.modality_dropout,
+            settings.seed,
+            settings.modalities,
+            token_dropout=settings.optim.token_dropout,
+        ),
+        "val": CellCollator(*cells, modalities=settings.modalities),
+    }
+
+    def score(prediction) -> dict[str, float]:
+        scores = annotation_scores(data.names_of(prediction.label_ids), data.names_of(prediction.predictions))
+        return {"score": scores["macro_f1"], **scores}
+
+    start_classifier(model, collators["val"], data.codes, rows, data.inputs, settings.balance_classes, settings.seed)
+    codes = data.codes[rows["train"]]
+    loss = BalancedCrossEntropy(codes, len(data.classes)) if settings.balance_classes else None
+    num_trained = train_best(model, rows, collators, score, source.suit(settings), loss)
+    return FittedAnnotation(model, data.extractor, data.classes, settings.modalities, num_trained)
+
+
+def choose_projected(data: LabelledCells, proteins: list[str] | None) -> list[int]:
+    """
+    Choose the proteins whose latents are projected from the RNA, by their places.
+
+    Parameters
+    ----------
+    data
+        The cells.
+    proteins
+        Names in the model; None takes what the cells' files measured, or all that the model knows where these have no
+        proteins.
+
+    Raises
+    ------
+    ValueError
+        If a name is unknown, or there is none.
+    """
+    measured = np.flatnonzero(data.aligned.adt_observed)
+    if proteins is None:
+        return measured.tolist() if len(measured) else list(range(data.extractor.num_proteins))
+    places = data.extractor.index_proteins(proteins)
+    unknown = [name for name, place in zip(proteins, places, strict=True) if place < 0]
+    if unknown or not proteins:
+        known = ", ".join(data.extractor.protein_names[:5])
+        raise ValueError(f"`proteins` must name proteins that the model knows ({known}, ...), got {unknown or 'none'}.")
+    return sorted(set(places.tolist()))

@@ -1,0 +1,1 @@
+"""Predicting one modality from the other."""

@@ -1,0 +1,142 @@
+"""Predicting one modality from the other: paired cells, a model fitted on some, baselines fitted on the same ones.
+
+Letters: n cells, T targets (measured proteins or genes of the panel).
+"""
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedModel
+
+from scfusion_fm.inference.batches import CellCollator, predict_rows
+from scfusion_fm.model import ScFusionTTTForCrossModalPrediction
+from scfusion_fm.tasks.cross_modal.cells import SOURCE_OF, PairedCells
+from scfusion_fm.tasks.settings import FitSettings
+from scfusion_fm.tasks.starts.kernel import KernelTargets, choose_share, fit_kernel, size_kernel
+from scfusion_fm.tasks.trainer import train_best
+from scfusion_fm.tasks.weights import Source
+
+LEAST_VARIANCE = 0.05
+
+
+class TargetCollator(CellCollator):
+    """
+    Prepare paired cells whose targets are learned.
+
+    Parameters
+    ----------
+    data
+        All cells.
+    offsets
+        (n, T), what is taken from the targets of each cell.
+    seed
+        Seed of the random choices.
+    token_dropout
+        Largest share of its tokens that a cell loses, in [0, 1); targets lose none.
+    """
+
+    def __init__(self, data: PairedCells, offsets: NDArray[np.float32], seed: int = 0, token_dropout: float = 0.0):
+        super().__init__(data.aligned, data.extractor, seed=seed, target=data.target, token_dropout=token_dropout)
+        self.panel, self.offsets = data.panel, offsets
+
+    def __call__(self, rows: list[int]) -> dict[str, torch.Tensor]:
+        """Give the arguments of the model."""
+        batch = super().__call__(rows)
+        offsets = self.offsets[np.asarray(rows)]
+        if offsets.any():
+            batch["adt_values"][:, self.panel] -= torch.from_numpy(offsets)
+        return batch
+
+
+@dataclass(frozen=True)
+class FittedCrossModal:
+    """A fitted predictor of the panel, at the level that batches share, with the number of trained parameters."""
+
+    model: PreTrainedModel
+    data: PairedCells
+    num_trained: int
+
+    def predict(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Predict the targets of some cells from their other modality alone, (len(rows), T)."""
+        collator = CellCollator(self.data.aligned, self.data.extractor)
+        shown = (SOURCE_OF[self.data.target],)
+        return _columns(self.data, predict_rows(self.model, collator, rows, modalities=shown))
+
+
+def fit_cross_modal(
+    source: Source, data: PairedCells, rows: dict[str, NDArray[np.int64]], settings: FitSettings
+) -> FittedCrossModal:
+    """
+    Fine-tune the pretraining pass with the target hidden; the epoch with the best validation correlation is kept.
+
+    Proteins count by the inverse of their variance, as correlations do, and are mixed with a kernel regression in the
+    share that is best on the validation cells. Where batches have levels of their own, what is learned is the level
+    they share.
+
+    Parameters
+    ----------
+    source
+        Where the weights come from.
+    data
+        All cells.
+    rows
+        Rows of `train` and `val`.
+    settings
+        How to train.
+    """
+    levelled, offsets = data.level(rows["train"])
+    model = source.build(
+        ScFusionTTTForCrossModalPrediction,
+        settings.seed,
+        target_modality=data.target,
+        predicted_features=data.names,
+        **size_kernel(settings.optim, data.target, len(rows["train"])),
+    )
+    if data.target == "adt":
+        model.target_weight = _weigh_targets(levelled, rows["train"])
+    collators = {
+        name: TargetCollator(data, offsets, settings.seed, token_dropout)
+        for name, token_dropout in (("train", settings.optim.token_dropout), ("val", 0.0))
+    }
+
+    def score(prediction) -> dict[str, float]:
+        logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
+        guess = _columns(data, logits)
+        return {"score": mean_correlation(levelled, rows["val"], guess), **levelled.score(rows["val"], guess)[1]}
+
+    num_trained = train_best(model, rows, collators, score, source.suit(settings))
+    fitted = FittedCrossModal(model, data, num_trained)
+    if model.config.num_landmarks:
+        targets = KernelTargets(levelled.measured, levelled.observed, levelled.panel)
+        fit_kernel(model, collators["val"], targets, rows, settings.seed)
+        val = rows["val"]
+        choose_share(
+            model, data.panel, lambda: fitted.predict(val), lambda guess: mean_correlation(levelled, val, guess)
+        )
+    return fitted
+
+
+def mean_correlation(data: PairedCells, rows: NDArray[np.int64], predicted: NDArray[np.float32]) -> float:
+    """Give the mean correlation per target over some cells; -1 where there is none."""
+    return float(np.nan_to_num(data.score(rows, predicted)[1]["pearson_per_protein"], nan=-1.0))
+
+
+def _weigh_targets(data: PairedCells, rows: NDArray[np.int64]) -> torch.Tensor:
+    """Weigh each protein by the inverse of its variance over some cells, with a mean weight of 1 over the panel."""
+    values = np.where(data.observed[rows], data.measured[rows], np.nan)
+    with np.errstate(invalid="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a protein that no training cell measured
+        variance = np.nanvar(values, axis=0)
+    usual = np.nanmedian(variance)
+    inverse = 1 / np.maximum(np.nan_to_num(variance, nan=usual), LEAST_VARIANCE * usual)
+    weight = torch.ones(data.extractor.num_proteins)
+    weight[data.panel] = torch.from_numpy(inverse / inverse.mean()).float()
+    return weight
+
+
+def _columns(data: PairedCells, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Select the panel from predictions over the whole vocabulary."""
+    return (logits if data.target == "adt" else data.extractor.merge_patches(logits))[:, data.panel]

@@ -1,0 +1,136 @@
+"""Intervals of a fine-tuned predictor of proteins, from cells that it did not learn from, and how often they hold."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from scfusion_fm.config.finetune import CrossModalConfig
+from scfusion_fm.data.schema import Cells
+from scfusion_fm.evaluation.calibration.intervals import ProteinIntervals, coverage_by
+from scfusion_fm.tasks.cross_modal.cells import PairedCells
+from scfusion_fm.tasks.cross_modal.fit import FittedCrossModal, fit_cross_modal
+from scfusion_fm.tasks.settings import FitSettings
+from scfusion_fm.tasks.weights import Source
+
+MIN_LEFT_OUT = 3
+
+
+def read_groups(cells: Cells, key: str | None) -> NDArray[np.object_] | None:
+    """
+    Read a column of obs; None without a key.
+
+    Raises
+    ------
+    ValueError
+        If there is no such column.
+    """
+    if key is None:
+        return None
+    if key not in cells.obs:
+        raise ValueError(f"`{key}` must be a column of obs, to group cells by; it has {list(cells.obs.columns)}.")
+    return cells.obs[key].astype(object).to_numpy()
+
+
+def read_left_out(
+    cells: Cells, config: CrossModalConfig, rows: dict[str, NDArray[np.int64]]
+) -> NDArray[np.object_] | None:
+    """
+    Read the groups to leave out in turn; None without a key.
+
+    Raises
+    ------
+    ValueError
+        If intervals by group are asked for, too, a cell that is not a test cell has no group, or there are fewer than
+        three groups.
+    """
+    key = config.interval_left_out_key
+    if key is None:
+        return None
+    if config.interval_group_key is not None:
+        raise ValueError(
+            "`interval_left_out_key` makes intervals for new groups, and `interval_group_key` some for known ones; "
+            f"got both, {key!r} and {config.interval_group_key!r}: choose one."
+        )
+    groups = read_groups(cells, key)
+    used = pd.Series(groups[_join_known(rows)])
+    if used.isna().any() or used.nunique() < MIN_LEFT_OUT:
+        raise ValueError(
+            f"`interval_left_out_key` must name at least {MIN_LEFT_OUT} groups of cells that are not test cells, and "
+            f"one for each such cell, got {used.nunique()} in {key!r}, and {int(used.isna().sum())} cells without."
+        )
+    return groups
+
+
+def _join_known(rows: dict[str, NDArray[np.int64]]) -> NDArray[np.int64]:
+    """Give all rows but those of `test`, in order."""
+    return np.sort(np.concatenate([part for name, part in rows.items() if name != "test"]))
+
+
+def calibrate_intervals(
+    data: PairedCells, rows: NDArray[np.int64], fitted: FittedCrossModal, groups: NDArray[np.object_] | None
+) -> ProteinIntervals:
+    """Calibrate on cells that neither trained nor chose the epoch."""
+    arrays = data.measured[rows], fitted.predict(rows), data.observed[rows]
+    return ProteinIntervals.calibrate(*arrays, data.names, None if groups is None else groups[rows])
+
+
+def calibrate_for_new_groups(
+    source: Source,
+    data: PairedCells,
+    rows: dict[str, NDArray[np.int64]],
+    settings: FitSettings,
+    groups: NDArray[np.object_],
+) -> ProteinIntervals:
+    """
+    Calibrate on the cells of each group, predicted by a model of its own that was fitted without the group.
+
+    Every such fit draws as large a share of its cells for validation as `rows` has, as a group may hold all of those.
+    """
+    known = _join_known(rows)
+    predicted = np.zeros((len(known), len(data.names)), np.float32)
+    names = pd.unique(groups[known])
+    for number, name in enumerate(names, 1):
+        print(f"intervals: fit {number} of {len(names)}, without {name}", flush=True)
+        own = groups[known] == name
+        kept = np.random.default_rng([settings.seed, number]).permutation(known[~own])
+        num_val = max(1, round(len(kept) * len(rows["val"]) / len(known)))
+        parts = {"train": np.sort(kept[num_val:]), "val": np.sort(kept[:num_val])}
+        fitted = fit_cross_modal(source, data, parts, dataclasses.replace(settings, directory=None))
+        predicted[own] = fitted.predict(known[own])
+    arrays = data.measured[known], predicted, data.observed[known]
+    return ProteinIntervals.calibrate_left_out(*arrays, data.names, groups[known])
+
+
+def measure_coverage(
+    data: PairedCells,
+    rows: NDArray[np.int64],
+    intervals: ProteinIntervals,
+    predicted: NDArray[np.float32],
+    columns: tuple[NDArray[np.object_] | None, NDArray[np.object_] | None],
+) -> pd.DataFrame:
+    """Count at every level how often the intervals hold what was measured; `columns` are groups and donors."""
+    groups, donors = (None if column is None else column[rows] for column in columns)
+    tables = []
+    for level in intervals.rule.levels:
+        width = intervals.widths(level, len(rows), groups)
+        ends = (predicted - width, predicted + width)
+        table = coverage_by(data.measured[rows], *ends, data.observed[rows], data.names, donors)
+        tables.append(table.assign(level=level))
+    return pd.concat(tables, ignore_index=True)
+
+
+def describe_intervals(intervals: ProteinIntervals, coverage: pd.DataFrame) -> dict[str, Any]:
+    """Give what the results tell: mean coverage of test cells by level, and proteins without a promise."""
+    pooled = coverage[coverage["group"] == "all"].groupby("level")["coverage"]
+    return {
+        "nominal": list(intervals.rule.levels),
+        "coverage": [float(x) for x in pooled.mean()],
+        "made_for_new_groups": intervals.num_left_out > 0,
+        "lowest_coverage_of_a_protein": [float(x) for x in pooled.min()],
+        "without_interval": [int(intervals.without_interval(x).sum()) for x in intervals.rule.levels],
+        "min_pearson": intervals.rule.min_pearson,
+        "undetermined": [n for n, u in zip(intervals.names, intervals.undetermined, strict=True) if u],
+    }

@@ -1,0 +1,102 @@
+"""Test cells that a model has seen before."""
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scfusion_fm.config.finetune import AnnotationConfig, CrossModalConfig, UnimodalTransferConfig
+from scfusion_fm.data.fingerprints.cells import fingerprint_cells
+from scfusion_fm.data.fingerprints.seen import SeenAnswer, SeenCells, SeenPart, load_seen
+from scfusion_fm.data.schema import AlignedCells
+from scfusion_fm.model import ScFusionTTTFeatureExtractor
+
+FinetuneConfig = AnnotationConfig | CrossModalConfig | UnimodalTransferConfig
+
+
+@dataclass(frozen=True)
+class SeenByModel:
+    """
+    What a fine-tuned model has seen, and how many of its test cells were among that before.
+
+    Attributes
+    ----------
+    cells
+        What the pretrained model and the fine-tuning have seen; None where the model does not tell.
+    test_cells
+        For the results: `known`, and where it is, `seen`, `of`, `expected_by_chance` and `beyond_chance`.
+    """
+
+    cells: SeenCells | None
+    test_cells: dict[str, Any]
+
+
+def check_test_cells(
+    config: FinetuneConfig,
+    aligned: AlignedCells,
+    extractor: ScFusionTTTFeatureExtractor,
+    rows: dict[str, NDArray[np.int64]],
+) -> SeenByModel:
+    """
+    Refuse test cells that the model was trained on.
+
+    Parameters
+    ----------
+    config
+        Tells the model, the file, and whether to go on in spite of seen cells.
+    aligned
+        All cells of the file.
+    extractor
+        Vocabulary of the model.
+    rows
+        Rows of `test`, and of `train` and others that the fine-tuning uses.
+
+    Raises
+    ------
+    ValueError
+        If more test cells were seen than chance explains, and `allow_seen_test_cells` is false.
+
+    Notes
+    -----
+    Warns where the model does not tell what it has seen.
+    """
+    seen = load_seen(Path(config.model))
+    if seen is None:
+        message = f"{config.model} does not tell which cells it was trained on: test cells may be among them."
+        warnings.warn(message, stacklevel=1)
+        return SeenByModel(None, {"known": False})
+    prints = fingerprint_cells(aligned, extractor.gene_ids, extractor.protein_names)
+    answer = seen.look_up(prints[rows["test"]])
+    refuse_seen_cells(answer, config.allow_seen_test_cells)
+    used = np.concatenate([part for name, part in rows.items() if name != "test"])
+    return SeenByModel(
+        seen + SeenPart.build(f"fine-tuning on {Path(config.data).name}", prints[used]),
+        {
+            "known": True,
+            "seen": answer.seen,
+            "of": answer.num_cells,
+            "expected_by_chance": answer.expected_by_chance,
+            "beyond_chance": answer.beyond_chance,
+        },
+    )
+
+
+def refuse_seen_cells(answer: SeenAnswer, allowed: bool) -> None:
+    """
+    Refuse test cells that a model was trained on, unless that is allowed.
+
+    Raises
+    ------
+    ValueError
+        If more test cells were seen than chance explains.
+    """
+    if answer.beyond_chance and not allowed:
+        raise ValueError(
+            f"`data` must hold test cells that the model was not trained on, got {answer.seen:,} of "
+            f"{answer.num_cells:,} that it was ({', '.join(f'{n:,} in {name}' for name, n in answer.seen_in.items())}; "
+            f"chance explains {answer.expected_by_chance:.2g}). Use the `split` of the atlas or other data; or set "
+            "`allow_seen_test_cells: true`, and the results will tell of it."
+        )

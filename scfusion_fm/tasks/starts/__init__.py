@@ -1,0 +1,1 @@
+"""Let heads start where linear and kernel methods end."""

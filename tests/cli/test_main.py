@@ -1,0 +1,158 @@
+"""The scfusion command: exit codes, and errors as one line."""
+
+import errno
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+from make_cells import GENES, write_h5mu
+
+from scfusion_fm.cli.main import build_parser, main
+from scfusion_fm.config.command import run_command
+from scfusion_fm.data.split import assign_split
+
+
+def call(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["scfusion", *map(str, arguments)])
+    main()
+
+
+def test_prepare_writes_an_atlas(monkeypatch, paired_file, tmp_path, capsys):
+    config = tmp_path / "data.yaml"
+    config.write_text(
+        f"output: {tmp_path}/atlas.zarr\ngenes: sources\nproteins: sources\nsources: [{{path: {paired_file}}}]\n"
+    )
+    call(monkeypatch, "prepare", "--config", config)
+    assert (tmp_path / "atlas.zarr" / "manifest.json").is_file()
+    assert "160 cells" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", [b"not an HDF5 file", b"\x89HDF\r\n\x1a\n" + b"\0" * 100, None])
+def test_bad_files_end_with_code_2(monkeypatch, model_dir, tmp_path, capsys, content):
+    source = tmp_path / "in.h5ad"
+    if content is not None:
+        source.write_bytes(content)
+    with pytest.raises(SystemExit) as exit_info:
+        call(monkeypatch, "embed", model_dir, source, tmp_path / "out.h5ad")
+    assert exit_info.value.code == 2
+    printed = capsys.readouterr().err
+    assert printed.splitlines()[-1].startswith("error: ")
+    assert "in.h5ad" in printed
+    assert "Traceback" not in printed
+    assert [p.name for p in tmp_path.iterdir()] == ([] if content is None else ["in.h5ad"])
+
+
+def test_bad_settings_end_with_code_2(monkeypatch, tmp_path, capsys):
+    (tmp_path / "data.yaml").write_text("outptu: x\n")
+    with pytest.raises(SystemExit) as exit_info:
+        call(monkeypatch, "prepare", "--config", tmp_path / "data.yaml")
+    assert exit_info.value.code == 2
+    assert "Did you mean output?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "printed"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device", "shard"),
+            2,
+            "error: [Errno 28] No space left on device: 'shard'",
+        ),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (BrokenPipeError(), 1, ""),
+    ],
+)
+def test_full_disks_and_interruptions_end_with_one_line(error, code, printed, capsys):
+    def fail():
+        raise error
+
+    with pytest.raises(SystemExit) as exit_info:
+        run_command(fail)
+    assert exit_info.value.code == code
+    assert capsys.readouterr().err.strip() == printed
+
+
+def test_other_errors_of_the_system_are_not_hidden():
+    def fail():
+        raise OSError(errno.EIO, "Input/output error")
+
+    with pytest.raises(OSError, match="Input/output error"):
+        run_command(fail)
+
+
+def test_traceback_on_request(monkeypatch, tmp_path):
+    monkeypatch.setenv("SCFUSION_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="does not exist"):
+        call(monkeypatch, "prepare", "--config", tmp_path / "none.yaml")
+
+
+def test_every_command_explains_itself(capsys):
+    for command in (
+        "prepare",
+        "synthesize",
+        "verify",
+        "doctor",
+        "inspect",
+        "embed",
+        "annotate",
+        "predict-protein",
+        "surprise",
+        "seen",
+        "evaluate",
+        "report",
+    ):
+        with pytest.raises(SystemExit) as exit_info:
+            build_parser().parse_args([command, "--help"])
+        assert exit_info.value.code == 0
+    assert "--key-added" in capsys.readouterr().out
+
+
+def test_seen_counts_training_cells_and_tells_by_its_exit_code(monkeypatch, model_dir, paired_file, tmp_path, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        call(monkeypatch, "seen", model_dir, paired_file, "--json")
+    assert exit_info.value.code == 1
+    answer = json.loads(capsys.readouterr().out)
+    split = assign_split([f"s0c{i}" for i in range(160)], 0.1, 0.2, 0)
+    assert answer["num_cells"] == 160
+    assert answer["seen"] == answer["seen_in"]["pretraining"] <= (split != "test").sum()
+    write_h5mu(tmp_path / "new.h5mu", 160, seed=77)
+    call(monkeypatch, "seen", model_dir, tmp_path / "new.h5mu")
+    assert "none seen" in capsys.readouterr().out
+
+
+def test_seen_needs_a_model_that_remembers(monkeypatch, model_dir, paired_file, tmp_path, capsys):
+    shutil.copytree(model_dir, tmp_path / "model")
+    (tmp_path / "model" / "seen_cells.npz").unlink()
+    with pytest.raises(SystemExit) as exit_info:
+        call(monkeypatch, "seen", tmp_path / "model", paired_file)
+    assert exit_info.value.code == 2
+    assert "`model` must carry the fingerprints of its training cells" in capsys.readouterr().err
+
+
+def test_doctor_tells_by_its_exit_code(monkeypatch, model_dir, paired_file, tmp_path, capsys):
+    call(monkeypatch, "doctor", paired_file)
+    printed = capsys.readouterr().out
+    assert printed.startswith("cells.h5mu: ok\n")
+    assert printed.endswith("1 file: 1 ok\n")
+    copy = shutil.copy(paired_file, tmp_path / "copy.h5mu")
+    with pytest.raises(SystemExit) as exit_info:
+        call(monkeypatch, "doctor", paired_file, copy, "--model", model_dir)
+    assert exit_info.value.code == 1
+    printed = capsys.readouterr().out
+    assert f"may share cells with {copy}: 160 barcodes are in both" in " ".join(printed.split())
+    assert f"{len(GENES)} of the {len(GENES)} in the vocabulary (100%)" in printed
+    with pytest.raises(SystemExit) as exit_info:
+        call(monkeypatch, "doctor", paired_file, tmp_path / "none.h5ad")
+    assert exit_info.value.code == 2
+    assert "2 files: 1 ok, 1 REFUSED" in capsys.readouterr().out
+
+
+def test_waiting_threads_give_the_core_away_unless_the_user_says_otherwise(monkeypatch):
+    command = [sys.executable, "-c", "import scfusion_fm, os; print(os.environ['GOMP_SPINCOUNT'])"]
+    for given, expected in ((None, "1000"), ("7", "7")):
+        monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+        if given:
+            monkeypatch.setenv("GOMP_SPINCOUNT", given)
+        assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == expected

@@ -1,0 +1,223 @@
+import numpy as np
+import pytest
+from scipy import sparse
+from sklearn.kernel_ridge import KernelRidge
+
+from scfusion_fm.evaluation.baselines.kernels import arc_cosine_kernel, fit_kernel_ridges, rbf_kernel
+from scfusion_fm.evaluation.baselines.networks import MlpSettings
+from scfusion_fm.evaluation.baselines.prediction import (
+    BLEND,
+    OWN,
+    PREDICTION_METHODS,
+    PredictionTask,
+    build_features,
+    fill_missing,
+    fit_prediction,
+)
+from scfusion_fm.evaluation.baselines.regressors import Targets, predict_protein_baselines
+from scfusion_fm.evaluation.metrics.proteins import protein_scores
+
+N, G, P = 240, 40, 6
+QUICK = MlpSettings(hidden_sizes=(16,), alphas=(0.1,), n_members=2, learning_rate=0.02, max_epochs=15)
+FLOORS = {"mean": 0, OWN: 0.4}
+LINEAR = ["mean", "PCA + kNN", "PCA + ridge", OWN]
+
+
+def build_task(inputs="rna", **changes):
+    """Five hidden factors behind both modalities; the first proteins are also made by the first genes."""
+    rng = np.random.default_rng(0)
+    hidden = rng.normal(size=(N, 5))
+    rna = hidden @ rng.normal(size=(5, G)) + 0.3 * rng.normal(size=(N, G))
+    adt = hidden @ rng.normal(size=(5, P)) + rna[:, :P] + 0.3 * rng.normal(size=(N, P)) + 2
+    x, y = (rna, adt) if inputs == "rna" else (adt, rna[:, :P])
+    split = np.array(["train", "train", "train", "val", "test"] * (N // 5))
+    split[:10] = ""
+    task = {"x": x, "y": y, "observed": np.ones(y.shape, bool), "split": split, "own_columns": list(range(P))}
+    return PredictionTask(**(task | {"inputs": inputs, "mlp": QUICK} | changes))
+
+
+def score(task, predicted):
+    truth = task.y[task.split == "test"]
+    return protein_scores(truth, predicted, np.ones_like(truth, bool))[1]["pearson_per_protein"]
+
+
+@pytest.fixture(scope="module")
+def task():
+    return build_task()
+
+
+@pytest.fixture(scope="module")
+def result(task):
+    return fit_prediction(task)
+
+
+@pytest.mark.parametrize("inputs", ["rna", "adt"])
+def test_all_methods_find_a_planted_signal_in_both_directions(inputs):
+    task = build_task(inputs)
+    result = fit_prediction(task)
+    assert set(result.test) == {*PREDICTION_METHODS, OWN, BLEND} == set(result.val)
+    for method, predicted in result.test.items():
+        assert predicted.shape == ((task.split == "test").sum(), P)
+        assert score(task, predicted) >= FLOORS.get(method, 0.7), method
+    assert score(task, result.test["mean"]) == 0
+
+
+def test_the_methods_shared_with_the_plain_baselines_agree_with_them(task, result):
+    used = task.split != ""
+    plain = predict_protein_baselines(
+        task.x[used], task.y[used], task.observed[used], task.own_columns, task.split[used]
+    )
+    for name, ours in {"mean": "mean", "own gene RNA": OWN, "PCA + kNN": "PCA + kNN"}.items():
+        np.testing.assert_allclose(result.test[ours], plain[name], atol=1e-8)
+
+
+def test_neither_targets_nor_inputs_of_test_and_unused_cells_reach_others(task, result):
+    hidden = np.isin(task.split, ["test", ""])
+    y = np.where(hidden[:, None], np.nan, task.y)
+    hidden[np.flatnonzero(task.split == "test")[5:]] = False
+    changed = fit_prediction(build_task(x=np.where(hidden[:, None], 30.0, task.x), y=y))
+    for method, predicted in result.test.items():
+        np.testing.assert_allclose(changed.test[method][5:], predicted[5:], atol=1e-6)
+    assert {tuple(rows) for rows in result.fitted_on.values()} == {tuple(np.flatnonzero(task.split == "train"))}
+    assert {tuple(rows) for rows in result.tuned_on.values()} == {tuple(np.flatnonzero(task.split == "val"))}
+
+
+def test_unobserved_targets_enter_no_fit(task):
+    observed = np.random.default_rng(3).random(task.y.shape) > 0.4
+    observed[:, :2] = observed[:, [0]]
+    before = fit_prediction(build_task(y=np.where(observed, task.y, np.nan), observed=observed))
+    after = fit_prediction(build_task(y=np.where(observed, task.y, 1e6), observed=observed))
+    for method, predicted in before.test.items():
+        np.testing.assert_allclose(after.test[method], predicted)
+        assert np.isfinite(predicted).all()
+        assert score(task, predicted) >= FLOORS.get(method, 0.7), method
+
+
+def test_a_target_of_another_panel_is_learned_from_the_cells_that_have_it(task):
+    """Two data sets: the second lacks half of the targets and some genes."""
+    second = np.arange(N) % 2 == 1
+    x, observed = task.x.copy(), task.observed.copy()
+    x[np.ix_(second, np.arange(30, G))] = 0
+    observed[second, 3:] = False
+    result = fit_prediction(build_task(x=x, observed=observed))
+    for method in ("PCA + ridge", "PCA + kernel ridge", "PCA + MLP", BLEND):
+        assert score(task, result.test[method]) > 0.6, method
+
+
+def test_a_target_that_no_training_cell_has_gets_the_mean_of_all_training_values(task):
+    observed = task.observed.copy()
+    observed[task.split == "train", 1] = False
+    train = task.split == "train"
+    mean = task.y[train][:, [0, 2, 3, 4, 5]].mean()
+    result = fit_prediction(build_task(observed=observed))
+    for method in set(result.test) - {"PCA + MLP", BLEND}:
+        np.testing.assert_allclose(result.test[method][:, 1], mean, rtol=1e-6, err_msg=method)
+
+
+def test_sparse_and_dense_expression_give_the_same_predictions(task):
+    x = np.where(task.x > 0, task.x, 0)
+    dense = fit_prediction(build_task(x=x), LINEAR)
+    for method, predicted in fit_prediction(build_task(x=sparse.csr_matrix(x)), LINEAR).test.items():
+        np.testing.assert_allclose(predicted, dense.test[method], atol=1e-6)
+
+
+def test_the_blend_is_no_worse_on_validation_than_any_of_its_parts(task, result):
+    val = task.y[task.split == "val"]
+    scale = task.y[task.split == "train"].std(axis=0)
+    errors = {method: np.square((predicted - val) / scale).mean() for method, predicted in result.val.items()}
+    assert errors[BLEND] <= min(errors.values()) + 1e-9
+    assert min(result.weights.values()) >= 0
+    assert set(result.weights) == set(result.test) - {BLEND}
+
+
+def test_without_observed_validation_values_the_blend_is_the_average(task):
+    observed = task.observed & (task.split != "val")[:, None]
+    result = fit_prediction(build_task(observed=observed), ["PCA + ridge", "PCA + kNN", BLEND])
+    assert result.weights == {"PCA + ridge": 0.5, "PCA + kNN": 0.5}
+    np.testing.assert_allclose(result.test[BLEND], (result.test["PCA + ridge"] + result.test["PCA + kNN"]) / 2)
+
+
+def test_without_own_columns_there_is_no_such_baseline():
+    assert OWN not in fit_prediction(build_task(own_columns=None), LINEAR).test
+
+
+def test_one_target_alone_can_be_predicted(task):
+    result = fit_prediction(build_task(y=task.y[:, :1], observed=task.observed[:, :1], own_columns=[0]))
+    assert {predicted.shape for predicted in result.test.values()} == {((task.split == "test").sum(), 1)}
+
+
+def test_wide_protein_panels_are_projected_and_missing_proteins_filled():
+    train = np.arange(80) < 60
+    x = np.random.default_rng(0).normal(size=(80, 70))
+    x[::3, 0], x[:, 1] = np.nan, np.nan
+    task = PredictionTask(x, x[:, :2], np.ones((80, 2), bool), np.where(train, "train", "test"), inputs="adt")
+    assert build_features(task, train).shape == (80, 50)
+    filled = fill_missing(x, train)
+    np.testing.assert_allclose(filled[::3, 0], np.nanmean(x[train, 0]))
+    assert (filled[:, 1] == 0).all()
+    assert np.isfinite(filled).all()
+
+
+def test_kernel_ridges_agree_with_scikit_learn_on_each_target_s_cells():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(50, 4)), rng.normal(size=(50, 3))
+    observed = np.ones((50, 3), bool)
+    observed[:20, 1] = False
+    targets = Targets.from_training(y, observed)
+    candidates = [c for c in fit_kernel_ridges(x, targets, targets.centred) if c[0].startswith("RBF")]
+    assert len(candidates) > 20
+    for name, predict in candidates[::5]:
+        gamma = predict.keywords["kernel"].keywords["gamma"]
+        for column, cells in enumerate(observed.T):
+            mean = y[cells, column].mean()
+            model = KernelRidge(kernel="rbf", gamma=gamma, alpha=float(name.split("=")[1]))
+            reference = model.fit(x[cells], y[cells, column] - mean).predict(x) + mean
+            np.testing.assert_allclose(predict(x)[:, column], reference, rtol=1e-4, atol=1e-4)
+
+
+def test_many_patterns_share_one_fit_with_the_guesses(monkeypatch):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(40, 4)), rng.normal(size=(40, 3))
+    targets = Targets.from_training(y, rng.random((40, 3)) > 0.3)
+    full = Targets.from_training(y, np.ones((40, 3), bool))
+    monkeypatch.setattr("scfusion_fm.evaluation.baselines.kernels.MAX_PATTERNS", 1)
+    filled = y - targets.mean
+    ours = dict(fit_kernel_ridges(x, targets, filled))
+    for name, predict in fit_kernel_ridges(x, full, full.centred):
+        np.testing.assert_allclose(ours[name](x), predict(x), atol=1e-8)
+
+
+def test_kernel_ridge_of_many_cells_comes_from_a_sample(monkeypatch):
+    monkeypatch.setattr("scfusion_fm.evaluation.baselines.kernels.MAX_CELLS", 30)
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(40, 4)), rng.normal(size=(40, 2))
+    targets = Targets.from_training(y, np.ones((40, 2), bool))
+    _, predict = next(iter(fit_kernel_ridges(x, targets, targets.centred)))
+    assert predict.keywords["x"].shape == (30, 4)
+    assert np.isin(predict.keywords["x"], x).all()
+
+
+def test_kernels_are_what_they_are_called():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(5, 3)), rng.normal(size=(4, 3))
+    units = rng.normal(size=(200_000, 3))
+    relu = np.maximum(a @ units.T, 0) @ np.maximum(b @ units.T, 0).T * 2 / len(units)
+    np.testing.assert_allclose(arc_cosine_kernel(a, b), relu, atol=0.05)
+    np.testing.assert_allclose(np.diag(arc_cosine_kernel(a, a)), np.square(a).sum(axis=1), rtol=1e-6)
+    assert (arc_cosine_kernel(np.zeros((1, 3)), b) == 0).all()
+    assert rbf_kernel(a, b, 0.3)[1, 2] == pytest.approx(np.exp(-0.3 * np.square(a[1] - b[2]).sum()))
+
+
+def test_tasks_that_cannot_be_fitted_are_refused(task):
+    with pytest.raises(ValueError, match=r"`methods` must be among .* got \['magic'\]"):
+        fit_prediction(task, ["magic"])
+    with pytest.raises(ValueError, match="`methods` must hold a method to blend, got only 'blend'"):
+        fit_prediction(task, [BLEND])
+    with pytest.raises(ValueError, match=r"`inputs` must be one of \('rna', 'adt'\), got 'atac'"):
+        fit_prediction(build_task(inputs="adt").__class__(**(vars(task) | {"inputs": "atac"})))
+    with pytest.raises(ValueError, match=r"`x` must have one row per cell \(240\), got 239"):
+        fit_prediction(build_task(x=task.x[1:]))
+    with pytest.raises(ValueError, match=r"`y` must have one row per cell \(240\), got 239"):
+        fit_prediction(build_task(y=task.y[1:]))
+    with pytest.raises(ValueError, match="must have one entry per protein, got 2 for 6"):
+        fit_prediction(build_task(own_columns=[0, 1]))

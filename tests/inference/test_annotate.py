@@ -1,0 +1,143 @@
+"""scfusion annotate: calibrated probabilities, unknown cells at a promised rate, levels of an ontology."""
+
+import sys
+import warnings
+
+import anndata as ad
+import mudata as md
+import numpy as np
+import pytest
+import torch
+from make_cells import make_modalities, write_h5mu
+
+from scfusion_fm import ScFusionTTTFeatureExtractor, ScFusionTTTForCellTypeAnnotation
+from scfusion_fm.cli.main import main
+from scfusion_fm.evaluation.calibration.classifier import (
+    ANNOTATION_CALIBRATION,
+    AnnotationCalibration,
+    InputCalibration,
+)
+from scfusion_fm.evaluation.calibration.unknown import ClassGaussians
+from scfusion_fm.inference.annotate import AnnotationRequest, annotate
+from scfusion_fm.inference.export import export_model
+from scfusion_fm.inference.job import Request
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*(pull_on_update|will be removed|Observation names|are in both modalities).*"
+)
+NAMES = ["B", "T", "Mono"]
+RATES = {0.05: np.inf, 0.2: 0.0}
+
+
+def export(model_dir, path, calibration, names=NAMES):
+    torch.manual_seed(1)
+    model = ScFusionTTTForCellTypeAnnotation.from_pretrained(
+        model_dir, num_labels=len(names), id2label=dict(enumerate(names))
+    )
+    files = {} if calibration is None else {ANNOTATION_CALIBRATION: calibration.to_json().encode()}
+    export_model(model, ScFusionTTTFeatureExtractor.from_pretrained(model_dir), path, {}, files=files)
+    return path
+
+
+@pytest.fixture(scope="module")
+def plain(model_dir, tmp_path_factory):
+    return export(model_dir, tmp_path_factory.mktemp("plain") / "model", None)
+
+
+@pytest.fixture(scope="module")
+def calibrated(model_dir, tmp_path_factory):
+    """Temperature 2 for RNA alone and 0.5 for both; every paired cell is above the threshold at a rate of 0.2."""
+    gaussians = ClassGaussians(np.zeros((1, 16)), np.eye(16))
+    inputs = {
+        "rna": InputCalibration(9, 2.0, {0.05: np.inf, 0.2: 1e9}, gaussians),
+        "rna+adt": InputCalibration(9, 0.5, RATES, gaussians),
+    }
+    calibration = AnnotationCalibration(NAMES, "mahalanobis", inputs)
+    return export(model_dir, tmp_path_factory.mktemp("calibrated") / "model", calibration)
+
+
+@pytest.fixture(scope="module")
+def mixed_file(tmp_path_factory):
+    """12 paired cells, of which the last 4 have no protein."""
+    path = write_h5mu(tmp_path_factory.mktemp("mixed") / "in.h5mu", 12, seed=5)
+    with warnings.catch_warnings(action="ignore"):
+        mdata = md.read_h5mu(path)
+        part = md.MuData({"rna": mdata["rna"], "adt": mdata["adt"][:8].copy()})
+        part.write(path)
+    return path
+
+
+def read(path):
+    with warnings.catch_warnings(action="ignore"):
+        return md.read_h5mu(path) if path.suffix == ".h5mu" else ad.read_h5ad(path)
+
+
+def test_temperature_is_that_of_what_a_cell_shows(plain, calibrated, mixed_file, tmp_path):
+    annotate(Request(plain, mixed_file, tmp_path / "plain.h5mu"))
+    annotate(Request(calibrated, mixed_file, tmp_path / "calibrated.h5mu"))
+    before, after = (read(tmp_path / f"{n}.h5mu") for n in ("plain", "calibrated"))
+    assert list(before.obs["cell_type_pred"]) == list(after.obs["cell_type_pred"])
+    column = "cell_type_pred_probability"
+    assert (after.obs[column][:8] > before.obs[column][:8]).all()
+    assert (after.obs[column][8:] < before.obs[column][8:]).all()
+    record = after.uns["scfusion_ttt"]["annotate"]
+    assert record["temperature"] == {"rna": 2.0, "rna+adt": 0.5}
+    assert "unknown" not in list(after.obs["cell_type_pred"].cat.categories)
+
+
+def test_command_says_unknown_and_gives_levels(monkeypatch, calibrated, mixed_file, tmp_path):
+    tree = tmp_path / "tree.tsv"
+    tree.write_text("label\tontology_id\tparent\nX\tCL:0\t\nB\tCL:1\tX\nT\tCL:2\tX\nMono\tCL:3\tX\n")
+    out = tmp_path / "out.h5mu"
+    options = ["--reject-rate", 0.2, "--ontology", tree, "--min-probability", 1]
+    monkeypatch.setattr(sys, "argv", ["scfusion", *map(str, ["annotate", calibrated, mixed_file, out, *options])])
+    main()
+    obs, record = read(out).obs, read(out).uns["scfusion_ttt"]["annotate"]
+    assert list(obs["cell_type_pred"].cat.categories) == [*NAMES, "unknown"]
+    assert (obs["cell_type_pred"][:8] == "unknown").all()
+    assert (obs["cell_type_pred"][8:] != "unknown").all()
+    assert (obs["cell_type_pred_unknown_score"] > 0).all()
+    assert list(obs["cell_type_pred_level"]) == ["unknown"] * 8 + ["X"] * 4
+    assert list(obs["cell_type_pred_ontology_id"]) == [""] * 8 + ["CL:0"] * 4
+    assert obs["cell_type_pred_level_probability"][:8].isna().all()
+    np.testing.assert_allclose(obs["cell_type_pred_level_probability"][8:], 1)
+    assert (record["reject_rate"], record["unknown_score"]) == (0.2, "mahalanobis")
+    assert obs["cell_type_pred_probability"].between(1 / 3, 1).all()
+
+
+@pytest.mark.filterwarnings("ignore:.*have no count in any modality, and are kept")
+@pytest.mark.filterwarnings("ignore:.*have no usable counts")
+def test_cells_without_counts_have_neither_type_nor_level(plain, tmp_path):
+    adata = make_modalities(5, seed=6)[0]
+    counts = adata.X.toarray()
+    counts[0] = 0
+    adata.X = counts
+    adata.write_h5ad(tmp_path / "in.h5ad")
+    tree = tmp_path / "tree.tsv"
+    tree.write_text("label\tontology_id\tparent\n" + "".join(f"{n}\t\t\n" for n in NAMES))
+    annotate(Request(plain, tmp_path / "in.h5ad", tmp_path / "out.h5ad"), AnnotationRequest(ontology=tree))
+    obs = read(tmp_path / "out.h5ad").obs.filter(like="cell_type_pred")
+    assert obs.iloc[0].isna().all()
+    assert obs["cell_type_pred_level"][1:].isin([*NAMES, "unknown"]).all()
+
+
+def test_cells_that_cannot_be_rejected_warn(calibrated, mixed_file, tmp_path):
+    with pytest.warns(UserWarning, match=r"12 of 12 cells cannot be called unknown.*--reject-rate 0.05"):
+        annotate(Request(calibrated, mixed_file, tmp_path / "out.h5mu"), AnnotationRequest(0.05))
+    assert (read(tmp_path / "out.h5mu").obs["cell_type_pred"] != "unknown").all()
+
+
+def test_what_cannot_be_done_is_refused(plain, calibrated, model_dir, mixed_file, tmp_path):
+    found = AnnotationCalibration.load(calibrated / ANNOTATION_CALIBRATION)
+    other = export(model_dir, tmp_path / "other", found, ["B", "T", "NK"])
+    taken = AnnotationCalibration(["B", "T", "unknown"], "energy", {"rna": InputCalibration(9, 1.0, RATES)})
+    taken = export(model_dir, tmp_path / "taken", taken, ["B", "T", "unknown"])
+    for model, rate, message in (
+        (plain, 0.05, "`model` must hold annotation_calibration.json for --reject-rate"),
+        (other, None, "`model` must have a calibration for its classes"),
+        (taken, 0.05, "`model` must have no class 'unknown' for --reject-rate"),
+        (calibrated, 0.3, r"`--reject-rate` must be one of the calibrated \[0.05, 0.2\], got 0.3"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            annotate(Request(model, mixed_file, tmp_path / "out.h5mu"), AnnotationRequest(rate))
+    assert not (tmp_path / "out.h5mu").exists()

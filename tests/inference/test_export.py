@@ -1,0 +1,167 @@
+"""An exported directory loads where this package is, and where it is not."""
+
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import torch
+from launch import Job, run, write_config
+from transformers import AutoFeatureExtractor, AutoModel, AutoModelForPreTraining
+
+from scfusion_fm import ScFusionTTTFeatureExtractor, ScFusionTTTForPreTraining, ScFusionTTTModel
+from scfusion_fm.inference.export import export_model
+
+CLEAN = """
+import sys, warnings
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("scfusion_fm", "anndata", "zarr", "scanpy", "omegaconf", "triton"):
+            raise ImportError(name)
+sys.meta_path.insert(0, Block())
+import numpy as np, torch
+from transformers import AutoFeatureExtractor, AutoModel, AutoModelForPreTraining
+path, counts, out = sys.argv[1:]
+extractor = AutoFeatureExtractor.from_pretrained(path, trust_remote_code=True)
+model = AutoModel.from_pretrained(path, trust_remote_code=True)
+data = np.load(counts)
+inputs = extractor(rna_counts=data["rna"], adt_counts=data["adt"])
+with torch.inference_mode():
+    np.save(out, model(**inputs).pooler_output.numpy())
+assert "scfusion_fm" not in sys.modules
+full = AutoModelForPreTraining.from_pretrained(path, trust_remote_code=True)
+assert type(full).__name__ == "ScFusionTTTForPreTraining"
+"""
+
+
+@pytest.fixture
+def counts(model_dir):
+    extractor = ScFusionTTTFeatureExtractor.from_pretrained(model_dir)
+    rng = np.random.default_rng(0)
+    rna = rng.poisson(2.0, (5, len(extractor.gene_ids)))
+    return {"rna": rna, "adt": rng.poisson(9.0, (5, len(extractor.protein_names)))}
+
+
+def test_auto_classes_give_our_classes(model_dir):
+    assert type(AutoModel.from_pretrained(model_dir)) is ScFusionTTTModel
+    assert type(AutoModelForPreTraining.from_pretrained(model_dir)) is ScFusionTTTForPreTraining
+    assert type(AutoFeatureExtractor.from_pretrained(model_dir)) is ScFusionTTTFeatureExtractor
+
+
+@pytest.mark.slow
+def test_directory_loads_without_the_package_with_difference_0(model_dir, counts, tmp_path):
+    np.savez(tmp_path / "counts.npz", **counts)
+    environment = {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
+    run(sys.executable, "-c", CLEAN, model_dir, tmp_path / "counts.npz", tmp_path / "out.npy", env=environment)
+    extractor = ScFusionTTTFeatureExtractor.from_pretrained(model_dir)
+    with torch.inference_mode():
+        here = AutoModel.from_pretrained(model_dir)(
+            **extractor(rna_counts=counts["rna"], adt_counts=counts["adt"])
+        ).pooler_output
+    assert np.array_equal(np.load(tmp_path / "out.npy"), here.numpy())
+    # Imported on GPUs only, so that nothing above would miss it.
+    assert list((tmp_path / "modules").rglob("ttt_triton_kernels.py"))
+
+
+def test_feature_extractor_survives_saving(model_dir, counts, tmp_path):
+    extractor = ScFusionTTTFeatureExtractor.from_pretrained(model_dir)
+    extractor.save_pretrained(tmp_path)
+    again = ScFusionTTTFeatureExtractor.from_pretrained(tmp_path)
+    assert again.gene_ids == extractor.gene_ids
+    assert again.patch_size == 2
+    a, b = (e(rna_counts=counts["rna"]) for e in (extractor, again))
+    assert torch.equal(a["rna_values"], b["rna_values"])
+
+
+def test_directory_is_complete_and_readable(model_dir):
+    names = {p.name for p in model_dir.iterdir()}
+    assert {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"} <= names
+    assert {"modeling_scfusion_ttt.py", "ttt_layers.py"} <= names
+    assert not {"__init__.py", "ttt_reference.py"} & names
+    assert all(p.stat().st_mode & 0o044 == 0o044 for p in model_dir.iterdir())
+    auto_map = json.loads((model_dir / "config.json").read_text())["auto_map"]
+    for target in auto_map.values():
+        module, name = target.split(".")
+        assert f"class {name}(" in (model_dir / f"{module}.py").read_text()
+    assert (model_dir / "README.md").read_text().startswith("---\nlibrary_name: transformers\n")
+
+
+def test_nothing_is_overwritten_or_left_half_written(model_dir, tmp_path, monkeypatch):
+    model = ScFusionTTTModel.from_pretrained(model_dir)
+    extractor = ScFusionTTTFeatureExtractor.from_pretrained(model_dir)
+    with pytest.raises(ValueError, match="`output` must not exist yet"):
+        export_model(model, extractor, model_dir, {})
+
+    def fail(*args, **kwargs):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(extractor, "save_pretrained", fail)
+    with pytest.raises(OSError, match="disk full"):
+        export_model(model, extractor, tmp_path / "model", {})
+    assert list(tmp_path.iterdir()) == []
+
+
+RECONSTRUCT = (
+    CLEAN.split("data = np.load")[0].replace("AutoModel.", "AutoModelForPreTraining.")
+    + """
+with torch.inference_mode():
+    output = model(**torch.load(counts)["batch"])
+names = ("rna_reconstruction", "adt_reconstruction", "pooler_output")
+torch.save({name: output[name] for name in names}, out)
+assert "scfusion_fm" not in sys.modules
+"""
+)
+
+
+class DumpingJob(Job):
+    script = "tests/training/dump_engine.py"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "precision", "tolerance"), [(3, None, 1e-5), (2, "bf16", 0.05)])
+def test_export_has_the_float32_weights_of_the_engine_and_gives_its_outputs(
+    atlas_path, tmp_path, stage, precision, tolerance
+):
+    config, output = write_config(tmp_path, atlas_path)
+    settings = {"zero_optimization": {"stage": stage}} | ({precision: {"enabled": True}} if precision else {})
+    (tmp_path / "ds.json").write_text(json.dumps(settings))
+    DumpingJob(2, tmp_path / "logs", "--config", config, f"deepspeed={tmp_path / 'ds.json'}").finish()
+    run(sys.executable, "pretrain/export.py", output, tmp_path / "model")
+    engine = torch.load(output / "engine.pt")
+    exported = ScFusionTTTForPreTraining.from_pretrained(tmp_path / "model").state_dict()
+    assert exported.keys() == engine["weights"].keys()
+    for name, weight in exported.items():
+        assert torch.equal(weight, engine["weights"][name]), name
+    environment = {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
+    run(
+        sys.executable,
+        "-c",
+        RECONSTRUCT,
+        tmp_path / "model",
+        output / "engine.pt",
+        tmp_path / "out.pt",
+        env=environment,
+    )
+    for name, value in torch.load(tmp_path / "out.pt").items():
+        scale = value.abs().max()
+        torch.testing.assert_close(value / scale, engine["outputs"][name] / scale, rtol=0, atol=tolerance)
+
+
+@pytest.mark.slow
+def test_export_refuses_what_is_not_complete(atlas_path, tmp_path):
+    config, output = write_config(tmp_path, atlas_path)
+    Job(2, tmp_path / "logs", "--config", config, "optim.epochs=0.5").finish()
+    (checkpoint,) = (output / "checkpoints").iterdir()
+    (checkpoint / "rank_00001.safetensors").rename(tmp_path / "kept")
+
+    def refusal(*arguments):
+        done = run(sys.executable, "pretrain/export.py", output, tmp_path / "model", *arguments, check=False)
+        assert (done.returncode, (tmp_path / "model").exists()) == (2, False)
+        return done.stderr
+
+    assert "rank_00001.safetensors is missing" in refusal()
+    assert "must hold a checkpoint of step 3" in refusal("--step", "3")
+    shutil.move(tmp_path / "kept", checkpoint / "rank_00001.safetensors")
+    checkpoint.rename(checkpoint.with_suffix(".partial"))
+    assert "`run` must hold a checkpoint" in refusal()
