@@ -13,6 +13,7 @@ from scfusion_fm.evaluation.metrics.clusters import paper_protocol_scores
 from scfusion_fm.evaluation.metrics.labels import annotation_scores, class_scores
 from scfusion_fm.evaluation.metrics.probabilities import probability_scores
 from scfusion_fm.inference.inputs import softmax
+from scfusion_fm.tasks.annotation import baselines as annotation_baselines
 from scfusion_fm.tasks.annotation import fit as annotation_task
 from scfusion_fm.tasks.annotation.fit import AnnotationSettings, choose_projected
 from scfusion_fm.tasks.splits import join_rows
@@ -32,7 +33,7 @@ def run_annotation(bench: Bench, rows: Rows, seed: int, scores: Scores) -> None:
         scores.predictions[f"{method} ({inputs})"] = guess
 
     if bench.baselines:
-        fitted = fit_annotation(annotation_task.build_baseline_task(data, rows, seed), bench.baselines)
+        fitted = fit_annotation(annotation_baselines.build_baseline_task(data, rows, seed), bench.baselines)
         for (method, inputs), probabilities in fitted.test.items():
             if inputs in data.inputs:
                 add("baseline", method, inputs, probabilities, fitted.classes)
@@ -73,7 +74,7 @@ def _add_paper(
     data = bench.labelled
     used, split = join_rows(rows)
     order = np.argsort(used)
-    features = build_inputs(annotation_task.build_features(data, used), split, seed)
+    features = build_inputs(annotation_baselines.build_features(data, used), split, seed)
     embeddings |= {("baseline", "PCA", inputs): features[inputs][order] for inputs in data.inputs}
     is_test, labels = split[order] == "test", data.labels[used[order]]
     for name, embedding in embeddings.items():

@@ -10,7 +10,7 @@ from scfusion_fm.evaluation.metrics.clusters import cluster_scores, clustering_s
 from scfusion_fm.evaluation.metrics.integration import integration_scores
 from scfusion_fm.inference.batches import CellCollator, predict_rows
 from scfusion_fm.model import ScFusionTTTModel
-from scfusion_fm.tasks.annotation import fit as annotation_task
+from scfusion_fm.tasks.annotation.baselines import build_features
 from scfusion_fm.tasks.splits import join_rows
 
 BIOLOGY, MIXING = ("label_asw", "clisi", "graph_connectivity"), ("batch_asw", "ilisi", "batch_entropy")
@@ -33,7 +33,7 @@ def run_embedding(bench: Bench, rows: Rows, seed: int, scores: Scores) -> None:
 
     if bench.baselines:
         used, split = join_rows(rows)
-        for inputs, x in build_inputs(annotation_task.build_features(data, used), split, seed).items():
+        for inputs, x in build_inputs(build_features(data, used), split, seed).items():
             if inputs in data.inputs:
                 add("baseline", "PCA", inputs, x[split == "test"])
     collator = CellCollator(data.aligned, data.extractor)

@@ -23,7 +23,7 @@ from scfusion_fm.evaluation.protocol.splits import Fold, k_folds, leave_group_ou
 from scfusion_fm.inference.inputs import read_aligned
 from scfusion_fm.inference.model_directory import load_extractor
 from scfusion_fm.model import ScFusionTTTFeatureExtractor
-from scfusion_fm.tasks.annotation import fit as annotation_task
+from scfusion_fm.tasks.annotation.baselines import build_features
 from scfusion_fm.tasks.annotation.cells import INPUTS, LabelledCells, clean_labels
 from scfusion_fm.tasks.cross_modal.cells import PairedCells
 from scfusion_fm.tasks.seen import refuse_seen_cells
@@ -195,7 +195,7 @@ class Bench:
         inputs = ("rna+adt",) if labelled is None else labelled.inputs
         modalities = {}
         if gates and labelled is not None:
-            features = annotation_task.build_features(labelled, np.arange(len(self.strata)))
+            features = build_features(labelled, np.arange(len(self.strata)))
             modalities = {"rna": features.rna, "adt": features.adt}
         evidence = Evidence(
             fold=fold,

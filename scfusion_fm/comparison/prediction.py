@@ -5,8 +5,9 @@ import numpy as np
 from scfusion_fm.comparison.experiment import TARGETS, Bench, Rows
 from scfusion_fm.comparison.scores import Scores, to_plain
 from scfusion_fm.evaluation.baselines.prediction import fit_prediction
-from scfusion_fm.tasks.cross_modal import fit as cross_modal_task
-from scfusion_fm.tasks.cross_modal.cells import PairedCells, choose_genes
+from scfusion_fm.tasks.cross_modal.baselines import build_baseline_task
+from scfusion_fm.tasks.cross_modal.cells import SOURCE_OF, PairedCells, choose_genes
+from scfusion_fm.tasks.cross_modal.fit import fit_cross_modal
 from scfusion_fm.tasks.settings import FitSettings
 
 
@@ -19,10 +20,10 @@ def run_prediction(bench: Bench, rows: Rows, seed: int, scores: Scores) -> None:
     data = PairedCells(bench.aligned, bench.extractor, target, panel, bench.batches())
     predictions = {}
     if bench.baselines:
-        task = cross_modal_task.build_baseline_task(data, rows, seed)
+        task = build_baseline_task(data, rows, seed)
         predictions = {("baseline", m): p for m, p in fit_prediction(task, bench.baselines).test.items()}
     for name, source in bench.sources().items():
-        fitted = cross_modal_task.fit_cross_modal(source, data, rows, FitSettings(config.optim, seed))
+        fitted = fit_cross_modal(source, data, rows, FitSettings(config.optim, seed))
         predictions["model", name] = fitted.predict(rows["test"])
     test = rows["test"]
     scores.predictions["names"] = np.array(data.names)
@@ -30,5 +31,5 @@ def run_prediction(bench: Bench, rows: Rows, seed: int, scores: Scores) -> None:
     for (kind, method), values in predictions.items():
         table, summary = data.score(rows["test"], values)
         parts = dict(zip(data.names, map(to_plain, table["pearson"]), strict=True))
-        scores.add(kind, method, cross_modal_task.SOURCE_OF[target], {**summary, "parts": parts})
+        scores.add(kind, method, SOURCE_OF[target], {**summary, "parts": parts})
         scores.predictions[method] = np.asarray(values, np.float32)

@@ -18,6 +18,7 @@ from scfusion_fm.comparison.evaluation import Evaluation
 from scfusion_fm.config.comparison import EvaluateConfig
 from scfusion_fm.config.loading import load_config
 from scfusion_fm.evaluation.metrics import clusters as clustering
+from scfusion_fm.tasks.annotation import baselines as annotation_baselines
 from scfusion_fm.tasks.annotation import fit as annotation_task
 from scfusion_fm.tasks.cross_modal.cells import PairedCells
 
@@ -241,15 +242,15 @@ def test_transfer_to_rna_alone_stands_with_and_without_projected_proteins(build,
 def test_models_and_baselines_see_the_same_rows(build, monkeypatch):
     evaluation = build({"types": TWO["types"]})
     seen = []
-    for name in ("fit_annotation", "build_baseline_task"):
-        real = getattr(annotation_task, name)
+    for module, name in ((annotation_task, "fit_annotation"), (annotation_baselines, "build_baseline_task")):
+        real = getattr(module, name)
 
         def record(*args, name=name, real=real, **kwargs):
             rows = next(a for a in args if isinstance(a, dict))
             seen.append((name, {k: v.tolist() for k, v in rows.items()}))
             return real(*args, **kwargs)
 
-        monkeypatch.setattr(annotation_task, name, record)
+        monkeypatch.setattr(module, name, record)
     rows = {role: evaluation.units[0].fold.rows(role) for role in ("train", "val", "test")}
     evaluation_runs.run_fold(evaluation.benches["types"], rows, 0)
     assert [name for name, _ in seen] == ["build_baseline_task", "fit_annotation"]
