@@ -160,14 +160,13 @@ def check_batch(directory: Path, batch: int) -> None:
 
 def measure_stall(directory: Path, batch: int, seconds: float, step_s: float = 0.1) -> dict[str, float]:
     """Give the share of time that steps of this length wait for our loader."""
-    loader = build_loader(directory, batch)
-    next(loader.next_batch())
-    start, waited = time.monotonic(), loader.stall_seconds
-    while time.monotonic() - start < seconds:
-        list(loader.next_batch())
-        time.sleep(step_s)
-    share = (loader.stall_seconds - waited) / (time.monotonic() - start)
-    loader.close()
+    with build_loader(directory, batch) as loader:
+        next(loader.next_batch())
+        start, waited = time.monotonic(), loader.stall_seconds
+        while time.monotonic() - start < seconds:
+            list(loader.next_batch())
+            time.sleep(step_s)
+        share = (loader.stall_seconds - waited) / (time.monotonic() - start)
     return {"stall": share, **loader.describe()}
 
 

@@ -81,9 +81,8 @@ def draw_cells(atlas: Atlas, plan: Plan, seed: int) -> Cells:
     extractor = ScFusionTTTFeatureExtractor(**atlas.vocabulary.to_dict(), patch_size=plan.patch)
     collate = MaskingCollator(extractor, **dataclasses.asdict(MASKING), seed=seed)
     order = CellOrder(atlas.rows_by_dataset("train"), seed)
-    loader = AtlasLoader(atlas, order, plan.batch, plan.batch, threads=1)
-    train = [collate(*cells) for _ in range(plan.steps) for cells in loader.next_batch()]
-    loader.close()
+    with AtlasLoader(atlas, order, plan.batch, plan.batch, threads=1) as loader:
+        train = [collate(*cells) for _ in range(plan.steps) for cells in loader.next_batch()]
     rows = atlas.rows_of("val")
     held_out = [collate(atlas.read(rows[i : i + 64]), -1) for i in range(0, len(rows), 64)]
     config = ScFusionTTTConfig(

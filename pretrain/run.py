@@ -116,8 +116,8 @@ def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopRequest) -> bool:
         f"{len(order)} training and {len(loop.validation_rows)} validation cells, {world_size} ranks"
     )
     log.say("loader: " + ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in loader.describe().items()))
-    finished = loop.run()
-    loader.close()
+    with loader:
+        finished = loop.run()
     log.say(f"checkpoints are in {directory.checkpoints}" if finished else "interrupted")
     log.close()
     return finished

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 import scipy.sparse as sp
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     import anndata
@@ -67,6 +68,20 @@ class Cells:
     container: anndata.AnnData | mudata.MuData
 
 
+class CellCounts(TypedDict, total=False):
+    """
+    Hold the dense counts of some cells by the names that a feature extractor gives its arguments.
+
+    B cells, G genes and P proteins of the vocabulary. A modality of which nothing was measured may be absent.
+    """
+
+    rna_counts: NDArray[np.float32]  # (B, G)
+    rna_observed: NDArray[np.bool_]  # (B, G)
+    rna_total_counts: NDArray[np.float64]  # (B,), library size over all genes of the source
+    adt_counts: NDArray[np.float32]  # (B, P)
+    adt_observed: NDArray[np.bool_]  # (B, P)
+
+
 @dataclass
 class AlignedCells:
     """Hold the cells of one file over a vocabulary.
@@ -99,6 +114,18 @@ class AlignedCells:
     adt: np.ndarray
     adt_observed: np.ndarray
     adt_present: np.ndarray
+
+    def as_counts(self, rows: NDArray[np.int64]) -> CellCounts:
+        """Give some cells to a feature extractor; a modality of which the file measured nothing is absent."""
+        counts: CellCounts = {}
+        if self.rna_observed.any():
+            counts["rna_counts"] = self.rna[rows].toarray()
+            counts["rna_observed"] = self.rna_observed_in(rows)
+            counts["rna_total_counts"] = self.rna_total_counts[rows]
+        if self.adt_observed.any():
+            counts["adt_counts"] = self.adt[rows]
+            counts["adt_observed"] = self.adt_observed_in(rows)
+        return counts
 
     def rna_observed_in(self, rows: np.ndarray) -> np.ndarray:
         """Tell which genes were measured in some cells, (len(rows), num_genes)."""

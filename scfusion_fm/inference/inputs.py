@@ -1,7 +1,6 @@
 """From a file to what the model reads."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,19 +23,7 @@ def make_inputs(
     aligned: AlignedCells, extractor: ScFusionTTTFeatureExtractor, rows: NDArray[np.int64]
 ) -> dict[str, torch.Tensor]:
     """Prepare some cells for the model; a modality that the whole file lacks is left out."""
-    arguments: dict[str, Any] = {}
-    if aligned.rna_observed.any():
-        arguments |= {
-            "rna_counts": aligned.rna[rows].toarray(),
-            "rna_observed": aligned.rna_observed_in(rows),
-            "rna_total_counts": aligned.rna_total_counts[rows],
-        }
-    if aligned.adt_observed.any():
-        arguments |= {
-            "adt_counts": aligned.adt[rows],
-            "adt_observed": aligned.adt_observed_in(rows),
-        }
-    return dict(extractor(**arguments))
+    return dict(extractor(**aligned.as_counts(rows)))
 
 
 def read_aligned(

@@ -8,7 +8,7 @@ from make_files import WRITERS, make_adt, make_rna
 
 
 @pytest.fixture(params=sorted(WRITERS))
-def paired_file(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+def file_of_each_format(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """One file of each format, all with the same cells, genes and antibodies."""
     path = tmp_path / request.param
     WRITERS[request.param](path, make_rna(), make_adt())

@@ -21,6 +21,7 @@ from scfusion_fm.data.atlas.packed import BufferPool, PackedCells
 from scfusion_fm.data.atlas.shards import ArrayReader, open_files
 from scfusion_fm.data.engines import Progress
 from scfusion_fm.data.locations import Location, absolute, checksum, file_system, zarr_store
+from scfusion_fm.data.schema import CellCounts
 from scfusion_fm.data.vocabulary.vocabulary import Vocabulary
 
 FORMAT = "scfusion-atlas"
@@ -81,8 +82,8 @@ class AtlasRows:
         """(B, P) whether a protein was measured; made anew at each call."""
         return self.adt_measured.per_cell()
 
-    def as_counts(self) -> dict[str, NDArray]:
-        """Give the arguments of the feature extractor."""
+    def as_counts(self) -> CellCounts:
+        """Give the cells to a feature extractor."""
         return {
             "rna_counts": self.rna,
             "rna_observed": self.rna_observed,

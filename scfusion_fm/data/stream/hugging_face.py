@@ -98,16 +98,13 @@ class _AtlasExamples(_BaseExamplesIterable):
         state = self._state_dict if self._state_dict is not None else self._init_state_dict()
         slots = rank_slots(self._batch_size, self._order.lanes, self._rank, self._world_size)
         step, given = divmod(state["cells"], len(slots))
-        loader = AtlasLoader(
-            self._atlas, self._order, self._batch_size, len(slots), self._rank, self._world_size, self._threads
-        )
-        try:
-            for start in range(step * self._batch_size, len(self._order), self._batch_size):
-                if start == step * self._batch_size:
-                    loader.load_state_dict(
-                        json.loads(state["stream"]) | {"cells_seen": self._epoch * len(self._order) + start}
-                    )
-                inside = np.flatnonzero(start + slots < len(self._order))[given:]
+        first, end = step * self._batch_size, len(self._order)
+        share = (self._batch_size, len(slots), self._rank, self._world_size)
+        with AtlasLoader(self._atlas, self._order, *share, self._threads) as loader:
+            if first < end:
+                loader.load_state_dict(json.loads(state["stream"]) | {"cells_seen": self._epoch * end + first})
+            for start in range(first, end, self._batch_size):
+                inside = np.flatnonzero(start + slots < end)[given:]
                 given = 0
                 ((cells, passes),) = loader.next_batch()
                 counts = cells.as_counts()
@@ -115,8 +112,6 @@ class _AtlasExamples(_BaseExamplesIterable):
                     state["cells"] += 1
                     row = int(cells.row[i])
                     yield row, {"row": row, "pass": int(passes[i]), **{k: v[i] for k, v in counts.items()}}
-        finally:
-            loader.close()
 
     @property
     def _batch_size(self) -> int:

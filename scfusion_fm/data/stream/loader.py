@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -67,6 +67,10 @@ class AtlasLoader:
     ------
     ValueError
         If the global batch cannot be dealt out evenly.
+
+    Notes
+    -----
+    `with AtlasLoader(...) as loader` stops the threads at the end, also where an error ends it.
     """
 
     def __init__(
@@ -182,6 +186,12 @@ class AtlasLoader:
             "micro_batches_ahead": self._ahead,
             "mebibytes": round((sparse + dense + self._atlas.table_bytes) / 2**20),
         }
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Stop the threads; what they were asked for and have not begun is dropped."""

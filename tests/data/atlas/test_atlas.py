@@ -14,8 +14,11 @@ import scipy.sparse as sp
 import zarr
 
 from scfusion_fm.data.atlas.atlas import MANIFEST, Atlas
+from scfusion_fm.data.files.align import align_cells
+from scfusion_fm.data.files.readers import read_cells
 from scfusion_fm.data.prepare.job import prepare_atlas
 from scfusion_fm.data.prepare.recipe import AtlasRecipe, Source, SplitRule
+from scfusion_fm.data.schema import CellCounts
 from scfusion_fm.data.split import assign_split
 
 GENES = ["CD3E", "CD4", "CD8A", "MS4A1", "NKG7", "LYZ", "CD14", "GNLY"]
@@ -84,6 +87,19 @@ def test_reader_gives_counts_and_what_was_measured(atlas_path):
     assert np.array_equal(got.rna_observed, adata.varm["rna_panel"].T[dataset])
     assert np.array_equal(got.adt_observed, adata.uns["adt"]["panel"].T[dataset])
     assert (got.rna[~got.rna_observed] == 0).all()
+
+
+def test_an_atlas_gives_a_feature_extractor_what_its_files_give(atlas_path, tmp_path):
+    atlas, start = Atlas(atlas_path), 0
+    names = ad.read_zarr(atlas_path).obs_names
+    for name, number in (("a", 90), ("b", 70)):
+        cells = align_cells(read_cells(tmp_path / f"{name}.h5mu"), atlas.vocabulary)
+        rows = cells.obs.index.get_indexer([cell.split(":")[1] for cell in names[start : start + number]])
+        expected, found = cells.as_counts(rows), atlas.read(np.arange(start, start + number)).as_counts()
+        assert expected.keys() == found.keys() == CellCounts.__annotations__.keys()
+        assert all(np.array_equal(expected[key], found[key]) for key in found)
+        assert all(expected[key].dtype == found[key].dtype for key in found)
+        start += number
 
 
 def test_panels_follow_the_order_of_the_data_sets(recipe, tmp_path):

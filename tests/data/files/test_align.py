@@ -200,6 +200,17 @@ def test_nothing_in_common_with_the_vocabulary_is_refused():
         align_cells(make_cells(antibodies=["Foo", "IgG1"]), VOCABULARY)
 
 
+def test_a_modality_that_the_file_lacks_is_not_given_to_a_feature_extractor():
+    rows = np.array([2, 0])
+    rna = align_cells(make_cells(genes=["CD4", "LYZ"]), VOCABULARY).as_counts(rows)
+    assert rna.keys() == {"rna_counts", "rna_observed", "rna_total_counts"}
+    assert rna["rna_counts"].shape == (2, VOCABULARY.num_genes)
+    assert align_cells(make_cells(antibodies=["CD4"]), VOCABULARY).as_counts(rows).keys() == {
+        "adt_counts",
+        "adt_observed",
+    }
+
+
 def test_cells_without_any_count_warn_and_stay():
     counts = np.ones((NUM_CELLS, 2))
     counts[:3] = 0
@@ -239,8 +250,9 @@ def test_every_real_file_aligns_or_is_refused_with_the_true_reason(shared_data: 
                     align_cells(cells, whole)
                 continue
             aligned = align_cells(cells, build_vocabulary([cells]))
-            assert (cells.rna is None) == ("adt_only" in path.name), path.name
-            assert (cells.adt is None) == (path.suffix == ".h5ad" and "adt_only" not in path.name), path.name
+            only_adt = "_adt" in path.name
+            assert (cells.rna is None) == only_adt, path.name
+            assert (cells.adt is None) == (path.suffix == ".h5ad" and not only_adt), path.name
             if cells.rna is not None:
                 assert aligned.rna.sum() > 0.95 * cells.rna.counts.sum(), path.name
             if cells.adt is not None:

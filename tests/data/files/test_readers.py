@@ -21,8 +21,8 @@ from scfusion_fm.data.vocabulary.resolve import resolve_antibody_features, resol
 DEMO_FILE = Path(__file__).parents[3] / "data" / "demo_teaseq_pbmc.h5mu"
 
 
-def test_every_format_gives_the_same_cells(paired_file: Path):
-    cells = read_cells(paired_file)
+def test_every_format_gives_the_same_cells(file_of_each_format: Path):
+    cells = read_cells(file_of_each_format)
     for found, expected in ((cells.rna, make_rna()), (cells.adt, make_adt())):
         assert found.counts.dtype == np.float32
         assert found.counts.has_canonical_format
@@ -32,7 +32,7 @@ def test_every_format_gives_the_same_cells(paired_file: Path):
     assert resolve_gene_features(cells.rna.var).gene_id.tolist() == resolve_genes(GENES).gene_id.tolist()
     proteins = resolve_antibody_features(cells.adt.var).protein
     assert proteins.tolist() == ["CD4", "CD3", "CD45RA", "", "HLA-DR"]
-    assert cells.path == str(paired_file)
+    assert cells.path == str(file_of_each_format)
     assert list(cells.container.obs_names) == cells.obs.index.tolist()
 
 
@@ -59,14 +59,14 @@ def check_open_equals_read(path: Path):
         assert same_matrix(stored.read(middle, len(stored) - 1), whole.counts[middle : len(stored) - 1])
 
 
-def test_an_open_file_gives_what_reading_it_whole_gives(paired_file: Path):
-    if paired_file.name == "cellranger.h5":
-        opened, read = open_cells(paired_file), read_cells(paired_file)
+def test_an_open_file_gives_what_reading_it_whole_gives(file_of_each_format: Path):
+    if file_of_each_format.name == "cellranger.h5":
+        opened, read = open_cells(file_of_each_format), read_cells(file_of_each_format)
         assert same_matrix(opened.rna.read(1, 6), read.rna.counts[1:6])
         assert same_matrix(opened.adt.load().counts, read.adt.counts)
         assert opened.rna.var.index.equals(read.rna.var.index)
     else:
-        check_open_equals_read(paired_file)
+        check_open_equals_read(file_of_each_format)
 
 
 def test_open_modalities_with_other_orders_give_what_reading_them_gives(tmp_path: Path):
@@ -130,8 +130,8 @@ def test_old_formats_are_not_read_at_a_url(tmp_path: Path):
 
 
 @pytest.mark.parametrize("modality", ["rna", "adt"])
-def test_one_modality_can_be_asked_for(paired_file: Path, modality):
-    cells = read_cells(paired_file, modality=modality)
+def test_one_modality_can_be_asked_for(file_of_each_format: Path, modality):
+    cells = read_cells(file_of_each_format, modality=modality)
     assert (cells.rna is None, cells.adt is None) == (modality != "rna", modality != "adt")
 
 

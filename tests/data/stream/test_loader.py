@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 from hashlib import blake2b
 from pathlib import Path
@@ -191,9 +192,23 @@ def test_errors_of_threads_reach_the_caller(atlas_path, tmp_path):
     (zarr_copy / "X/data/c/0").unlink()
     atlas = Atlas(zarr_copy)
     loader = AtlasLoader(atlas, CellOrder(atlas.rows_by_dataset("train"), 0), 8, 8)
-    with pytest.raises(ValueError, match="of `X/data` is missing"):
+    with loader, pytest.raises(ValueError, match="of `X/data` is missing"):
         next(loader.next_batch())
-    loader.close()
+
+
+def test_an_error_of_its_user_leaves_no_threads(atlas):
+    before = set(threading.enumerate())
+    loader = AtlasLoader(atlas, CellOrder(atlas.rows_by_dataset("train"), 0), 8, 8)
+
+    def train():
+        with loader:
+            next(loader.next_batch())
+            assert set(threading.enumerate()) > before
+            raise RuntimeError("of the loop")
+
+    with pytest.raises(RuntimeError, match="of the loop"):
+        train()
+    assert set(threading.enumerate()) == before
 
 
 def test_rows_beyond_the_manifest_are_not_read(atlas_path, tmp_path):
@@ -219,10 +234,10 @@ def test_atlas_in_an_object_store_gives_the_same_batches(atlas_path, make_loader
     fsspec.filesystem("memory").put(str(atlas_path), "/loader-atlas", recursive=True)
     atlas = Atlas("memory://loader-atlas")
     order = CellOrder(atlas.rows_by_dataset("train"), **SETTINGS)
-    remote, local = AtlasLoader(atlas, order, BATCH, 2), make_loader()
-    for _ in range(5):
-        assert next_digests([remote]) == next_digests([local])
-    remote.close()
+    local = make_loader()
+    with AtlasLoader(atlas, order, BATCH, 2) as remote:
+        for _ in range(5):
+            assert next_digests([remote]) == next_digests([local])
 
 
 def test_killed_process_resumes_with_the_next_batch(atlas_path, make_loader, tmp_path):

@@ -261,11 +261,12 @@ def test_tables_are_rebuilt_byte_for_byte(shared_data: Path, tmp_path: Path):
     script = Path(__file__).parents[3] / "scripts" / "build_tables.py"
     copy = tmp_path / "scripts" / script.name
     copy.parent.mkdir()
-    (tmp_path / "scfusion_fm" / "data" / "tables").mkdir(parents=True)
+    tables = tmp_path / "scfusion_fm" / "data" / "vocabulary" / "tables"
+    tables.mkdir(parents=True)
     copy.write_text(script.read_text())
     subprocess.run([sys.executable, copy, shared_data], check=True, capture_output=True)
     for name in ("human_genes.tsv.gz", "human_antibodies.tsv"):
-        built = (tmp_path / "scfusion_fm" / "data" / "tables" / name).read_bytes()
+        built = (tables / name).read_bytes()
         shipped = (TABLES / name).read_bytes()
         unpack = gzip.decompress if name.endswith(".gz") else bytes
         assert unpack(built) == unpack(shipped)
