@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from scfusion_fm import ScFusionTTTConfig, ScFusionTTTFeatureExtractor, ScFusionTTTForPreTraining
 from scfusion_fm.config.command import parse_config, run_command
-from scfusion_fm.config.loading import config_differences, save_config
+from scfusion_fm.config.loading import save_config
 from scfusion_fm.config.pretrain import PretrainConfig, RunConfig
 from scfusion_fm.data.atlas.atlas import Atlas
 from scfusion_fm.data.fingerprints.seen import SEEN_CELLS, remember_atlas
@@ -61,7 +61,7 @@ def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopRequest) -> bool:
     atlas = Atlas(config.atlas)
     identity = identify(config, settings, atlas)
     cadence = {part: dataclasses.asdict(getattr(config, part)) for part in ("optim", "run", "guard")}
-    check_same(identity | cadence | {"deepspeed": settings}, config_differences)
+    check_same(identity | cadence | {"deepspeed": settings})
 
     # Cells in an order that does not depend on the ranks; features and masks that do not either.
     optim = config.optim
@@ -76,7 +76,7 @@ def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopRequest) -> bool:
     # The run: new, or going on from its newest checkpoint, whatever ranks and ZeRO stage wrote that.
     model = build_model(config, extractor)
     check_shared(Path(config.output_dir), ranks)
-    directory = RunDirectory(Path(config.output_dir), identity, config_differences)
+    directory = RunDirectory(Path(config.output_dir), identity)
     checkpoint = directory.newest()
     state = checkpoint and checkpoint.manifest["state"]
     if rank == 0:

@@ -8,8 +8,8 @@ import warnings
 from collections.abc import Callable
 from typing import TypeVar
 
+from scfusion_fm.config.errors import CommandError
 from scfusion_fm.config.loading import load_config
-from scfusion_fm.errors import CommandError
 
 T = TypeVar("T")
 _USERS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)

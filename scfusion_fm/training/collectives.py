@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from deepspeed import comm
 
+from scfusion_fm.config.loading import config_differences
+
 
 def gather(value: Any) -> list[Any]:
     """Give the values of all ranks to all of them."""
@@ -39,19 +41,12 @@ def together(action: Callable[[], Any]) -> list[Any]:
     return [result for result, _, _ in results]
 
 
-def _describe(error: Exception | None) -> tuple[int | str | None, str]:
-    """Give the number or the type of an error, and its text, as other ranks can be told."""
-    if isinstance(error, OSError):
-        return error.errno or 0, error.strerror or str(error)
-    return (None, "") if error is None else (type(error).__name__, str(error))
-
-
 def from_rank_0(action: Callable[[], Any]) -> Any:
     """Do something on rank 0; give its result to all ranks, or raise on all of them what went wrong."""
     return together(action if comm.get_rank() == 0 else lambda: None)[0]
 
 
-def check_same(settings: dict[str, Any], differences: Callable[[Any, Any], list[str]]) -> None:
+def check_same(settings: dict[str, Any]) -> None:
     """
     Check that all ranks were started with the same settings.
 
@@ -62,9 +57,16 @@ def check_same(settings: dict[str, Any], differences: Callable[[Any, Any], list[
     """
     everyone = gather(settings)
     for rank, theirs in enumerate(everyone):
-        changed = differences(everyone[0], theirs)
+        changed = config_differences(everyone[0], theirs)
         if changed:
             raise ValueError(
                 f"All ranks must be started with the same settings and atlas, got others on rank {rank} than on "
                 f"rank 0: {'; '.join(changed)}. Give all hosts the same files."
             )
+
+
+def _describe(error: Exception | None) -> tuple[int | str | None, str]:
+    """Give the number or the type of an error, and its text, as other ranks can be told."""
+    if isinstance(error, OSError):
+        return error.errno or 0, error.strerror or str(error)
+    return (None, "") if error is None else (type(error).__name__, str(error))

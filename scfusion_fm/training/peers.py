@@ -22,7 +22,7 @@ from typing import Self
 
 from torch import distributed
 
-from scfusion_fm.errors import CommandError
+from scfusion_fm.config.errors import CommandError
 from scfusion_fm.training.ranks import Ranks
 
 MISSED_BEATS = 12  # so many in a row, and a rank counts as dead

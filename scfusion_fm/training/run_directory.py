@@ -6,13 +6,13 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import deepspeed
 from deepspeed import comm
 
+from scfusion_fm.config.loading import config_differences
 from scfusion_fm.training import checkpoint
 from scfusion_fm.training.checkpoint import CHECKPOINTS, Checkpoint
 from scfusion_fm.training.collectives import from_rank_0, gather, together
@@ -32,8 +32,6 @@ class RunDirectory:
         Directory of the run; made when missing.
     identity
         What must not change between a run and its continuation: settings and atlas.
-    differences
-        Lists how two identities differ, as lines for people.
 
     Raises
     ------
@@ -41,10 +39,10 @@ class RunDirectory:
         If the directory holds something else, or a run with another identity.
     """
 
-    def __init__(self, path: Path, identity: dict[str, Any], differences: Callable[[Any, Any], list[str]]):
+    def __init__(self, path: Path, identity: dict[str, Any]):
         self.path = path
         # Rank 0 alone looks and writes; all ranks hear its verdict, so that they stop together.
-        verdict = from_rank_0(lambda: self._claim(identity, differences))
+        verdict = from_rank_0(lambda: self._claim(identity))
         if verdict is not None:
             raise ValueError(verdict)
 
@@ -53,7 +51,7 @@ class RunDirectory:
         """Directory of the checkpoints."""
         return self.path / CHECKPOINTS
 
-    def _claim(self, identity: dict[str, Any], differences: Callable[[Any, Any], list[str]]) -> str | None:
+    def _claim(self, identity: dict[str, Any]) -> str | None:
         """Write the identity of a new run, or compare it; give what is wrong, or None."""
         known = self.path / IDENTITY
         occupied = self.path.exists() and any(found.name != LOCK for found in self.path.iterdir())
@@ -65,7 +63,7 @@ class RunDirectory:
         if problem is not None:
             return problem
         if known.exists() and checkpoint.complete_checkpoints(self.checkpoints):
-            changed = differences(self._read_identity(), identity)
+            changed = config_differences(self._read_identity(), identity)
             if changed:
                 return (
                     f"`output_dir` {str(self.path)!r} holds a run with other settings: {'; '.join(changed)}. "
