@@ -1,27 +1,71 @@
-"""scFusionTTT: a test-time-training foundation model for paired single-cell RNA and surface protein."""
+"""
+scFusionTTT: a test-time-training foundation model for paired single-cell RNA and surface protein.
+
+Public is what `__all__` lists. A name is loaded when it is first used, so that importing the package costs next to
+nothing. Once the package is imported, the Auto classes of transformers know its models.
+"""
 
 import os
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from scfusion_fm._auto_classes import register_when_needed
+
+if TYPE_CHECKING:
+    from scfusion_fm.data.atlas.atlas import Atlas as Atlas
+    from scfusion_fm.data.files.align import align_cells as align_cells
+    from scfusion_fm.data.files.readers import read_cells as read_cells
+    from scfusion_fm.data.inspect.doctor import examine_files as examine_files
+    from scfusion_fm.data.stream.collate import MaskingCollator as MaskingCollator
+    from scfusion_fm.data.stream.loader import AtlasLoader as AtlasLoader
+    from scfusion_fm.data.stream.order import CellOrder as CellOrder
+    from scfusion_fm.data.vocabulary.vocabulary import Vocabulary as Vocabulary
+    from scfusion_fm.data.vocabulary.vocabulary import build_vocabulary as build_vocabulary
+    from scfusion_fm.inference.model_directory import load_pretrained as load_pretrained
+    from scfusion_fm.model import ScFusionTTTConfig as ScFusionTTTConfig
+    from scfusion_fm.model import ScFusionTTTFeatureExtractor as ScFusionTTTFeatureExtractor
+    from scfusion_fm.model import ScFusionTTTForCellTypeAnnotation as ScFusionTTTForCellTypeAnnotation
+    from scfusion_fm.model import ScFusionTTTForCrossModalPrediction as ScFusionTTTForCrossModalPrediction
+    from scfusion_fm.model import ScFusionTTTForPreTraining as ScFusionTTTForPreTraining
+    from scfusion_fm.model import ScFusionTTTModel as ScFusionTTTModel
+
+__version__ = "0.1.0"
+
+# Where each public name is at home; the block above tells type checkers the same.
+_HOMES = {
+    "ScFusionTTTConfig": "model",
+    "ScFusionTTTFeatureExtractor": "model",
+    "ScFusionTTTForCellTypeAnnotation": "model",
+    "ScFusionTTTForCrossModalPrediction": "model",
+    "ScFusionTTTForPreTraining": "model",
+    "ScFusionTTTModel": "model",
+    "load_pretrained": "inference.model_directory",
+    "examine_files": "data.inspect.doctor",
+    "read_cells": "data.files.readers",
+    "align_cells": "data.files.align",
+    "Vocabulary": "data.vocabulary.vocabulary",
+    "build_vocabulary": "data.vocabulary.vocabulary",
+    "Atlas": "data.atlas.atlas",
+    "CellOrder": "data.stream.order",
+    "AtlasLoader": "data.stream.loader",
+    "MaskingCollator": "data.stream.collate",
+}
+__all__ = [*_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
+
 
 # Before torch is loaded: threads that wait for one another give the core away soon. On a machine with other work,
 # spinning makes a step take 2 to 3 times as long.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-
-from scfusion_fm.model import (
-    ScFusionTTTConfig,
-    ScFusionTTTFeatureExtractor,
-    ScFusionTTTForCellTypeAnnotation,
-    ScFusionTTTForCrossModalPrediction,
-    ScFusionTTTForPreTraining,
-    ScFusionTTTModel,
-)
-
-__version__ = "0.1.0"
-
-__all__ = [
-    "ScFusionTTTConfig",
-    "ScFusionTTTFeatureExtractor",
-    "ScFusionTTTForCellTypeAnnotation",
-    "ScFusionTTTForCrossModalPrediction",
-    "ScFusionTTTForPreTraining",
-    "ScFusionTTTModel",
-]
+register_when_needed()

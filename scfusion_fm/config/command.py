@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from scfusion_fm.config.errors import CommandError
-from scfusion_fm.config.loading import load_config
 
 T = TypeVar("T")
 _USERS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
@@ -22,6 +21,8 @@ def parse_config(schema: type[T], description: str) -> T:
     parser.add_argument("--local_rank", type=int, help="set by the launcher; not used")
     parser.add_argument("overrides", nargs="*", help="settings that replace those of the file: key=value")
     args = parser.parse_args()
+    from scfusion_fm.config.loading import load_config  # needs OmegaConf, which a help text does not
+
     return load_config(schema, args.config, args.overrides)
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,9 @@ from make_cells import GENES, write_h5mu
 from scfusion_fm.cli.main import build_parser, main
 from scfusion_fm.config.command import run_command
 from scfusion_fm.data.split import assign_split
+
+COMMANDS = ["prepare", "synthesize", "verify", "doctor", "inspect", "embed", "annotate", "predict-protein", "surprise"]
+COMMANDS += ["seen", "plan", "evaluate", "plot", "report"]
 
 
 def call(monkeypatch, *arguments):
@@ -88,25 +92,61 @@ def test_traceback_on_request(monkeypatch, tmp_path):
         call(monkeypatch, "prepare", "--config", tmp_path / "none.yaml")
 
 
-def test_every_command_explains_itself(capsys):
-    for command in (
-        "prepare",
-        "synthesize",
-        "verify",
-        "doctor",
-        "inspect",
-        "embed",
-        "annotate",
-        "predict-protein",
-        "surprise",
-        "seen",
-        "evaluate",
-        "report",
-    ):
-        with pytest.raises(SystemExit) as exit_info:
-            build_parser().parse_args([command, "--help"])
-        assert exit_info.value.code == 0
-    assert "--key-added" in capsys.readouterr().out
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        build_parser().parse_args([command, "--help"])
+    assert exit_info.value.code == 0
+    assert f"usage: scfusion {command}" in capsys.readouterr().out
+
+
+def test_no_other_command(capsys):
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["--help"])
+    printed = capsys.readouterr().out
+    assert re.findall(r"^    ([a-z][a-z-]+)", printed, re.M) == COMMANDS
+
+
+def test_help_loads_nothing_heavy():
+    heavy = "{'torch', 'transformers', 'numpy', 'pandas', 'anndata', 'zarr', 'omegaconf'} & sys.modules.keys()"
+    in_a_new_process(f"run('--help', code=0)\nrun('doctor', '--help', code=0)\nassert not {heavy}, {heavy}")
+
+
+def test_doctor_and_seen_need_no_torch(model_dir, paired_file):
+    program = """
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "transformers"):
+            raise ImportError(f"{name} is blocked")
+sys.meta_path.insert(0, Block())
+file, model = sys.argv[1:]
+run("doctor", file, code=None)
+run("doctor", file, "--model", model, code=None)
+run("seen", model, file, code=1)
+"""
+    printed = " ".join(in_a_new_process(program, paired_file, model_dir).split())
+    assert f"{len(GENES)} of the {len(GENES)} in the vocabulary (100%)" in printed
+    assert "verdict more than chance explains" in printed
+
+
+def in_a_new_process(program, *arguments):
+    """Run statements that call `run(word, ..., code=exit code)` in a process of their own; give what they print."""
+    begin = """
+import sys
+def run(*words, code):
+    from scfusion_fm.cli.main import main
+    found, before, sys.argv = None, sys.argv, ["scfusion", *words]
+    try:
+        main()
+    except SystemExit as error:
+        found = error.code
+    sys.argv = before
+    assert found == code, found
+"""
+    command = [sys.executable, "-c", begin + program, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_seen_counts_training_cells_and_tells_by_its_exit_code(monkeypatch, model_dir, paired_file, tmp_path, capsys):

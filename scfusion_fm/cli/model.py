@@ -1,0 +1,127 @@
+"""Sub-commands that use a model on a file."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from scfusion_fm.inference.job import Request
+
+
+def add_commands(commands: argparse._SubParsersAction) -> None:
+    """Add `embed`, `annotate`, `predict-protein`, `surprise` and `seen`."""
+    for add in (_add_embed, _add_annotate, _add_predict_protein, _add_surprise, _add_seen):
+        add(commands)
+
+
+def _add_embed(commands: argparse._SubParsersAction) -> None:
+    embed = commands.add_parser("embed", help='write cell embeddings to obsm["X_scfusion_ttt"]')
+    _add_request(embed)
+    embed.set_defaults(run=_embed)
+
+
+def _embed(args: argparse.Namespace) -> None:
+    from scfusion_fm.inference.embed import embed
+
+    embed(_read_request(args))
+
+
+def _add_annotate(commands: argparse._SubParsersAction) -> None:
+    annotate = commands.add_parser("annotate", help='write cell types to obs["cell_type_pred"], with their probability')
+    _add_request(annotate)
+    annotate.add_argument(
+        "--reject-rate",
+        type=float,
+        help="share of cells of known types that may be called unknown; none is without",
+    )
+    annotate.add_argument("--ontology", type=Path, help="TSV with the columns label, ontology_id and parent")
+    annotate.add_argument(
+        "--min-probability", type=float, default=0.5, help="below it, a label of --ontology goes up to its parent"
+    )
+    annotate.set_defaults(run=_annotate)
+
+
+def _annotate(args: argparse.Namespace) -> None:
+    from scfusion_fm.inference.annotate import AnnotationRequest, annotate
+
+    annotate(_read_request(args), AnnotationRequest(args.reject_rate, args.ontology, args.min_probability))
+
+
+def _add_predict_protein(commands: argparse._SubParsersAction) -> None:
+    predict = commands.add_parser(
+        "predict-protein", help='write proteins predicted from RNA to obsm["protein_scfusion_ttt"]'
+    )
+    _add_request(predict)
+    predict.add_argument("--level", type=float, help="coverage of the intervals; 0.9 by default")
+    predict.add_argument("--group-key", help="column of obs whose groups get their own intervals, if calibrated")
+    predict.add_argument(
+        "--drop-undetermined", action="store_true", help="NaN for proteins that RNA was not shown to determine"
+    )
+    predict.set_defaults(run=_predict_protein)
+
+
+def _predict_protein(args: argparse.Namespace) -> None:
+    from scfusion_fm.inference.predict_protein import IntervalRequest, predict_protein
+
+    predict_protein(_read_request(args), IntervalRequest(args.level, args.group_key, args.drop_undetermined))
+
+
+def _add_surprise(commands: argparse._SubParsersAction) -> None:
+    surprise = commands.add_parser(
+        "surprise", help='write how strange cells are to the model to obs["scfusion_ttt_surprise"]'
+    )
+    _add_request(surprise)
+    surprise.add_argument("--reference", type=Path, help="file with known cells, of which percentiles are taken")
+    surprise.add_argument("--draws", type=int, default=0, help="masks under which cells are reconstructed as well")
+    surprise.set_defaults(run=_surprise)
+
+
+def _surprise(args: argparse.Namespace) -> None:
+    from scfusion_fm.inference.surprise import SurpriseRequest, surprise
+
+    surprise(_read_request(args), SurpriseRequest(args.reference, args.draws))
+
+
+def _add_seen(commands: argparse._SubParsersAction) -> None:
+    seen = commands.add_parser("seen", help="tell how many cells of a file a model was trained on; exit code 1 if any")
+    seen.add_argument("model", type=Path, help="model directory")
+    seen.add_argument("file", type=Path, help=".h5ad, .h5mu, 10x .h5 or zarr with raw counts")
+    seen.add_argument("--modality", choices=("auto", "rna", "adt"), default="auto", help="of a single AnnData")
+    seen.add_argument("--json", action="store_true", help="print JSON")
+    seen.set_defaults(run=_seen)
+
+
+def _seen(args: argparse.Namespace) -> None:
+    from scfusion_fm.inference.seen import count_seen
+
+    answer = count_seen(args.model, args.file, args.modality)
+    print(json.dumps(answer.to_dict(), indent=1) if args.json else answer.to_text())
+    if answer.beyond_chance:
+        sys.exit(1)
+
+
+def _add_request(parser: argparse.ArgumentParser) -> None:
+    """Add what all commands share that read a file and write it again with something added."""
+    parser.add_argument("model", type=Path, help="model directory")
+    parser.add_argument("input", type=Path, help=".h5ad, .h5mu, 10x .h5 or zarr with raw counts")
+    parser.add_argument("output", type=Path, help="new file; everything in the input is kept")
+    parser.add_argument("--key-added", help="name of what is added")
+    parser.add_argument("--modality", choices=("auto", "rna", "adt"), default="auto", help="of a single AnnData")
+    parser.add_argument("--batch-size", type=int, default=64, help="cells per forward pass")
+    parser.add_argument("--device", help="torch device; cuda where there is one by default")
+
+
+def _read_request(args: argparse.Namespace) -> "Request":
+    from scfusion_fm.inference.job import Request
+
+    return Request(
+        model=args.model,
+        input=args.input,
+        output=args.output,
+        key_added=args.key_added,
+        modality=args.modality,
+        batch_size=args.batch_size,
+        device=args.device,
+    )
