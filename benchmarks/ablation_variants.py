@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from scfusion_fm import ScFusionTTTConfig, ScFusionTTTFeatureExtractor, ScFusionTTTForPreTraining
 from scfusion_fm.data.vocabulary.vocabulary import Vocabulary
-from scfusion_fm.model.blocks_scfusion_ttt import ScFusionTTTBlock, masked_mean
+from scfusion_fm.model.blocks_scfusion_ttt import ScFusionTTTBlock
 from scfusion_fm.model.outputs_scfusion_ttt import ScFusionTTTForPreTrainingOutput
+from scfusion_fm.model.tokens_scfusion_ttt import ModalityTokens
 from scfusion_fm.model.ttt_layers import TTTOutput
 
 
@@ -111,8 +112,8 @@ class OrderedExtractor(ScFusionTTTFeatureExtractor):
 class NoMixing(nn.Module):
     """Nothing in place of a TTT layer: tokens of a block see themselves alone."""
 
-    def forward(self, x: Tensor, mask: Tensor) -> TTTOutput:
-        """Give zeros for tokens (B, L, D)."""
+    def forward(self, x: Tensor, mask: Tensor, return_inner_loss: bool = False) -> TTTOutput:
+        """Give zeros for tokens (B, L, D); there is no inner loss."""
         return TTTOutput(torch.zeros_like(x), None)
 
 
@@ -138,13 +139,13 @@ def change_model(model: ScFusionTTTForPreTraining, variant: Variant) -> None:
         model.model._fuse = types.MethodType(fuse, model.model)
 
 
-def _add_means(model: nn.Module, subsets: list, latents: list[Tensor], losses: None = None) -> list[Tensor]:
-    means = [masked_mean(x, subset.mask).unsqueeze(1) for x, subset in zip(latents, subsets, strict=True)]
-    return [x + model.config.fusion_weight * mean for x, mean in zip(latents, reversed(means), strict=True)]
+def _add_means(model: nn.Module, rna: ModalityTokens, adt: ModalityTokens) -> tuple[ModalityTokens, ModalityTokens]:
+    weight, means = model.config.fusion_weight, [x.mean().unsqueeze(1) for x in (adt, rna)]
+    return tuple(x._replace(latents=x.latents + weight * mean) for x, mean in zip((rna, adt), means, strict=True))
 
 
-def _leave_apart(model: nn.Module, subsets: list, latents: list[Tensor], losses: None = None) -> list[Tensor]:
-    return latents
+def _leave_apart(model: nn.Module, rna: ModalityTokens, adt: ModalityTokens) -> tuple[ModalityTokens, ModalityTokens]:
+    return rna, adt
 
 
 def measure_loss(

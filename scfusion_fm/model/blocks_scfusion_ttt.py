@@ -1,6 +1,8 @@
-"""Parts of scFusionTTT: token selection, embeddings, TTT blocks and stacks, projection and decoder.
+"""
+Parts of scFusionTTT: embeddings, TTT blocks and stacks, projection and decoder.
 
-Letters: B cells, N tokens of a modality, S genes (or proteins) per token, L selected tokens, D hidden_size.
+Letters: B cells, N tokens of a modality, S genes (or proteins) per token, L selected tokens, D hidden_size,
+K coordinates of a cell, T targets.
 """
 
 from typing import NamedTuple
@@ -11,49 +13,8 @@ from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_scfusion_ttt import TTT_DIRECTIONS, ScFusionTTTConfig
+from .tokens_scfusion_ttt import TokenSubset
 from .ttt_layers import TTT_LAYERS
-
-
-class TokenSubset(NamedTuple):
-    """Kept tokens of every cell, moved to the front in their order: index (B, L) and mask (B, L)."""
-
-    index: Tensor
-    mask: Tensor
-
-    @classmethod
-    def select(cls, keep: Tensor, mini_batch_size: int) -> "TokenSubset":
-        """
-        Select tokens by a mask (B, N).
-
-        L is rounded up to whole mini-batches, at least one, so that what follows the subset starts on the same
-        place of a mini-batch whatever the other cells of the batch are.
-        """
-        longest = max(int(keep.sum(1).max()), 1)
-        length = -(-longest // mini_batch_size) * mini_batch_size
-        keep = F.pad(keep, (0, max(length - keep.shape[1], 0)))
-        index = torch.argsort((~keep).to(torch.uint8), dim=1, stable=True)[:, :length]
-        return cls(index, keep.gather(1, index))
-
-    def take(self, tokens: Tensor) -> Tensor:
-        """Pick the subset of (B, N, D); 0 where the mask is false."""
-        missing = int(max(self.index.shape[1] - tokens.shape[1], 0))
-        tokens = F.pad(tokens, (0, 0, 0, missing))
-        picked = tokens.gather(1, self.index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
-        return picked.masked_fill(~self.mask.unsqueeze(-1), 0.0)
-
-    def put_back(self, picked: Tensor, num_tokens: int) -> Tensor:
-        """Lay (B, L, D) out on all `num_tokens` places; 0 elsewhere."""
-        picked = picked.masked_fill(~self.mask.unsqueeze(-1), 0.0)
-        places = max(num_tokens, self.index.shape[1])
-        grid = picked.new_zeros(picked.shape[0], places, picked.shape[-1])
-        index = self.index.unsqueeze(-1).expand_as(picked)
-        return grid.scatter(1, index, picked)[:, :num_tokens]
-
-
-def masked_mean(tokens: Tensor, mask: Tensor) -> Tensor:
-    """Average (B, L, D) over the tokens where the mask (B, L) is true; 0 where there are none."""
-    weight = mask.to(tokens.dtype).unsqueeze(-1)
-    return (tokens * weight).sum(1) / weight.sum(1).clamp_min(1.0)
 
 
 class PatchEmbedding(nn.Module):
@@ -166,6 +127,23 @@ class GatedMLP(nn.Module):
         return self.down_proj(F.silu(gate) * up)
 
 
+class MixedTokens(NamedTuple):
+    """
+    What a block or a stack gives.
+
+    Attributes
+    ----------
+    tokens
+        (B, L, D).
+    inner_loss
+        (B, L) inner loss of each token, the mean over heads, summed over the layers of a stack, without a gradient;
+        None unless asked for.
+    """
+
+    tokens: Tensor
+    inner_loss: Tensor | None
+
+
 class ScFusionTTTBlock(GradientCheckpointingLayer):
     """Pre-norm residual block: a TTT layer that reads in a direction, then an MLP."""
 
@@ -176,16 +154,12 @@ class ScFusionTTTBlock(GradientCheckpointingLayer):
         self.mlp_norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp = GatedMLP(config)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor, with_inner_loss: bool = False) -> MixedTokens:
         """Transform tokens (B, L, D); those where the mask (B, L) is false change nothing elsewhere."""
-        x = x + self.ttt(self.ttt_norm(x), mask).tokens
-        return x + self.mlp(self.mlp_norm(x))
-
-    def forward_with_inner_loss(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Transform as `forward`; also give the inner loss of each token, the mean over heads, (B, L)."""
-        mixed = self.ttt(self.ttt_norm(x), mask, return_inner_loss=True)
+        mixed = self.ttt(self.ttt_norm(x), mask, return_inner_loss=with_inner_loss)
         x = x + mixed.tokens
-        return x + self.mlp(self.mlp_norm(x)), mixed.inner_loss.mean(-1)
+        x = x + self.mlp(self.mlp_norm(x))
+        return MixedTokens(x, mixed.inner_loss.mean(-1) if with_inner_loss else None)
 
 
 class TTTStack(nn.Module):
@@ -204,19 +178,14 @@ class TTTStack(nn.Module):
             ScFusionTTTBlock(config, directions[i % len(directions)]) for i in reversed(range(num_layers))
         )
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor, with_inner_loss: bool = False) -> MixedTokens:
         """Transform tokens (B, L, D) whose real ones are marked by the mask (B, L)."""
+        total = torch.zeros(x.shape[:2], device=x.device) if with_inner_loss else None
         for layer in self.layers:
-            x = layer(x, mask)
-        return x
-
-    def forward_with_inner_loss(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Transform as `forward`; also give the inner loss of each token summed over the layers, (B, L)."""
-        total = torch.zeros(x.shape[:2], device=x.device)
-        for layer in self.layers:
-            x, loss = layer.forward_with_inner_loss(x, mask)
-            total = total + loss
-        return x, total
+            x, inner_loss = layer(x, mask, with_inner_loss)
+            if with_inner_loss:
+                total = total + inner_loss.detach()  # reentrant checkpointing gives all that it returns a gradient
+        return MixedTokens(x, total)
 
 
 class MissingModalityProjection(nn.Module):
@@ -248,7 +217,7 @@ class ReconstructionDecoder(nn.Module):
         self.head_weight = nn.Parameter(torch.empty(num_tokens, config.hidden_size, patch_size))
         self.head_bias = nn.Parameter(torch.empty(num_tokens, patch_size))
 
-    def forward(self, fused: Tensor, read: Tensor, masked: Tensor) -> Tensor:
+    def forward(self, fused: Tensor, read: Tensor, masked: Tensor, longest: int | None = None) -> Tensor:
         """
         Predict values (B, N, S).
 
@@ -260,12 +229,13 @@ class ReconstructionDecoder(nn.Module):
             (B, N) where `fused` holds a token.
         masked
             (B, N) which tokens to reconstruct.
+        longest
+            Most tokens of a cell that are read or to be reconstructed; counted when None.
         """
         tokens = torch.where(read.unsqueeze(-1), fused, self.mask_token) + self.position_embeddings
-        subset = TokenSubset.select(read | masked, self.mini_batch_size)
-        decoded = self.norm(self.stack(subset.take(tokens), subset.mask))
-        decoded = subset.put_back(decoded, tokens.shape[1])
-        return torch.einsum("bnd,nds->bns", decoded, self.head_weight) + self.head_bias
+        subset = TokenSubset.select(read | masked, self.mini_batch_size, longest)
+        decoded = self.norm(self.stack(subset.take(tokens), subset.mask).tokens)
+        return torch.einsum("bnd,nds->bns", subset.put_back(decoded), self.head_weight) + self.head_bias
 
 
 def mean_squared_error_per_cell(

@@ -10,6 +10,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from transformers import BatchFeature, FeatureExtractionMixin
 
+from .tokens_scfusion_ttt import find_max_lengths
+
 
 class ScFusionTTTFeatureExtractor(FeatureExtractionMixin):
     """
@@ -33,6 +35,7 @@ class ScFusionTTTFeatureExtractor(FeatureExtractionMixin):
     """
 
     model_input_names = ("rna_values", "rna_observed", "adt_values", "adt_observed")
+    find_max_lengths = staticmethod(find_max_lengths)
 
     def __init__(
         self,

@@ -1,7 +1,10 @@
-"""scFusionTTT: a masked autoencoder over RNA and protein tokens, made of Test-Time-Training blocks.
+"""
+scFusionTTT: a masked autoencoder over RNA and protein tokens, made of Test-Time-Training blocks.
 
 Letters: B cells, N tokens of a modality, S genes (or proteins) per token, L selected tokens, D hidden_size,
-P proteins. A protein token holds one protein, so that N = P and S = 1 there.
+P proteins, K coordinates of a cell. A protein token holds one protein, so that N = P and S = 1 there.
+
+The models take `return_dict`: false for a tuple of what is not None, in place of an output object.
 """
 
 import torch
@@ -9,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers import initialization as init
+from transformers.utils import can_return_tuple
 
 from .blocks_scfusion_ttt import (
     CellCoordinates,
@@ -16,13 +20,12 @@ from .blocks_scfusion_ttt import (
     MissingModalityProjection,
     PatchEmbedding,
     ReconstructionDecoder,
-    TokenSubset,
     TTTStack,
-    masked_mean,
     mean_squared_error_per_cell,
 )
-from .configuration_scfusion_ttt import MODALITIES, ScFusionTTTConfig
+from .configuration_scfusion_ttt import ScFusionTTTConfig
 from .outputs_scfusion_ttt import ScFusionTTTForPreTrainingOutput, ScFusionTTTModelOutput, ScFusionTTTPredictionOutput
+from .tokens_scfusion_ttt import ModalityInput, ModalityTokens, TokenRoles, TokenSubset, complete_inputs, masked_mean
 from .ttt_layers import TTTLayer
 
 
@@ -92,6 +95,7 @@ class ScFusionTTTModel(ScFusionTTTPreTrainedModel):
         self.pooler_norm = nn.LayerNorm(config.hidden_size, config.rms_norm_eps, elementwise_affine=False)
         self.post_init()
 
+    @can_return_tuple
     def forward(
         self,
         rna_values: Tensor | None = None,
@@ -100,7 +104,7 @@ class ScFusionTTTModel(ScFusionTTTPreTrainedModel):
         adt_observed: Tensor | None = None,
         rna_bool_masked_pos: Tensor | None = None,
         adt_bool_masked_pos: Tensor | None = None,
-        return_dict: bool | None = None,
+        max_lengths: dict[str, int] | None = None,
         output_inner_loss: bool = False,
     ) -> ScFusionTTTModelOutput | tuple:
         """
@@ -118,8 +122,10 @@ class ScFusionTTTModel(ScFusionTTTPreTrainedModel):
             (B, P) true where a protein was measured; all when None.
         rna_bool_masked_pos, adt_bool_masked_pos
             (B, N) and (B, P) true for tokens hidden from the encoder; none when None.
-        return_dict
-            Whether to return an output object instead of a tuple.
+        max_lengths
+            Most tokens that a module reads of a cell of this batch, by its name, as
+            `ScFusionTTTFeatureExtractor.find_max_lengths` finds them on the host. When None they are counted on the
+            device, for which the host waits.
         output_inner_loss
             Whether to give the inner losses of the TTT layers; the other outputs are the same.
 
@@ -128,135 +134,68 @@ class ScFusionTTTModel(ScFusionTTTPreTrainedModel):
         ValueError
             If both modalities are None or shapes do not fit the configuration.
         """
-        values, observed, masked = self._complete_inputs(
-            (rna_values, adt_values),
-            (rna_observed, adt_observed),
-            (rna_bool_masked_pos, adt_bool_masked_pos),
+        rna, adt = complete_inputs(
+            ModalityInput(rna_values, rna_observed, rna_bool_masked_pos),
+            ModalityInput(adt_values, adt_observed, adt_bool_masked_pos),
+            self.config,
+            self.dtype,
         )
-        losses = [] if output_inner_loss else None
-        reads, subsets, latents = self._encode(values, observed, masked, losses)
-        fused = self._fuse(subsets, latents, losses)
-        present = torch.stack([read.any(1) for read in reads], 1)  # (B, 2)
-        means = torch.stack([masked_mean(t, s.mask) for t, s in zip(fused + latents, subsets * 2, strict=True)], 1)
+        longest = max_lengths or {}
+        rna = self._encode("rna", rna, longest.get("rna_encoder"), output_inner_loss)
+        adt = self._encode("adt", adt, longest.get("adt_encoder"), output_inner_loss)
+        rna, adt = self._project(rna, adt)
+        fused = self._fuse(rna, adt)
+        present = torch.stack([x.roles.read.any(1) for x in fused], 1)  # (B, 2)
+        means = torch.stack([x.mean() for x in (*fused, rna, adt)], 1)  # (B, 4, D)
         output = ScFusionTTTModelOutput(
-            last_hidden_state=torch.cat(
-                [s.put_back(f, v.shape[1]) for f, s, v in zip(fused, subsets, values, strict=True)], 1
-            ),
-            attention_mask=torch.cat(reads, 1),
+            last_hidden_state=torch.cat([x.subset.put_back(x.latents) for x in fused], 1),
+            attention_mask=torch.cat([x.roles.read for x in fused], 1),
             pooler_output=self.pooler_norm(masked_mean(means[:, :2], present)),
             modality_pooler_output=self.pooler_norm(means) * present.repeat(1, 2).unsqueeze(-1),
         )
-        if losses is not None:
-            visible = [o.any(-1) & ~m for o, m in zip(observed, masked, strict=True)]
-            output.inner_loss, output.modality_inner_loss = self._gather_inner_loss(losses, subsets, visible)
-        return output if self._wants_dict(return_dict) else output.to_tuple()
+        if output_inner_loss:
+            output.inner_loss, output.modality_inner_loss = self._average_inner_loss(fused)
+        return output
 
-    def _wants_dict(self, return_dict: bool | None) -> bool:
-        return self.config.return_dict if return_dict is None else return_dict
-
-    def _complete_inputs(
-        self,
-        values: tuple[Tensor | None, Tensor | None],
-        observed: tuple[Tensor | None, Tensor | None],
-        masked: tuple[Tensor | None, Tensor | None],
-    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Bring both modalities to (B, N, S) values and observations and (B, N) masks."""
-        given = next((x for x in (*values, *masked) if x is not None), None)
-        if given is None:
-            raise ValueError("`rna_values` and `adt_values` are both None; give at least one modality.")
-        shapes = (
-            (given.shape[0], self.config.num_rna_tokens, self.config.rna_patch_size),
-            (given.shape[0], self.config.num_proteins),
-        )
-        complete = ([], [], [])
-        for name, shape, value, seen, hidden in zip(MODALITIES, shapes, values, observed, masked, strict=True):
-            if value is None:
-                value = torch.zeros(shape, device=given.device, dtype=self.dtype)
-                seen = torch.zeros(shape, device=given.device, dtype=torch.bool)
-            seen = torch.ones_like(value, dtype=torch.bool) if seen is None else seen
-            hidden = torch.zeros(shape[:2], device=given.device, dtype=torch.bool) if hidden is None else hidden
-            self._check_shape(f"{name}_values", value, shape)
-            self._check_shape(f"{name}_observed", seen, shape)
-            self._check_shape(f"{name}_bool_masked_pos", hidden, shape[:2])
-            rows = (shape[0], shape[1], -1)
-            for kept, x in zip(complete, (value.reshape(rows), seen.reshape(rows), hidden), strict=True):
-                kept.append(x)
-        return complete
-
-    @staticmethod
-    def _check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
-        if tensor.shape != shape:
-            raise ValueError(
-                f"`{name}` must have the shape {tuple(shape)} of this model, got {tuple(tensor.shape)}. "
-                "Prepare the cells with the feature extractor that was saved with the model."
-            )
-
-    def _encode(
-        self,
-        values: list[Tensor],
-        observed: list[Tensor],
-        masked: list[Tensor],
-        losses: list[Tensor] | None = None,
-    ) -> tuple[list[Tensor], list[TokenSubset], list[Tensor]]:
-        """Encode the visible tokens of each modality; project the latents of hidden modalities; note inner losses."""
-        embeddings, encoders = (
-            (self.rna_embeddings, self.adt_embeddings),
-            (self.rna_encoder, self.adt_encoder),
-        )
-        visible = [o.any(-1) & ~m for o, m in zip(observed, masked, strict=True)]
-        hidden = [~v.any(1) for v in visible]
+    def _encode(self, name: str, given: ModalityInput, longest: int | None, with_inner_loss: bool) -> ModalityTokens:
+        """Encode the visible tokens of a modality."""
+        embed, encode = getattr(self, f"{name}_embeddings"), getattr(self, f"{name}_encoder")
+        roles = TokenRoles.of(given.observed, given.masked)
         # Of a hidden modality, the tokens that will be projected take the places of the visible ones.
-        reads = [torch.where(h.unsqueeze(1), m, v) for h, m, v in zip(hidden, masked, visible, strict=True)]
-        subsets = [TokenSubset.select(read, self.config.ttt_mini_batch_size) for read in reads]
-        encoded = [
-            _run_stack(encoder, subset.take(embed(v, o)), subset.mask & ~h.unsqueeze(1), losses)
-            for embed, encoder, subset, v, o, h in zip(
-                embeddings, encoders, subsets, values, observed, hidden, strict=True
-            )
-        ]
-        means = [masked_mean(e, s.mask & ~h.unsqueeze(1)) for e, s, h in zip(encoded, subsets, hidden, strict=True)]
+        subset = TokenSubset.select(roles.read, self.config.ttt_mini_batch_size, longest)
+        tokens = ModalityTokens(roles, subset, subset.take(embed(given.values, given.observed)))
+        latents, inner_loss = encode(tokens.latents, tokens.encoded, with_inner_loss)
+        return tokens._replace(latents=latents, inner_loss=inner_loss)
+
+    def _project(self, rna: ModalityTokens, adt: ModalityTokens) -> tuple[ModalityTokens, ModalityTokens]:
+        """Make the latents of hidden modalities from the other one."""
         # Both projections always run, needed or not: under ZeRO-3 every rank must call the same modules.
-        projected = [self.rna_projection(means[1]), self.adt_projection(means[0])]
-        latents = [
-            torch.where(h[:, None, None], s.take(p), e)
-            for h, s, p, e in zip(hidden, subsets, projected, encoded, strict=True)
-        ]
-        return reads, subsets, latents
+        from_rna, from_adt = (masked_mean(x.latents, x.encoded) for x in (rna, adt))
+        return rna.project(self.rna_projection(from_adt)), adt.project(self.adt_projection(from_rna))
 
-    def _fuse(
-        self, subsets: list[TokenSubset], latents: list[Tensor], losses: list[Tensor] | None = None
-    ) -> list[Tensor]:
+    def _fuse(self, rna: ModalityTokens, adt: ModalityTokens) -> tuple[ModalityTokens, ModalityTokens]:
         """Let each modality read the other one first: F = E + lambda * FusionTTT([other; own])."""
-        fused = []
-        for own, fusion in enumerate((self.rna_fusion, self.adt_fusion)):
-            other = 1 - own
-            sequence = torch.cat((latents[other], latents[own]), dim=1)
-            mask = torch.cat((subsets[other].mask, subsets[own].mask), dim=1)
-            read = _run_stack(fusion, sequence, mask, losses)[:, latents[other].shape[1] :]
-            fused.append(latents[own] + self.config.fusion_weight * read)
-        return fused
+        return self._read_other(self.rna_fusion, rna, adt), self._read_other(self.adt_fusion, adt, rna)
 
-    def _gather_inner_loss(
-        self, losses: list[Tensor], subsets: list[TokenSubset], visible: list[Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """Average what the encoders and then the fusions gave; (B, N_rna + P) per token and (B, 2) per modality."""
+    def _read_other(self, fusion: TTTStack, own: ModalityTokens, other: ModalityTokens) -> ModalityTokens:
+        """Fuse one modality; its inner losses are added to those of its encoder."""
+        latents = torch.cat((other.latents, own.latents), dim=1)
+        mask = torch.cat((other.subset.mask, own.subset.mask), dim=1)
+        read, inner_loss = fusion(latents, mask, own.inner_loss is not None)
+        start = other.latents.shape[1]
+        fused = own._replace(latents=own.latents + self.config.fusion_weight * read[:, start:])
+        return fused if inner_loss is None else fused._replace(inner_loss=own.inner_loss + inner_loss[:, start:])
+
+    def _average_inner_loss(self, fused: tuple[ModalityTokens, ModalityTokens]) -> tuple[Tensor, Tensor]:
+        """Average inner losses over the layers; (B, N_rna + P) per token and (B, 2) per modality."""
         num_layers = self.config.num_hidden_layers + self.config.num_fusion_layers
         tokens, means = [], []
-        for own, (encoder, fusion) in enumerate(zip(losses[:2], losses[2:], strict=True)):
-            loss = (encoder + fusion[:, -encoder.shape[1] :]) / num_layers
-            loss = subsets[own].put_back(loss.unsqueeze(-1), visible[own].shape[1])
-            tokens.append(loss.squeeze(-1).masked_fill(~visible[own], 0.0))
-            means.append(masked_mean(tokens[own].unsqueeze(-1), visible[own]).squeeze(-1))
+        for own in fused:
+            loss = own.subset.put_back((own.inner_loss / num_layers).unsqueeze(-1))  # (B, N, 1)
+            loss = loss.masked_fill(~own.roles.visible.unsqueeze(-1), 0.0)
+            tokens.append(loss.squeeze(-1))
+            means.append(masked_mean(loss, own.roles.visible).squeeze(-1))
         return torch.cat(tokens, 1), torch.stack(means, 1)
-
-
-def _run_stack(stack: TTTStack, x: Tensor, mask: Tensor, losses: list[Tensor] | None) -> Tensor:
-    """Transform tokens; append the inner loss of each, summed over the layers, to `losses` if it is a list."""
-    if losses is None:
-        return stack(x, mask)
-    x, loss = stack.forward_with_inner_loss(x, mask)
-    losses.append(loss)
-    return x
 
 
 class ScFusionTTTForPreTraining(ScFusionTTTPreTrainedModel):
@@ -269,6 +208,7 @@ class ScFusionTTTForPreTraining(ScFusionTTTPreTrainedModel):
         self.adt_decoder = ReconstructionDecoder(config, config.num_proteins, 1)
         self.post_init()
 
+    @can_return_tuple
     def forward(
         self,
         rna_values: Tensor,
@@ -277,7 +217,7 @@ class ScFusionTTTForPreTraining(ScFusionTTTPreTrainedModel):
         adt_observed: Tensor,
         rna_bool_masked_pos: Tensor,
         adt_bool_masked_pos: Tensor,
-        return_dict: bool | None = None,
+        max_lengths: dict[str, int] | None = None,
     ) -> ScFusionTTTForPreTrainingOutput | tuple:
         """
         Reconstruct; arguments as in `ScFusionTTTModel.forward`.
@@ -296,18 +236,19 @@ class ScFusionTTTForPreTraining(ScFusionTTTPreTrainedModel):
             adt_observed,
             rna_bool_masked_pos,
             adt_bool_masked_pos,
+            max_lengths,
             return_dict=True,
         )
         hidden, read = encoded.last_hidden_state, encoded.attention_mask
-        split = self.config.num_rna_tokens
-        rna = self.rna_decoder(hidden[:, :split], read[:, :split], rna_bool_masked_pos)
-        adt = self.adt_decoder(hidden[:, split:], read[:, split:], adt_bool_masked_pos).squeeze(-1)
+        split, longest = self.config.num_rna_tokens, max_lengths or {}
+        rna = self.rna_decoder(hidden[:, :split], read[:, :split], rna_bool_masked_pos, longest.get("rna_decoder"))
+        adt = self.adt_decoder(hidden[:, split:], read[:, split:], adt_bool_masked_pos, longest.get("adt_decoder"))
+        adt = adt.squeeze(-1)
         rna_target = rna_observed & rna_bool_masked_pos.unsqueeze(-1)
         rna_loss = mean_squared_error_per_cell(rna, rna_values, rna_target)
         adt_loss = mean_squared_error_per_cell(adt, adt_values, adt_observed & adt_bool_masked_pos)
         loss = (self.config.rna_loss_weight * rna_loss + self.config.adt_loss_weight * adt_loss).mean()
-        output = ScFusionTTTForPreTrainingOutput(loss, rna_loss, adt_loss, rna, adt, encoded.pooler_output)
-        return output if self.model._wants_dict(return_dict) else output.to_tuple()
+        return ScFusionTTTForPreTrainingOutput(loss, rna_loss, adt_loss, rna, adt, encoded.pooler_output)
 
 
 class ScFusionTTTForCellTypeAnnotation(ScFusionTTTPreTrainedModel):
@@ -330,6 +271,7 @@ class ScFusionTTTForCellTypeAnnotation(ScFusionTTTPreTrainedModel):
             self.adt_coordinates = CellCoordinates(config.num_proteins, 1, config.num_coordinates)
         self.post_init()
 
+    @can_return_tuple
     def forward(
         self,
         rna_values: Tensor | None = None,
@@ -339,7 +281,7 @@ class ScFusionTTTForCellTypeAnnotation(ScFusionTTTPreTrainedModel):
         rna_bool_masked_pos: Tensor | None = None,
         adt_bool_masked_pos: Tensor | None = None,
         labels: Tensor | None = None,
-        return_dict: bool | None = None,
+        max_lengths: dict[str, int] | None = None,
     ) -> ScFusionTTTPredictionOutput | tuple:
         """
         Classify; the inputs as in `ScFusionTTTModel.forward`.
@@ -353,8 +295,8 @@ class ScFusionTTTForCellTypeAnnotation(ScFusionTTTPreTrainedModel):
             stage); none when None. A model with `config.projected_proteins` makes its own.
         labels
             (B,) class indices; -100 for a cell without a label.
-        return_dict
-            Whether to return an output object instead of a tuple.
+        max_lengths
+            As in `ScFusionTTTModel.forward`.
 
         Raises
         ------
@@ -364,6 +306,8 @@ class ScFusionTTTForCellTypeAnnotation(ScFusionTTTPreTrainedModel):
         if self.config.projected_proteins is not None:
             adt_values = adt_observed = None
             adt_bool_masked_pos = self._hide_proteins(rna_values)
+            if max_lengths is not None:
+                max_lengths = max_lengths | {"adt_encoder": len(set(self.config.projected_proteins))}
         encoded = self.model(
             rna_values,
             rna_observed,
@@ -371,25 +315,28 @@ class ScFusionTTTForCellTypeAnnotation(ScFusionTTTPreTrainedModel):
             adt_observed,
             rna_bool_masked_pos,
             adt_bool_masked_pos,
+            max_lengths,
             return_dict=True,
         )
         read = self.dropout(encoded.modality_pooler_output.flatten(1))
         if self.config.num_coordinates:
-            seen = self._find_coordinates((rna_values, adt_values), (rna_observed, adt_observed))
+            rna, adt = ModalityInput(rna_values, rna_observed), ModalityInput(adt_values, adt_observed)
+            seen = self._find_coordinates(*complete_inputs(rna, adt, self.config, self.dtype))
             read = torch.cat((read, seen.to(read.dtype)), 1)
         logits = self.classifier(read)
         loss = None if labels is None else F.cross_entropy(logits.float(), labels)
-        output = ScFusionTTTPredictionOutput(loss, logits, encoded.pooler_output)
-        return output if self.model._wants_dict(return_dict) else output.to_tuple()
+        return ScFusionTTTPredictionOutput(loss, logits, encoded.pooler_output)
 
-    def _find_coordinates(
-        self, values: tuple[Tensor | None, Tensor | None], observed: tuple[Tensor | None, Tensor | None]
-    ) -> Tensor:
-        """Give the coordinates of each modality, 0 for one that is missing, over the number of those that are not."""
-        values, observed, _ = self.model._complete_inputs(values, observed, (None, None))
-        modules = (self.rna_coordinates, self.adt_coordinates)
-        found = torch.cat([module(v, o) for module, v, o in zip(modules, values, observed, strict=True)], 1)
-        present = torch.stack([o.flatten(1).any(1) for o in observed], 1).sum(1, keepdim=True)
+    def _find_coordinates(self, rna: ModalityInput, adt: ModalityInput) -> Tensor:
+        """
+        Find the coordinates (B, 2 K) of both modalities, 0 for one that is missing.
+
+        They are divided by the number of modalities that are not.
+        """
+        found = torch.cat(
+            (self.rna_coordinates(rna.values, rna.observed), self.adt_coordinates(adt.values, adt.observed)), 1
+        )
+        present = torch.stack([x.observed.flatten(1).any(1) for x in (rna, adt)], 1).sum(1, keepdim=True)
         return found / present.clamp_min(1)
 
     def _hide_proteins(self, rna_values: Tensor | None) -> Tensor:
@@ -406,10 +353,8 @@ class ScFusionTTTForCrossModalPrediction(ScFusionTTTPreTrainedModel):
     Predict one modality from the other: the pretraining pass with the target hidden entirely.
 
     With `config.num_landmarks`, proteins are a mixture of that and of a kernel regression on the principal components
-    of the training cells. `target_weight` (T,), if set, says how much each target counts in the loss.
+    of the training cells.
     """
-
-    target_weight: Tensor | None = None
 
     def __init__(self, config: ScFusionTTTConfig):
         super().__init__(config)
@@ -421,18 +366,44 @@ class ScFusionTTTForCrossModalPrediction(ScFusionTTTPreTrainedModel):
             self.adt_decoder = ReconstructionDecoder(config, config.num_proteins, 1)
         else:
             self.rna_decoder = ReconstructionDecoder(config, config.num_rna_tokens, config.rna_patch_size)
+        self.register_buffer("target_weight", None, persistent=False)
         self.post_init()
 
+    def weigh_targets(self, weight: Tensor | None) -> None:
+        """
+        Say how much each target counts in the loss, until told otherwise.
+
+        This belongs to a training, not to the model: it goes to another device with the model, but is not saved.
+
+        Parameters
+        ----------
+        weight
+            (P,) or (N, S) factor of the squared error of each target; None, as at first, for 1.
+
+        Raises
+        ------
+        ValueError
+            If there is not one factor for each target.
+        """
+        shape = self._target_shape()
+        if weight is not None and weight.shape != shape:
+            raise ValueError(
+                f"`weight` must have the shape {shape} of the targets of this model, got {tuple(weight.shape)}. "
+                "Give targets that were not measured the weight 1."
+            )
+        self.target_weight = weight
+
+    @can_return_tuple
     def forward(
         self,
         rna_values: Tensor | None = None,
         rna_observed: Tensor | None = None,
         adt_values: Tensor | None = None,
         adt_observed: Tensor | None = None,
-        return_dict: bool | None = None,
+        max_lengths: dict[str, int] | None = None,
     ) -> ScFusionTTTPredictionOutput | tuple:
         """
-        Predict the target modality of `config.target_modality`.
+        Predict the target modality of `config.target_modality`; arguments as in `ScFusionTTTModel.forward`.
 
         Values of the target modality are labels only: they enter the loss where they were observed and never
         reach the encoder.
@@ -442,34 +413,35 @@ class ScFusionTTTForCrossModalPrediction(ScFusionTTTPreTrainedModel):
         ValueError
             If the source modality was not given.
         """
-        to_adt = self.config.target_modality == "adt"
-        source = (rna_values, rna_observed) if to_adt else (adt_values, adt_observed)
-        labels, labelled = (adt_values, adt_observed) if to_adt else (rna_values, rna_observed)
-        if source[0] is None:
-            name = "rna_values" if to_adt else "adt_values"
+        rna, adt = ModalityInput(rna_values, rna_observed), ModalityInput(adt_values, adt_observed)
+        source, labels = (rna, adt) if self.config.target_modality == "adt" else (adt, rna)
+        if source.values is None:
+            name = "rna_values" if source is rna else "adt_values"
             raise ValueError(f"`{name}` must be given to predict {self.config.target_modality!r}, got None.")
-        logits, pooled = self._decode(source, to_adt)
+        logits, pooled = self._reconstruct(source, max_lengths)
         loss = None
-        if labels is not None:
-            labelled = torch.ones_like(labels, dtype=torch.bool) if labelled is None else labelled
-            loss = mean_squared_error_per_cell(logits, labels, labelled, self.target_weight).mean()
+        if labels.values is not None:
+            loss = mean_squared_error_per_cell(logits, labels.values, labels.seen(), self.target_weight).mean()
         if hasattr(self, "kernel_readout"):
-            observed = torch.ones_like(source[0], dtype=torch.bool) if source[1] is None else source[1]
-            logits = self.kernel_readout.blend(logits, self.rna_coordinates(source[0], observed))
-        output = ScFusionTTTPredictionOutput(loss, logits, pooled)
-        return output if self.model._wants_dict(return_dict) else output.to_tuple()
+            logits = self.kernel_readout.blend(logits, self.rna_coordinates(source.values, source.seen()))
+        return ScFusionTTTPredictionOutput(loss, logits, pooled)
 
-    def _decode(self, source: tuple[Tensor, Tensor | None], to_adt: bool) -> tuple[Tensor, Tensor]:
+    def _target_shape(self) -> tuple[int, ...]:
+        """Give the shape of the targets of a cell, (P,) or (N, S)."""
+        if self.config.target_modality == "adt":
+            return (self.config.num_proteins,)
+        return self.config.num_rna_tokens, self.config.rna_patch_size
+
+    def _reconstruct(self, source: ModalityInput, max_lengths: dict[str, int] | None) -> tuple[Tensor, Tensor]:
         """Run the autoencoder with every token of the target masked; (B, P) or (B, N, S), and the embedding."""
-        num_rna, num_adt = self.config.num_rna_tokens, self.config.num_proteins
-        num_target = num_adt if to_adt else num_rna
-        masked = torch.ones(source[0].shape[0], num_target, device=source[0].device, dtype=torch.bool)
-        names = ("rna_values", "rna_observed") if to_adt else ("adt_values", "adt_observed")
-        target = "adt" if to_adt else "rna"
-        encoded = self.model(
-            **dict(zip(names, source, strict=True)), **{f"{target}_bool_masked_pos": masked}, return_dict=True
-        )
-        own = slice(num_rna, None) if to_adt else slice(num_rna)
-        decoder = self.adt_decoder if to_adt else self.rna_decoder
-        decoded = decoder(encoded.last_hidden_state[:, own], encoded.attention_mask[:, own], masked)
-        return decoded.squeeze(-1) if to_adt else decoded, encoded.pooler_output
+        number, split = self._target_shape()[0], self.config.num_rna_tokens
+        masked = torch.ones(len(source.values), number, device=source.values.device, dtype=torch.bool)
+        if self.config.target_modality == "adt":
+            shown = {"rna_values": source.values, "rna_observed": source.observed, "adt_bool_masked_pos": masked}
+            decoder, own, known = self.adt_decoder, slice(split, None), {"adt_encoder": number}
+        else:
+            shown = {"adt_values": source.values, "adt_observed": source.observed, "rna_bool_masked_pos": masked}
+            decoder, own, known = self.rna_decoder, slice(split), {"rna_encoder": number}
+        encoded = self.model(**shown, max_lengths=(max_lengths or {}) | known, return_dict=True)
+        decoded = decoder(encoded.last_hidden_state[:, own], encoded.attention_mask[:, own], masked, number)
+        return decoded.view(len(masked), *self._target_shape()), encoded.pooler_output

@@ -46,7 +46,7 @@ def runs_on_triton(qkv: Tensor, token_scale: Tensor) -> bool:
 
 class TritonTTTLinear(torch.autograd.Function):
     """
-    TTT-Linear on packed projections; arguments and results as of `ttt_scan._TTTLinear`.
+    TTT-Linear on packed projections; arguments and results as of `ttt_linear._TTTLinear`.
 
     Notes
     -----

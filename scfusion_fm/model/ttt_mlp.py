@@ -49,7 +49,7 @@ def ttt_mlp(
     inner_loss: Tensor | None = None,
 ) -> tuple[Tensor, TTTMLPState]:
     """
-    Run TTT-MLP over a sequence; arguments and results as for `ttt_scan.ttt_linear`.
+    Run TTT-MLP over a sequence; arguments and results as for `ttt_linear.ttt_linear`.
 
     Notes
     -----

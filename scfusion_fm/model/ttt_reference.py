@@ -27,7 +27,7 @@ def ttt_linear_reference(
     norm: TTTNorm,
     inner_loss: Tensor | None = None,
 ) -> tuple[Tensor, TTTState]:
-    """Run TTT-Linear one cell, one head and one token at a time; same arguments as `ttt_scan.ttt_linear`."""
+    """Run TTT-Linear one cell, one head and one token at a time; same arguments as `ttt_linear.ttt_linear`."""
     tokens = _Tokens(q, k, v, inner_lr)
     return _run(_linear, tokens, token_scale, state, norm, inner_loss)
 
@@ -42,7 +42,7 @@ def ttt_mlp_reference(
     norm: TTTNorm,
     inner_loss: Tensor | None = None,
 ) -> tuple[Tensor, TTTMLPState]:
-    """Run TTT-MLP one cell, one head and one token at a time; same arguments as `ttt_mlp_scan.ttt_mlp`."""
+    """Run TTT-MLP one cell, one head and one token at a time; same arguments as `ttt_mlp.ttt_mlp`."""
     tokens = _Tokens(q, k, v, inner_lr)
     return _run(_mlp, tokens, token_scale, state, norm, inner_loss)
 

@@ -61,7 +61,7 @@ def test_directory_loads_without_the_package_with_difference_0(model_dir, counts
         ).pooler_output
     assert np.array_equal(np.load(tmp_path / "out.npy"), here.numpy())
     # Imported on GPUs only, so that nothing above would miss it.
-    assert list((tmp_path / "modules").rglob("ttt_triton_kernels.py"))
+    assert list((tmp_path / "modules").rglob("ttt_linear_kernels.py"))
 
 
 def test_feature_extractor_survives_saving(model_dir, counts, tmp_path):
@@ -77,7 +77,7 @@ def test_feature_extractor_survives_saving(model_dir, counts, tmp_path):
 def test_directory_is_complete_and_readable(model_dir):
     names = {p.name for p in model_dir.iterdir()}
     assert {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"} <= names
-    assert {"modeling_scfusion_ttt.py", "ttt_layers.py"} <= names
+    assert {"modeling_scfusion_ttt.py", "tokens_scfusion_ttt.py", "ttt_layers.py"} <= names
     assert not {"__init__.py", "ttt_reference.py"} & names
     assert all(p.stat().st_mode & 0o044 == 0o044 for p in model_dir.iterdir())
     auto_map = json.loads((model_dir / "config.json").read_text())["auto_map"]

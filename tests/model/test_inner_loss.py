@@ -5,6 +5,7 @@ import torch
 
 from scfusion_fm import ScFusionTTTModel
 from scfusion_fm.model.configuration_scfusion_ttt import TTT_DIRECTIONS
+from scfusion_fm.model.ttt_layers import TTTLayer
 
 CELLS, TOKENS, GENES, PROTEINS = 4, 11, 3, 7
 
@@ -75,3 +76,22 @@ def test_it_is_the_loss_of_the_layers(model, batch):
         own = [x[i, :count] for x in seen[:2]] + [x[i, -seen[0].shape[1] :][:count] for x in seen[2:]]
         expected = torch.stack(own).mean(0)
         torch.testing.assert_close(told.inner_loss[i, TOKENS:][batch["adt_observed"][i]], expected)
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_gradient_checkpointing_keeps_losses_and_gradients_and_computes_layers_again(model, batch, use_reentrant):
+    found, calls = [], []
+    for module in model.modules():
+        if isinstance(module, TTTLayer):
+            module.register_forward_hook(lambda *arguments: calls.append(1))
+    for enabled in (False, True):
+        if enabled:
+            model.activation_checkpointing_enable({"use_reentrant": use_reentrant})
+        model.train().zero_grad()
+        told = model(**batch, output_inner_loss=True)
+        assert not told.inner_loss.requires_grad
+        told.pooler_output.sin().sum().backward()
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        found.append([told.inner_loss, told.modality_inner_loss, told.pooler_output, *gradients])
+    assert len(calls) == 6 + 2 * 6
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))

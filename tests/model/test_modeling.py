@@ -11,7 +11,7 @@ from scfusion_fm import (
     ScFusionTTTForPreTraining,
     ScFusionTTTModel,
 )
-from scfusion_fm.model.blocks_scfusion_ttt import TokenSubset, mean_squared_error_per_cell
+from scfusion_fm.model.blocks_scfusion_ttt import mean_squared_error_per_cell
 from scfusion_fm.model.configuration_scfusion_ttt import TTT_DIRECTIONS
 
 CELLS, TOKENS, GENES, PROTEINS = 4, 11, 3, 7
@@ -204,6 +204,40 @@ def test_cross_modal_prediction_needs_its_source(config, batch):
         ScFusionTTTForCrossModalPrediction(config)(adt_values=batch["adt_values"])
 
 
+@pytest.mark.parametrize("target", ["adt", "rna"])
+def test_targets_count_as_they_are_weighed(tiny_config, batch, target):
+    tiny_config.target_modality = target
+    model = ScFusionTTTForCrossModalPrediction(tiny_config).eval()
+    plain, values, observed = model(**batch), batch[f"{target}_values"], batch[f"{target}_observed"]
+    weight = torch.rand(values.shape[1:]) + 0.5
+    model.weigh_targets(weight)
+    weighed = model(**batch)
+    assert torch.equal(weighed.logits, plain.logits)
+    error = (plain.logits - values).square() * observed
+    by_hand = (error * weight).flatten(1).sum(1) / observed.flatten(1).sum(1).clamp_min(1)
+    torch.testing.assert_close(weighed.loss, by_hand.mean())
+    model.weigh_targets(None)
+    assert torch.equal(model(**batch).loss, plain.loss)
+
+
+def test_weights_of_targets_follow_the_model_and_are_not_saved(tiny_config, batch, tmp_path):
+    model = ScFusionTTTForCrossModalPrediction(tiny_config).eval()
+    plain, names = model(**batch).loss, list(model.state_dict())
+    model.weigh_targets(torch.full((PROTEINS,), 2.0))
+    assert list(model.state_dict()) == names
+    assert model.double().target_weight.dtype == torch.float64
+    model.float().save_pretrained(tmp_path)
+    loaded = ScFusionTTTForCrossModalPrediction.from_pretrained(tmp_path)
+    assert loaded.target_weight is None
+    assert torch.equal(loaded(**batch).loss, plain)
+
+
+def test_weights_that_do_not_fit_the_targets_are_refused(tiny_config):
+    model = ScFusionTTTForCrossModalPrediction(tiny_config)
+    with pytest.raises(ValueError, match=r"`weight` must have the shape \(7,\) of the targets .* got \(3,\)"):
+        model.weigh_targets(torch.ones(3))
+
+
 def test_annotation_ignores_cells_without_label(config, batch):
     config.num_labels = 3
     model = ScFusionTTTForCellTypeAnnotation(config).eval()
@@ -215,10 +249,28 @@ def test_annotation_ignores_cells_without_label(config, batch):
     torch.testing.assert_close(output.loss, expected)
 
 
-def test_tuple_output_on_request(model, batch):
-    output = model(**batch, return_dict=False)
+@pytest.mark.parametrize("how", ["argument", "config"])
+@pytest.mark.parametrize(
+    "model_class",
+    [
+        ScFusionTTTModel,
+        ScFusionTTTForPreTraining,
+        ScFusionTTTForCellTypeAnnotation,
+        ScFusionTTTForCrossModalPrediction,
+    ],
+)
+def test_tuple_output_on_request(model_class, how, tiny_config, batch, masks):
+    inputs = batch | masks if model_class is ScFusionTTTForPreTraining else batch
+    model = model_class(tiny_config).eval()
+    expected = model(**inputs)
+    if how == "config":
+        model.config.return_dict = False
+        output = model(**inputs)
+        assert list(model(**inputs, return_dict=True)) == list(expected)
+    else:
+        output = model(**inputs, return_dict=False)
     assert isinstance(output, tuple)
-    assert torch.equal(output[2], model(**batch).pooler_output)
+    assert all(torch.equal(a, b) for a, b in zip(output, expected.to_tuple(), strict=True))
 
 
 def test_hidden_state_stands_in_vocabulary_order(model, batch):
@@ -297,16 +349,6 @@ def test_wrong_inputs_are_refused(model, batch):
 def test_impossible_architectures_are_refused(fields, message):
     with pytest.raises(StrictDataclassError, match=message):
         ScFusionTTTConfig(**fields)
-
-
-def test_subset_keeps_the_order_and_undoes_itself():
-    keep = torch.tensor([[0, 1, 0, 1, 1], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]]).bool()
-    tokens = torch.arange(15.0).view(3, 5, 1) + 1
-    subset = TokenSubset.select(keep, 4)
-    taken = subset.take(tokens)
-    assert taken.shape == (3, 8, 1)
-    assert taken[0, :3, 0].tolist() == [2, 4, 5]
-    torch.testing.assert_close(subset.put_back(taken, 5), tokens * keep.unsqueeze(-1))
 
 
 @pytest.mark.slow

@@ -96,7 +96,7 @@ def fit_cross_modal(
         **size_kernel(settings.optim, data.target, len(rows["train"])),
     )
     if data.target == "adt":
-        model.target_weight = _weigh_targets(levelled, rows["train"])
+        model.weigh_targets(_weigh_targets(levelled, rows["train"]))
     collators = {
         name: TargetCollator(data, offsets, settings.seed, token_dropout)
         for name, token_dropout in (("train", settings.optim.token_dropout), ("val", 0.0))
