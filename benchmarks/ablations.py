@@ -45,7 +45,8 @@ from scfusion_fm.data.stream.loader import AtlasLoader
 from scfusion_fm.data.stream.order import CellOrder
 from scfusion_fm.evaluation.metrics.proteins import protein_scores
 from scfusion_fm.evaluation.protocol.splits import k_folds
-from scfusion_fm.inference.inputs import make_inputs, read_aligned
+from scfusion_fm.inference.batches import CellCollator, predict_rows
+from scfusion_fm.inference.inputs import read_aligned
 from scfusion_fm.planning.recipe import describe_model
 from scfusion_fm.training.components import start_from_components
 from scfusion_fm.training.optimizer import build_optimizer, build_schedule
@@ -115,21 +116,16 @@ def measure_reconstruction(
     return torch.cat(errors).mean().item()
 
 
-@torch.inference_mode()
 def read_features(
     model: ScFusionTTTForPreTraining,
     extractor: ScFusionTTTFeatureExtractor,
     cells: AlignedCells,
     modalities: tuple[str, ...],
-    device: str,
 ) -> NDArray[np.float64]:
     """Give what a classifier reads of each cell, of which some modalities are shown, (n, 4 D)."""
-    found = []
-    for start in range(0, len(cells.obs), PART):
-        inputs = make_inputs(cells, extractor, np.arange(start, min(start + PART, len(cells.obs))))
-        shown = {name: x.to(device) for name, x in inputs.items() if name.startswith(modalities)}
-        found.append(model.model(**shown).modality_pooler_output.flatten(1).double().cpu())
-    return torch.cat(found).numpy()
+    rows, collator = np.arange(len(cells.obs)), CellCollator(cells, extractor)
+    found = predict_rows(model.model, collator, rows, "modality_pooler_output", modalities, PART)
+    return found.reshape(len(rows), -1).astype(np.float64)
 
 
 def score_features(x: NDArray[np.float64], labels: NDArray[np.str_]) -> float:
@@ -155,8 +151,9 @@ def score_proteins(
 ) -> float:
     """Give the mean Pearson correlation over the known proteins, all of which are hidden from the model."""
     found, measured, observed = [], [], []
+    collator = CellCollator(cells, extractor)
     for start in range(0, len(cells.obs), PART):
-        inputs = make_inputs(cells, extractor, np.arange(start, min(start + PART, len(cells.obs))))
+        inputs = collator(np.arange(start, min(start + PART, len(cells.obs))))
         hidden = {"adt_bool_masked_pos": torch.ones_like(inputs["adt_observed"])}
         hidden["rna_bool_masked_pos"] = torch.zeros(inputs["rna_values"].shape[:2], dtype=torch.bool)
         shown = inputs | {"adt_values": torch.zeros_like(inputs["adt_values"])} | hidden
@@ -177,7 +174,7 @@ def score(
     scored = np.isin(labels, names[counts >= FEWEST_CELLS])
     found = {}
     for name, modalities in INPUTS.items():
-        features = read_features(model, extractor, cells, modalities, device)
+        features = read_features(model, extractor, cells, modalities)
         found[f"F1 {name}"] = score_features(features[scored], labels[scored])
     some = np.concatenate([rows[:READ_ROWS] for rows in atlas.rows_by_dataset("train").values()])
     measured = atlas.read(some).adt_observed.any(0)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from scfusion_fm.inference.job import Request
+    from scfusion_fm.inference.job import FileRequest
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
@@ -113,10 +113,10 @@ def _add_request(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="torch device; cuda where there is one by default")
 
 
-def _read_request(args: argparse.Namespace) -> "Request":
-    from scfusion_fm.inference.job import Request
+def _read_request(args: argparse.Namespace) -> "FileRequest":
+    from scfusion_fm.inference.job import FileRequest
 
-    return Request(
+    return FileRequest(
         model=args.model,
         input=args.input,
         output=args.output,

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import softmax
 
 from scfusion_fm.comparison.experiment import Bench, Rows
 from scfusion_fm.comparison.scores import PAPER, PAPER_TEST, Scores
@@ -12,7 +13,6 @@ from scfusion_fm.evaluation.baselines.features import build_inputs
 from scfusion_fm.evaluation.metrics.clusters import paper_protocol_scores
 from scfusion_fm.evaluation.metrics.labels import annotation_scores, class_scores
 from scfusion_fm.evaluation.metrics.probabilities import probability_scores
-from scfusion_fm.inference.inputs import softmax
 from scfusion_fm.tasks.annotation import baselines as annotation_baselines
 from scfusion_fm.tasks.annotation import fit as annotation_task
 from scfusion_fm.tasks.annotation.fit import AnnotationSettings, choose_projected
@@ -43,7 +43,7 @@ def run_annotation(bench: Bench, rows: Rows, seed: int, scores: Scores) -> None:
         fitted = annotation_task.fit_annotation(source, data, rows, _choose_settings(bench, name, seed))
         for inputs, shown in data.inputs.items():
             logits = fitted.predict(data.aligned, rows["test"], shown).astype(np.float64)
-            add("model", name, inputs, softmax(logits), np.array(data.classes))
+            add("model", name, inputs, softmax(logits, axis=1), np.array(data.classes))
             if config.protocol == PAPER:
                 embeddings["model", name, inputs] = fitted.embed(data.aligned, every, shown)
     if config.protocol == PAPER:

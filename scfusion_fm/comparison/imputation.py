@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scfusion_fm.comparison.experiment import Bench, Rows
 from scfusion_fm.comparison.scores import Scores
 from scfusion_fm.evaluation.baselines.imputation import ImputationTask, fit_imputation, imputation_scores
-from scfusion_fm.inference.batches import CellCollator
+from scfusion_fm.inference.batches import CellCollator, choose_device, predict_rows
 from scfusion_fm.inference.model_directory import load_pretrained
 from scfusion_fm.model import ScFusionTTTForPreTraining
 from scfusion_fm.tasks.cross_modal.cells import choose_genes
@@ -52,23 +52,20 @@ def run_imputation(bench: Bench, rows: Rows, seed: int, scores: Scores) -> None:
 
 
 def impute(
-    bench: Bench, source: Source, rows: NDArray[np.int64], tokens: NDArray[np.bool_], seed: int, batch_size: int = 64
+    bench: Bench, source: Source, rows: NDArray[np.int64], tokens: NDArray[np.bool_], seed: int
 ) -> NDArray[np.float32]:
     """Predict the RNA of some cells, of which the given tokens (n, N) are hidden and no protein is shown, (n, G)."""
     if source.from_scratch:
-        model = source.build(ScFusionTTTForPreTraining, seed).eval()
+        model = source.build(ScFusionTTTForPreTraining, seed)
     else:
         model, _ = load_pretrained(Path(source.path), ScFusionTTTForPreTraining)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = model.to(device)
     collator = CellCollator(bench.aligned, bench.extractor, modalities=("rna",))
-    results = []
-    for start in range(0, len(rows), batch_size):
-        batch = collator(rows[start : start + batch_size])
-        nothing = torch.zeros(len(batch["rna_values"]), bench.extractor.num_proteins)
+
+    def hide(places: NDArray[np.int64]) -> dict[str, torch.Tensor]:
+        batch = collator(rows[places])
+        nothing = torch.zeros(len(places), bench.extractor.num_proteins)
         batch |= {"adt_values": nothing, "adt_observed": nothing.bool(), "adt_bool_masked_pos": nothing.bool()}
-        batch["rna_bool_masked_pos"] = torch.from_numpy(tokens[start : start + batch_size])
-        with torch.inference_mode():
-            output = model(**{key: value.to(device) for key, value in batch.items()})
-        results.append(output.rna_reconstruction.float().cpu().numpy())
-    return bench.extractor.merge_patches(np.concatenate(results))
+        return batch | {"rna_bool_masked_pos": torch.from_numpy(tokens[places])}
+
+    found = predict_rows(model.to(choose_device()), hide, np.arange(len(rows)), "rna_reconstruction")
+    return bench.extractor.merge_patches(found)

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.special import softmax
 
 from scfusion_fm.evaluation.calibration.classifier import ANNOTATION_CALIBRATION, AnnotationCalibration
 from scfusion_fm.evaluation.calibration.unknown import CellOutputs
-from scfusion_fm.inference.inputs import softmax
-from scfusion_fm.inference.job import Job, Request
+from scfusion_fm.inference.job import FileRequest, Job
 from scfusion_fm.inference.label_tree import LabelTree
 from scfusion_fm.model import ScFusionTTTForCellTypeAnnotation
 
@@ -43,7 +43,7 @@ class AnnotationRequest:
     min_probability: float = 0.5
 
 
-def annotate(request: Request, wanted: AnnotationRequest | None = None) -> None:
+def annotate(request: FileRequest, wanted: AnnotationRequest | None = None) -> None:
     """
     Write the most probable cell type to `obs["cell_type_pred"]` and its probability beside it.
 
@@ -71,10 +71,10 @@ def annotate(request: Request, wanted: AnnotationRequest | None = None) -> None:
     names = [job.model.config.id2label[i] for i in range(job.model.config.num_labels)]
     calibration = load_calibration(request.model, names, wanted.reject_rate)
     tree = None if wanted.ontology is None else LabelTree.load(wanted.ontology, names)
-    needs_rna = job.model.config.projected_proteins is not None
-    readable = job.aligned.rna_present if needs_rna else job.read
-    cells = CellOutputs(*job.forward_fields(("logits", "pooler_output"), readable, source_only=needs_rna))
-    kinds = _kinds_of(job, needs_rna)
+    rna_only = job.model.config.projected_proteins is not None
+    readable, shown = (job.aligned.rna_present, ("rna",)) if rna_only else (job.has_counts, ("rna", "adt"))
+    cells = CellOutputs(*job.forward(("logits", "pooler_output"), readable, shown))
+    kinds = _kinds_of(job, rna_only)
 
     columns, facts = _name_types(cells, kinds, names, calibration, wanted.reject_rate)
     probabilities = columns.pop("probabilities")
@@ -134,7 +134,10 @@ def _name_types(
     rows = np.flatnonzero(np.isfinite(cells.logits).all(1))
     read, shown = cells.take(rows), kinds[rows]
     probabilities = np.full(cells.logits.shape, np.nan)
-    probabilities[rows] = softmax(read.logits) if calibration is None else calibration.probabilities(read.logits, shown)
+    if calibration is None:
+        probabilities[rows] = softmax(read.logits, axis=1)
+    else:
+        probabilities[rows] = calibration.probabilities(read.logits, shown)
     types = np.full(len(kinds), None, dtype=object)
     types[rows] = np.array(names, dtype=object)[read.logits.argmax(1)]
     columns = {"": types, "_probability": probabilities.max(1), "probabilities": probabilities}

@@ -1,14 +1,20 @@
 """Batches of cells of a file, and a model run over them."""
 
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import Dataset
+from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from scfusion_fm.data.schema import AlignedCells
-from scfusion_fm.inference.inputs import make_inputs
 from scfusion_fm.model import ScFusionTTTFeatureExtractor
+
+Collate = Callable[[NDArray[np.int64]], dict[str, torch.Tensor]]
+Output = TypeVar("Output")
 
 
 class CellRows(Dataset):
@@ -75,10 +81,10 @@ class CellCollator:
         self.label_names = [f"{target}_values", f"{target}_observed"] if labels is None else ["labels"]
         self._random = np.random.default_rng(seed)
 
-    def __call__(self, rows: list[int]) -> dict[str, torch.Tensor]:
-        """Give the arguments of the model."""
+    def __call__(self, rows: ArrayLike) -> dict[str, torch.Tensor]:
+        """Give the arguments of the model; a modality that the whole file lacks is left out."""
         rows = np.asarray(rows)
-        batch = make_inputs(self.aligned, self.extractor, rows)
+        batch = dict(self.extractor(**self.aligned.as_counts(rows)))
         batch = {k: v for k, v in batch.items() if k.split("_")[0] in self.modalities}
         if self.modality_dropout > 0 and {"rna_observed", "adt_observed"} <= batch.keys():
             self._drop_modalities(batch)
@@ -113,18 +119,81 @@ def check_modality_dropout(probability: float) -> None:
 
 def predict_rows(
     model: PreTrainedModel,
-    collator: CellCollator,
+    collate: Collate,
     rows: NDArray[np.int64],
     field: str = "logits",
     modalities: tuple[str, ...] = ("rna", "adt"),
     batch_size: int = 64,
 ) -> NDArray[np.float32]:
-    """Run a model over rows, shown only the given modalities; the `field` of its output, row by row."""
+    """Run a model over rows, shown only the given modalities; a field of its output, row by row."""
+    (found,) = predict_fields(model, collate, rows, (field,), modalities, batch_size)
+    return found
+
+
+def predict_fields(
+    model: PreTrainedModel,
+    collate: Collate,
+    rows: NDArray[np.int64],
+    fields: tuple[str, ...],
+    modalities: tuple[str, ...] = ("rna", "adt"),
+    batch_size: int = 64,
+    progress: bool = False,
+) -> list[NDArray[np.float32]]:
+    """
+    Run a model over rows once, and give some fields of its output.
+
+    Parameters
+    ----------
+    model
+        A model, on the device on which it shall run.
+    collate
+        Prepares the rows of a batch; a `CellCollator`, or what adds something to one.
+    rows
+        (n,) rows of cells.
+    fields
+        Names in the output of the model, each with one entry per cell.
+    modalities
+        What the model is shown of the cells.
+    batch_size
+        Cells per forward pass.
+    progress
+        Whether to draw a progress bar on a terminal.
+
+    Returns
+    -------
+    An array for each field, (n, ...).
+    """
     model.eval()
-    results = []
-    for start in range(0, len(rows), batch_size):
-        batch = collator(rows[start : start + batch_size])
-        shown = {k: v.to(model.device) for k, v in batch.items() if k.split("_")[0] in modalities}
-        with torch.inference_mode():
-            results.append(model(**shown)[field].float().cpu().numpy())
-    return np.concatenate(results)
+
+    def show(part: NDArray[np.int64]) -> dict[str, torch.Tensor]:
+        return {name: x for name, x in collate(part).items() if name.split("_")[0] in modalities}
+
+    found: list[list[NDArray[np.float32]]] = [[] for _ in fields]
+    for _, output in run_batches(model, show, rows, model.device, batch_size, progress):
+        for batches, field in zip(found, fields, strict=True):
+            batches.append(output[field].float().cpu().numpy())
+    return [np.concatenate(batches) for batches in found]
+
+
+def run_batches(
+    forward: Callable[..., Output],
+    collate: Collate,
+    rows: NDArray[np.int64],
+    device: torch.device,
+    batch_size: int = 64,
+    progress: bool = False,
+) -> Iterator[tuple[NDArray[np.int64], Output]]:
+    """Call a model, or what takes its arguments, without gradients; the rows of each batch and what came of them."""
+    with tqdm(total=len(rows), unit="cells", disable=None if progress else True) as bar:
+        for start in range(0, len(rows), batch_size):
+            part = rows[start : start + batch_size]
+            inputs = {name: x.to(device) for name, x in collate(part).items()}
+            with torch.inference_mode():
+                output = forward(**inputs)
+            yield part, output
+            bar.update(len(part))
+
+
+def choose_device(name: str | None = None) -> torch.device:
+    """Give the device of this name; CUDA where there is one, and else the processor, when None."""
+    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -1,10 +1,9 @@
-"""Use a model on a file: load both, run the model, embed cells, and add results to what was there."""
+"""A model used on a file: load both, run the model, and write the file again with the results added."""
 
 import hashlib
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -13,14 +12,13 @@ from typing import Any
 import anndata as ad
 import mudata as md
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from scfusion_fm.data.locations import check_new_path
 from scfusion_fm.data.schema import AlignedCells, Cells
-from scfusion_fm.inference.inputs import make_inputs, read_aligned
+from scfusion_fm.inference.batches import CellCollator, choose_device, predict_fields
+from scfusion_fm.inference.inputs import read_aligned
 from scfusion_fm.inference.model_directory import load_pretrained
 from scfusion_fm.model import ScFusionTTTFeatureExtractor
 
@@ -28,9 +26,9 @@ PROVENANCE = "scfusion_ttt"
 
 
 @dataclass(frozen=True)
-class Request:
+class FileRequest:
     """
-    What a user asks for.
+    What a user asks for of any command that uses a model on a file.
 
     Parameters
     ----------
@@ -48,6 +46,11 @@ class Request:
         Cells per forward pass; does not change the result beyond float rounding.
     device
         Torch device; CUDA where there is one when None.
+
+    Raises
+    ------
+    ValueError
+        If `batch_size` is not positive.
     """
 
     model: Path
@@ -57,6 +60,10 @@ class Request:
     modality: str = "auto"
     batch_size: int = 64
     device: str | None = None
+
+    def __post_init__(self):
+        if self.batch_size < 1:
+            raise ValueError(f"`--batch-size` must be at least 1, got {self.batch_size}.")
 
 
 @dataclass
@@ -69,21 +76,21 @@ class Job:
     request
         What was asked.
     model, extractor
-        The model and its feature extractor.
+        The model, on its device, and its feature extractor.
     cells
         The file as read; its container gets the results.
     aligned
         Its counts in the order of the model's vocabulary.
     """
 
-    request: Request
+    request: FileRequest
     model: PreTrainedModel
     extractor: ScFusionTTTFeatureExtractor
     cells: Cells
     aligned: AlignedCells
 
     @classmethod
-    def start(cls, request: Request, model_class: type[PreTrainedModel], keys: list[tuple[str, str]]) -> "Job":
+    def start(cls, request: FileRequest, model_class: type[PreTrainedModel], keys: list[tuple[str, str]]) -> "Job":
         """
         Load model and cells.
 
@@ -102,18 +109,16 @@ class Job:
             If a file or a setting is refused, or a name is taken.
         """
         check_new_path(request.output, "output")
-        if request.batch_size < 1:
-            raise ValueError(f"`--batch-size` must be at least 1, got {request.batch_size}.")
         model, extractor = load_pretrained(request.model, model_class)
-        job = cls(request, model, extractor, *read_aligned(request.input, extractor, request.modality))
-        _check_suffix(job.container, request.output)
+        cells, aligned = read_aligned(request.input, extractor, request.modality)
+        _check_suffix(cells.container, request.output)
         for slot, key in keys:
-            if key in getattr(job.container, slot):
+            if key in getattr(cells.container, slot):
                 raise ValueError(
                     f"`{slot}[{key!r}]` is already in {str(request.input)!r} and would be lost; "
                     "choose another name with --key-added."
                 )
-        return job
+        return cls(request, model.to(choose_device(request.device)), extractor, cells, aligned)
 
     @property
     def container(self) -> ad.AnnData | md.MuData:
@@ -121,18 +126,21 @@ class Job:
         return self.cells.container
 
     @property
-    def read(self) -> NDArray[np.bool_]:
-        """Which cells have counts at all."""
+    def has_counts(self) -> NDArray[np.bool_]:
+        """(n,) which cells have counts of any modality."""
         return self.aligned.rna_present | self.aligned.adt_present
 
-    def forward(self, field: str, readable: NDArray[np.bool_], source_only: bool = False) -> NDArray[np.float32]:
-        """Run the model over readable cells; NaN rows for the others."""
-        return self.forward_fields((field,), readable, source_only)[0]
-
-    def forward_fields(
-        self, fields: tuple[str, ...], readable: NDArray[np.bool_], source_only: bool = False
+    def forward(
+        self, fields: tuple[str, ...], readable: NDArray[np.bool_], modalities: tuple[str, ...] = ("rna", "adt")
     ) -> list[NDArray[np.float32]]:
-        """Run the model over readable cells and give some fields of its output; NaN rows for the others."""
+        """
+        Run the model over readable cells and give some fields of its output, (n, ...) each; NaN for the other cells.
+
+        Raises
+        ------
+        ValueError
+            If no cell is readable.
+        """
         rows = np.flatnonzero(readable)
         if len(rows) == 0:
             raise ValueError(f"`input` must hold cells that the model can read, got none in {self.request.input}.")
@@ -141,53 +149,41 @@ class Job:
                 f"{len(readable) - len(rows)} of {len(readable)} cells have no usable counts; their results are NaN.",
                 stacklevel=3,
             )
-        model = self.model.to(self.device)
-        results: list[NDArray[np.float32]] = []
-        for part in self.parts(rows):
-            inputs = make_inputs(self.aligned, self.extractor, part)
-            if source_only:
-                inputs = {k: v for k, v in inputs.items() if k.startswith("rna_")}
-            with torch.inference_mode():
-                output = model(**{k: v.to(self.device) for k, v in inputs.items()})
-            found = [output[field].float().cpu().numpy() for field in fields]
-            results = results or [np.full((len(readable), x.shape[1]), np.nan, dtype=np.float32) for x in found]
-            for result, values in zip(results, found, strict=True):
-                result[part] = values
+        collator = CellCollator(self.aligned, self.extractor)
+        found = predict_fields(self.model, collator, rows, fields, modalities, self.request.batch_size, progress=True)
+        results = [np.full((len(readable), *values.shape[1:]), np.nan, dtype=np.float32) for values in found]
+        for result, values in zip(results, found, strict=True):
+            result[rows] = values
         return results
-
-    @property
-    def device(self) -> str:
-        """Torch device."""
-        return self.request.device or ("cuda" if torch.cuda.is_available() else "cpu")
-
-    def parts(self, rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-        """Cut rows into batches, with a progress bar."""
-        size = self.request.batch_size
-        with tqdm(total=len(rows), unit="cells", disable=None) as bar:
-            for start in range(0, len(rows), size):
-                part = rows[start : start + size]
-                yield part
-                bar.update(len(part))
 
     def rows_of_container(self, values: NDArray) -> NDArray:
         """Put results into the order of the cells of the container."""
         return values[self.cells.obs.index.get_indexer(self.container.obs_names)]
 
     def finish(self, command: str, facts: dict[str, Any]) -> None:
-        """Record the provenance and write the container, all of it or nothing."""
+        """Record where the results are from, and write the container, all of it or nothing."""
+        with (self.request.model / "model.safetensors").open("rb") as weights:
+            digest = hashlib.file_digest(weights, "sha256").hexdigest()
         record = facts | {
             "model": str(self.request.model),
-            "model_sha256": hashlib.sha256((self.request.model / "model.safetensors").read_bytes()).hexdigest(),
+            "model_sha256": digest,
             "input": str(self.request.input),
             "scfusion_fm": version("scfusion-fm"),
         }
         self.container.uns[PROVENANCE] = {**self.container.uns.get(PROVENANCE, {}), command: record}
-        write_container(self.container, self.request.output)
+        _write_container(self.container, self.request.output)
         print(f"wrote {self.request.output}")
 
 
-def write_container(container: ad.AnnData | md.MuData, output: Path) -> None:
-    """Write an AnnData or MuData to a path that does not exist; all of it or nothing."""
+def _check_suffix(container: ad.AnnData | md.MuData, output: Path) -> None:
+    """Refuse a name that does not fit what will be written."""
+    allowed = (".h5mu", ".zarr") if isinstance(container, md.MuData) else (".h5ad", ".zarr")
+    if output.suffix not in allowed:
+        raise ValueError(f"`output` must end in {' or '.join(allowed)} for this input, got {output.name!r}.")
+
+
+def _write_container(container: ad.AnnData | md.MuData, output: Path) -> None:
+    """Write to a path that does not exist; all of it or nothing."""
     output.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
     try:
@@ -199,9 +195,3 @@ def write_container(container: ad.AnnData | md.MuData, output: Path) -> None:
         target.rename(output)
     finally:
         shutil.rmtree(scratch)
-
-
-def _check_suffix(container: ad.AnnData | md.MuData, output: Path) -> None:
-    allowed = (".h5mu", ".zarr") if isinstance(container, md.MuData) else (".h5ad", ".zarr")
-    if output.suffix not in allowed:
-        raise ValueError(f"`output` must end in {' or '.join(allowed)} for this input, got {output.name!r}.")

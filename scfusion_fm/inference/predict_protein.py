@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from scfusion_fm.evaluation.calibration.intervals import PROTEIN_INTERVALS, ProteinIntervals
-from scfusion_fm.inference.job import Job, Request
+from scfusion_fm.inference.job import FileRequest, Job
 from scfusion_fm.model import ScFusionTTTForCrossModalPrediction
 
 
@@ -38,7 +38,7 @@ class IntervalRequest:
         return self != IntervalRequest()
 
 
-def predict_protein(request: Request, wanted: IntervalRequest | None = None) -> None:
+def predict_protein(request: FileRequest, wanted: IntervalRequest | None = None) -> None:
     """
     Write predicted proteins (CLR units) to `obsm["protein_scfusion_ttt"]`, a table with protein names.
 
@@ -62,7 +62,8 @@ def predict_protein(request: Request, wanted: IntervalRequest | None = None) -> 
         raise ValueError(f"`input` must hold RNA to predict proteins from, got none in {str(request.input)!r}.")
     names = config.predicted_features or job.extractor.protein_names
     columns = job.extractor.index_proteins(names)
-    predicted = job.forward("logits", job.aligned.rna_present, source_only=True)[:, columns]
+    (logits,) = job.forward(("logits",), job.aligned.rna_present, ("rna",))
+    predicted = logits[:, columns]
     tables, facts = {key: predicted}, {"obsm": key, "unit": "CLR", "proteins": names}
     if intervals is not None:
         if intervals.names != names:

@@ -10,11 +10,13 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from transformers.utils import ModelOutput
 
 from scfusion_fm.data.schema import AlignedCells
 from scfusion_fm.evaluation.calibration.percentiles import draw_masks, surprise_percentiles
-from scfusion_fm.inference.inputs import make_inputs, read_aligned
-from scfusion_fm.inference.job import Job, Request
+from scfusion_fm.inference.batches import CellCollator, run_batches
+from scfusion_fm.inference.inputs import read_aligned
+from scfusion_fm.inference.job import FileRequest, Job
 from scfusion_fm.model import ScFusionTTTForPreTraining, ScFusionTTTModel
 
 SURPRISE = "scfusion_ttt_surprise"
@@ -82,7 +84,7 @@ class Strangeness:
         return np.isfinite(self.modalities) @ np.array([1, 2])
 
 
-def surprise(request: Request, wanted: SurpriseRequest | None = None) -> None:
+def surprise(request: FileRequest, wanted: SurpriseRequest | None = None) -> None:
     """
     Write to `obs` how strange each cell is to the model, and to `uns` how strange each token is.
 
@@ -145,32 +147,42 @@ def share_panel(first: AlignedCells, second: AlignedCells) -> tuple[AlignedCells
 
 
 def measure_strangeness(job: Job, aligned: AlignedCells, draws: int = 0) -> Strangeness:
-    """Run the model over the cells of a file that it can read; NaN for the others."""
+    """
+    Run the model over the cells of a file that it can read; NaN for the others.
+
+    Raises
+    ------
+    ValueError
+        If it can read none.
+    """
     readable = (aligned.rna_present & aligned.rna_observed.any()) | (aligned.adt_present & aligned.adt_observed.any())
     rows = np.flatnonzero(readable)
     if len(rows) == 0:
         raise ValueError("`input` and `--reference` must hold cells that the model can read, got none.")
-    model = job.model.to(job.device)
-    config, base = model.config, getattr(model, "model", model)
-    split, num_tokens = config.num_rna_tokens, config.num_rna_tokens + config.num_proteins
+    config = job.model.config
+    sizes = [config.num_rna_tokens, config.num_proteins]
+    masks = [draw_masks(n, MASK_RATIO, draws, seed) for seed, n in enumerate(sizes) if draws]
     result = Strangeness(
         np.full((len(readable), 2), np.nan),
         np.full(len(readable), np.nan),
-        np.zeros(num_tokens),
-        np.zeros(num_tokens, dtype=np.int64),
+        np.zeros(sum(sizes)),
+        np.zeros(sum(sizes), dtype=np.int64),
     )
-    masks = [draw_masks(n, MASK_RATIO, draws, seed) for seed, n in enumerate((split, config.num_proteins)) if draws]
-    for part in job.parts(rows):
-        inputs = {k: v.to(job.device) for k, v in make_inputs(aligned, job.extractor, part).items()}
-        with torch.inference_mode():
-            output = base(**inputs, output_inner_loss=True)
-            read = torch.stack([x.any(1) for x in output.attention_mask.split([split, num_tokens - split], 1)], 1)
-            result.modalities[part] = output.modality_inner_loss.masked_fill(~read, torch.nan).double().cpu().numpy()
-            result.token_mean += output.inner_loss.double().sum(0).cpu().numpy()
-            result.token_cells += output.attention_mask.sum(0).cpu().numpy()
-            if draws:
-                error = reconstruction_error(model, inputs, masks).masked_fill(~read.any(1), torch.nan)
-                result.reconstruction[part] = error.double().cpu().numpy()
+
+    def forward(**inputs: Tensor) -> tuple[ModelOutput, Tensor | None]:
+        output = getattr(job.model, "model", job.model)(**inputs, output_inner_loss=True)
+        return output, reconstruction_error(job.model, inputs, masks) if draws else None
+
+    collator = CellCollator(aligned, job.extractor)
+    for part, (output, error) in run_batches(
+        forward, collator, rows, job.model.device, job.request.batch_size, progress=True
+    ):
+        read = torch.stack([x.any(1) for x in output.attention_mask.split(sizes, 1)], 1)
+        result.modalities[part] = output.modality_inner_loss.masked_fill(~read, torch.nan).double().cpu().numpy()
+        result.token_mean += output.inner_loss.double().sum(0).cpu().numpy()
+        result.token_cells += output.attention_mask.sum(0).cpu().numpy()
+        if error is not None:
+            result.reconstruction[part] = error.masked_fill(~read.any(1), torch.nan).double().cpu().numpy()
     result.token_mean[result.token_cells == 0] = np.nan
     result.token_mean /= np.maximum(result.token_cells, 1)
     return result

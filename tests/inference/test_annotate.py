@@ -20,7 +20,7 @@ from scfusion_fm.evaluation.calibration.classifier import (
 from scfusion_fm.evaluation.calibration.unknown import ClassGaussians
 from scfusion_fm.inference.annotate import AnnotationRequest, annotate
 from scfusion_fm.inference.export import export_model
-from scfusion_fm.inference.job import Request
+from scfusion_fm.inference.job import FileRequest
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*(pull_on_update|will be removed|Observation names|are in both modalities).*"
@@ -73,8 +73,8 @@ def read(path):
 
 
 def test_temperature_is_that_of_what_a_cell_shows(plain, calibrated, mixed_file, tmp_path):
-    annotate(Request(plain, mixed_file, tmp_path / "plain.h5mu"))
-    annotate(Request(calibrated, mixed_file, tmp_path / "calibrated.h5mu"))
+    annotate(FileRequest(plain, mixed_file, tmp_path / "plain.h5mu"))
+    annotate(FileRequest(calibrated, mixed_file, tmp_path / "calibrated.h5mu"))
     before, after = (read(tmp_path / f"{n}.h5mu") for n in ("plain", "calibrated"))
     assert list(before.obs["cell_type_pred"]) == list(after.obs["cell_type_pred"])
     column = "cell_type_pred_probability"
@@ -115,7 +115,7 @@ def test_cells_without_counts_have_neither_type_nor_level(plain, tmp_path):
     adata.write_h5ad(tmp_path / "in.h5ad")
     tree = tmp_path / "tree.tsv"
     tree.write_text("label\tontology_id\tparent\n" + "".join(f"{n}\t\t\n" for n in NAMES))
-    annotate(Request(plain, tmp_path / "in.h5ad", tmp_path / "out.h5ad"), AnnotationRequest(ontology=tree))
+    annotate(FileRequest(plain, tmp_path / "in.h5ad", tmp_path / "out.h5ad"), AnnotationRequest(ontology=tree))
     obs = read(tmp_path / "out.h5ad").obs.filter(like="cell_type_pred")
     assert obs.iloc[0].isna().all()
     assert obs["cell_type_pred_level"][1:].isin([*NAMES, "unknown"]).all()
@@ -123,7 +123,7 @@ def test_cells_without_counts_have_neither_type_nor_level(plain, tmp_path):
 
 def test_cells_that_cannot_be_rejected_warn(calibrated, mixed_file, tmp_path):
     with pytest.warns(UserWarning, match=r"12 of 12 cells cannot be called unknown.*--reject-rate 0.05"):
-        annotate(Request(calibrated, mixed_file, tmp_path / "out.h5mu"), AnnotationRequest(0.05))
+        annotate(FileRequest(calibrated, mixed_file, tmp_path / "out.h5mu"), AnnotationRequest(0.05))
     assert (read(tmp_path / "out.h5mu").obs["cell_type_pred"] != "unknown").all()
 
 
@@ -139,5 +139,5 @@ def test_what_cannot_be_done_is_refused(plain, calibrated, model_dir, mixed_file
         (calibrated, 0.3, r"`--reject-rate` must be one of the calibrated \[0.05, 0.2\], got 0.3"),
     ):
         with pytest.raises(ValueError, match=message):
-            annotate(Request(model, mixed_file, tmp_path / "out.h5mu"), AnnotationRequest(rate))
+            annotate(FileRequest(model, mixed_file, tmp_path / "out.h5mu"), AnnotationRequest(rate))
     assert not (tmp_path / "out.h5mu").exists()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from make_cells import make_modalities, write_h5mu
+from scipy.special import softmax
 
 from scfusion_fm import (
     ScFusionTTTFeatureExtractor,
@@ -18,8 +19,7 @@ from scfusion_fm.evaluation.calibration.intervals import PROTEIN_INTERVALS, Prot
 from scfusion_fm.inference.annotate import annotate
 from scfusion_fm.inference.embed import embed
 from scfusion_fm.inference.export import export_model
-from scfusion_fm.inference.inputs import softmax
-from scfusion_fm.inference.job import Request
+from scfusion_fm.inference.job import FileRequest
 from scfusion_fm.inference.model_directory import load_pretrained
 from scfusion_fm.inference.predict_protein import IntervalRequest, predict_protein
 
@@ -77,7 +77,7 @@ def rna_file(tmp_path):
 
 
 def test_embedding_is_added_and_the_rest_stays(model_dir, rna_file, tmp_path):
-    embed(Request(model_dir, rna_file, tmp_path / "out.h5ad"))
+    embed(FileRequest(model_dir, rna_file, tmp_path / "out.h5ad"))
     before, after = ad.read_h5ad(rna_file), ad.read_h5ad(tmp_path / "out.h5ad")
     assert after.obsm["X_scfusion_ttt"].shape == (20, 16)
     assert np.isfinite(after.obsm["X_scfusion_ttt"]).all()
@@ -93,10 +93,10 @@ def test_embedding_is_added_and_the_rest_stays(model_dir, rna_file, tmp_path):
 
 
 def test_embedding_depends_neither_on_batches_nor_on_order_of_cells_and_genes(model_dir, rna_file, tmp_path):
-    embed(Request(model_dir, rna_file, tmp_path / "whole.h5ad"))
+    embed(FileRequest(model_dir, rna_file, tmp_path / "whole.h5ad"))
     shuffled = ad.read_h5ad(rna_file)[::-1, ::-1].copy()
     shuffled.write_h5ad(tmp_path / "shuffled.h5ad")
-    embed(Request(model_dir, tmp_path / "shuffled.h5ad", tmp_path / "parts.h5ad", batch_size=3))
+    embed(FileRequest(model_dir, tmp_path / "shuffled.h5ad", tmp_path / "parts.h5ad", batch_size=3))
     whole, parts = (ad.read_h5ad(tmp_path / f"{n}.h5ad") for n in ("whole", "parts"))
     expected = whole[parts.obs_names].obsm["X_scfusion_ttt"]
     np.testing.assert_allclose(parts.obsm["X_scfusion_ttt"], expected, rtol=1e-4, atol=1e-5)
@@ -104,9 +104,9 @@ def test_embedding_depends_neither_on_batches_nor_on_order_of_cells_and_genes(mo
 
 def test_commands_follow_one_another_on_a_paired_file(model_dir, annotator, predictor, tmp_path):
     source = write_h5mu(tmp_path / "in.h5mu", 15, seed=4)
-    embed(Request(model_dir, source, tmp_path / "1.h5mu"))
-    annotate(Request(annotator, tmp_path / "1.h5mu", tmp_path / "2.h5mu"))
-    predict_protein(Request(predictor, tmp_path / "2.h5mu", tmp_path / "3.h5mu"))
+    embed(FileRequest(model_dir, source, tmp_path / "1.h5mu"))
+    annotate(FileRequest(annotator, tmp_path / "1.h5mu", tmp_path / "2.h5mu"))
+    predict_protein(FileRequest(predictor, tmp_path / "2.h5mu", tmp_path / "3.h5mu"))
     with warnings.catch_warnings(action="ignore"):
         after, before = md.read_h5mu(tmp_path / "3.h5mu"), md.read_h5mu(source)
     assert set(after.obs["cell_type_pred"]) <= {"B", "T", "Mono"}
@@ -119,7 +119,7 @@ def test_commands_follow_one_another_on_a_paired_file(model_dir, annotator, pred
 
 
 def test_annotation_is_the_softmax_of_the_model(annotator, rna_file, tmp_path):
-    annotate(Request(annotator, rna_file, tmp_path / "out.h5ad", key_added="type"))
+    annotate(FileRequest(annotator, rna_file, tmp_path / "out.h5ad", key_added="type"))
     obs = ad.read_h5ad(tmp_path / "out.h5ad").obs
     model, extractor = load_pretrained(annotator, ScFusionTTTForCellTypeAnnotation)
     adata = ad.read_h5ad(rna_file)
@@ -131,14 +131,14 @@ def test_annotation_is_the_softmax_of_the_model(annotator, rna_file, tmp_path):
         logits = model(**extractor(rna_counts=counts, rna_total_counts=totals)).logits.numpy()
     names = np.array(["B", "T", "Mono"])
     assert list(obs["type"]) == list(names[logits.argmax(1)])
-    np.testing.assert_allclose(obs["type_probability"], softmax(logits).max(1), rtol=1e-4)
+    np.testing.assert_allclose(obs["type_probability"], softmax(logits, axis=1).max(1), rtol=1e-4)
 
 
 def test_protein_prediction_does_not_see_the_measured_protein(predictor, tmp_path):
     paired = write_h5mu(tmp_path / "paired.h5mu", 12, seed=5)
     make_modalities(12, seed=5)[0].write_h5ad(tmp_path / "rna.h5ad")
-    predict_protein(Request(predictor, paired, tmp_path / "a.h5mu"))
-    predict_protein(Request(predictor, tmp_path / "rna.h5ad", tmp_path / "b.h5ad"))
+    predict_protein(FileRequest(predictor, paired, tmp_path / "a.h5mu"))
+    predict_protein(FileRequest(predictor, tmp_path / "rna.h5ad", tmp_path / "b.h5ad"))
     with warnings.catch_warnings(action="ignore"):
         a = md.read_h5mu(tmp_path / "a.h5mu").obsm["protein_scfusion_ttt"]
     b = ad.read_h5ad(tmp_path / "b.h5ad").obsm["protein_scfusion_ttt"]
@@ -146,8 +146,8 @@ def test_protein_prediction_does_not_see_the_measured_protein(predictor, tmp_pat
 
 
 def test_intervals_stand_beside_the_same_predictions(predictor, calibrated_predictor, rna_file, tmp_path):
-    predict_protein(Request(predictor, rna_file, tmp_path / "plain.h5ad"))
-    predict_protein(Request(calibrated_predictor, rna_file, tmp_path / "out.h5ad"))
+    predict_protein(FileRequest(predictor, rna_file, tmp_path / "plain.h5ad"))
+    predict_protein(FileRequest(calibrated_predictor, rna_file, tmp_path / "out.h5ad"))
     plain, after = (ad.read_h5ad(tmp_path / f"{n}.h5ad") for n in ("plain", "out"))
     value, lower, upper = (after.obsm[f"protein_scfusion_ttt{end}"] for end in ("", "_lower", "_upper"))
     assert value.equals(plain.obsm["protein_scfusion_ttt"])
@@ -164,7 +164,7 @@ def test_intervals_stand_beside_the_same_predictions(predictor, calibrated_predi
 
 def test_groups_and_undetermined_proteins_are_as_asked(calibrated_predictor, rna_file, tmp_path):
     wanted = IntervalRequest(0.95, "cell_type", drop_undetermined=True)
-    predict_protein(Request(calibrated_predictor, rna_file, tmp_path / "out.h5ad", key_added="p"), wanted)
+    predict_protein(FileRequest(calibrated_predictor, rna_file, tmp_path / "out.h5ad", key_added="p"), wanted)
     after = ad.read_h5ad(tmp_path / "out.h5ad")
     assert all(after.obsm[k]["CD19"].isna().all() for k in ("p", "p_lower", "p_upper"))
     half = ((after.obsm["p_upper"] - after.obsm["p_lower"]) / 2)["CD3"]
@@ -193,7 +193,7 @@ def test_intervals_that_cannot_be_given_are_refused(model_dir, predictor, calibr
         (other, rna_file, None, "`model` must have intervals for the proteins it predicts"),
     ):
         with pytest.raises(ValueError, match=message):
-            predict_protein(Request(model, source, out), wanted)
+            predict_protein(FileRequest(model, source, out), wanted)
     assert not out.exists()
 
 
@@ -205,9 +205,9 @@ def test_cells_without_counts_get_nan_and_a_warning(model_dir, annotator, tmp_pa
     adata.X = counts
     adata.write_h5ad(tmp_path / "in.h5ad")
     with pytest.warns(UserWarning, match="1 of 10 cells have no usable counts"):
-        embed(Request(model_dir, tmp_path / "in.h5ad", tmp_path / "out.h5ad"))
+        embed(FileRequest(model_dir, tmp_path / "in.h5ad", tmp_path / "out.h5ad"))
     with pytest.warns(UserWarning, match="1 of 10 cells have no usable counts"):
-        annotate(Request(annotator, tmp_path / "out.h5ad", tmp_path / "out2.h5ad"))
+        annotate(FileRequest(annotator, tmp_path / "out.h5ad", tmp_path / "out2.h5ad"))
     after = ad.read_h5ad(tmp_path / "out2.h5ad")
     assert np.isnan(after.obsm["X_scfusion_ttt"]).all(1).tolist() == [i == 4 for i in range(10)]
     assert after.obs["cell_type_pred"].isna().tolist() == [i == 4 for i in range(10)]
@@ -218,22 +218,23 @@ def test_mistakes_are_refused_and_leave_nothing(model_dir, annotator, predictor,
     before = sorted(p.name for p in tmp_path.iterdir())
     adt = make_modalities(10, seed=7)[1]
     cases = [
-        (embed, Request(model_dir, rna_file, rna_file), "`output` must not exist yet"),
-        (embed, Request(model_dir, rna_file, tmp_path / "out.h5mu"), "`output` must end in .h5ad or .zarr"),
-        (embed, Request(model_dir, rna_file, out, key_added="X_pca"), r"`obsm\['X_pca'\]` is already in"),
-        (annotate, Request(annotator, rna_file, out, key_added="donor"), r"`obs\['donor'\]` is already in"),
-        (embed, Request(model_dir, rna_file, out, batch_size=0), "`--batch-size` must be at least 1"),
-        (embed, Request(tmp_path, rna_file, out), "`model` must be a directory with config.json"),
-        (annotate, Request(model_dir, rna_file, out), "`model` must be a ScFusionTTTForCellTypeAnnotation"),
-        (predict_protein, Request(annotator, rna_file, out), "`model` must be a ScFusionTTTForCrossModal"),
+        (embed, FileRequest(model_dir, rna_file, rna_file), "`output` must not exist yet"),
+        (embed, FileRequest(model_dir, rna_file, tmp_path / "out.h5mu"), "`output` must end in .h5ad or .zarr"),
+        (embed, FileRequest(model_dir, rna_file, out, key_added="X_pca"), r"`obsm\['X_pca'\]` is already in"),
+        (annotate, FileRequest(annotator, rna_file, out, key_added="donor"), r"`obs\['donor'\]` is already in"),
+        (embed, FileRequest(tmp_path, rna_file, out), "`model` must be a directory with config.json"),
+        (annotate, FileRequest(model_dir, rna_file, out), "`model` must be a ScFusionTTTForCellTypeAnnotation"),
+        (predict_protein, FileRequest(annotator, rna_file, out), "`model` must be a ScFusionTTTForCrossModal"),
     ]
     for command, request, message in cases:
         with pytest.raises(ValueError, match=message):
             command(request)
     assert sorted(p.name for p in tmp_path.iterdir()) == before
     adt.write_h5ad(tmp_path / "adt.h5ad")
+    with pytest.raises(ValueError, match="`--batch-size` must be at least 1, got 0"):
+        FileRequest(model_dir, rna_file, out, batch_size=0)
     with pytest.raises(ValueError, match="`input` must hold RNA to predict proteins from"):
-        predict_protein(Request(predictor, tmp_path / "adt.h5ad", out, modality="adt"))
+        predict_protein(FileRequest(predictor, tmp_path / "adt.h5ad", out, modality="adt"))
 
 
 def test_models_that_cannot_serve_are_refused(model_dir, rna_file, tmp_path):
@@ -242,10 +243,10 @@ def test_models_that_cannot_serve_are_refused(model_dir, rna_file, tmp_path):
     (other / "config.json").write_text('{"model_type": "bert"}')
     (other / "preprocessor_config.json").write_text("{}")
     with pytest.raises(ValueError, match="`model` must be a scfusion_ttt model, got 'bert'"):
-        embed(Request(other, rna_file, tmp_path / "out.h5ad"))
+        embed(FileRequest(other, rna_file, tmp_path / "out.h5ad"))
     reverse = head(model_dir, tmp_path / "reverse", ScFusionTTTForCrossModalPrediction, target_modality="rna")
     with pytest.raises(ValueError, match="`model` must predict adt, got one that predicts 'rna'"):
-        predict_protein(Request(reverse, rna_file, tmp_path / "out.h5ad"))
+        predict_protein(FileRequest(reverse, rna_file, tmp_path / "out.h5ad"))
 
 
 def test_file_without_any_readable_cell_is_refused(model_dir, tmp_path):
@@ -256,5 +257,5 @@ def test_file_without_any_readable_cell_is_refused(model_dir, tmp_path):
         warnings.catch_warnings(action="ignore"),
         pytest.raises(ValueError, match="`input` must hold cells that the model can read"),
     ):
-        embed(Request(model_dir, tmp_path / "empty.h5ad", tmp_path / "out.h5ad"))
+        embed(FileRequest(model_dir, tmp_path / "empty.h5ad", tmp_path / "out.h5ad"))
     assert not (tmp_path / "out.h5ad").exists()

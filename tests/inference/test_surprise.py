@@ -13,7 +13,7 @@ from scfusion_fm import ScFusionTTTFeatureExtractor, ScFusionTTTForCellTypeAnnot
 from scfusion_fm.cli.main import main
 from scfusion_fm.inference.export import export_model
 from scfusion_fm.inference.inputs import read_aligned
-from scfusion_fm.inference.job import Request
+from scfusion_fm.inference.job import FileRequest
 from scfusion_fm.inference.model_directory import load_extractor
 from scfusion_fm.inference.surprise import SurpriseRequest, share_panel, surprise
 
@@ -61,7 +61,7 @@ def test_score_depends_neither_on_batch_mates_nor_on_absent_genes(model_dir, tmp
     part.write_h5ad(tmp_path / "in.h5ad")
     part[::-1].copy().write_h5ad(tmp_path / "back.h5ad")
     for name, size in (("in", 64), ("back", 3)):
-        request = Request(model_dir, tmp_path / f"{name}.h5ad", tmp_path / f"{name}_out.h5ad", batch_size=size)
+        request = FileRequest(model_dir, tmp_path / f"{name}.h5ad", tmp_path / f"{name}_out.h5ad", batch_size=size)
         surprise(request, SurpriseRequest(draws=2))
     first, second = (read(tmp_path / f"{n}_out.h5ad").obs for n in ("in", "back"))
     columns = [KEY, KEY + "_rna", KEY + "_reconstruction"]
@@ -82,7 +82,7 @@ def test_ordinary_cells_are_in_the_middle_and_empty_ones_have_no_score(model_dir
     counts[1:20, 3] = 500  # one gene only
     adata.X = counts
     adata.write_h5ad(tmp_path / "in.h5ad")
-    surprise(Request(model_dir, tmp_path / "in.h5ad", tmp_path / "out.h5ad"), SurpriseRequest(paired_file, 2))
+    surprise(FileRequest(model_dir, tmp_path / "in.h5ad", tmp_path / "out.h5ad"), SurpriseRequest(paired_file, 2))
     obs = read(tmp_path / "out.h5ad").obs
     assert obs[[KEY, KEY + "_percentile", KEY + "_reconstruction"]].iloc[0].isna().all()
     ordinary, strange = obs.iloc[20:], obs.iloc[1:20]
@@ -108,18 +108,18 @@ def test_files_are_compared_over_what_both_measure(model_dir, paired_file, tmp_p
 
 def test_mistakes_are_refused_and_too_small_references_warn(model_dir, paired_file, tmp_path):
     make_modalities(10, seed=8)[0].write_h5ad(tmp_path / "in.h5ad")
-    request = Request(model_dir, tmp_path / "in.h5ad", tmp_path / "out.h5ad")
+    request = FileRequest(model_dir, tmp_path / "in.h5ad", tmp_path / "out.h5ad")
     with pytest.raises(ValueError, match="`--draws` must be at least 0"):
         SurpriseRequest(draws=-1)
     taken = ad.read_h5ad(tmp_path / "in.h5ad")
     taken.obs[KEY + "_adt"] = 1.0
     taken.write_h5ad(tmp_path / "taken.h5ad")
     with pytest.raises(ValueError, match=r"`obs\['scfusion_ttt_surprise_adt'\]` is already in"):
-        surprise(Request(model_dir, tmp_path / "taken.h5ad", tmp_path / "out.h5ad"))
+        surprise(FileRequest(model_dir, tmp_path / "taken.h5ad", tmp_path / "out.h5ad"))
     head = ScFusionTTTForCellTypeAnnotation.from_pretrained(model_dir, num_labels=2)
     export_model(head, ScFusionTTTFeatureExtractor.from_pretrained(model_dir), tmp_path / "head", {})
     with pytest.raises(ValueError, match="`model` must be a ScFusionTTTForPreTraining"):
-        surprise(Request(tmp_path / "head", tmp_path / "in.h5ad", tmp_path / "out.h5ad"), SurpriseRequest(draws=1))
+        surprise(FileRequest(tmp_path / "head", tmp_path / "in.h5ad", tmp_path / "out.h5ad"), SurpriseRequest(draws=1))
     empty = ad.read_h5ad(tmp_path / "in.h5ad")
     empty.X = np.zeros((10, empty.n_vars), dtype=np.float32)
     empty.write_h5ad(tmp_path / "empty.h5ad")
@@ -127,7 +127,7 @@ def test_mistakes_are_refused_and_too_small_references_warn(model_dir, paired_fi
         warnings.catch_warnings(action="ignore"),
         pytest.raises(ValueError, match="`input` and `--reference` must hold cells that the model can read"),
     ):
-        surprise(Request(model_dir, tmp_path / "empty.h5ad", tmp_path / "out.h5ad"))
+        surprise(FileRequest(model_dir, tmp_path / "empty.h5ad", tmp_path / "out.h5ad"))
     assert not (tmp_path / "out.h5ad").exists()
     with pytest.warns(UserWarning, match="10 cells have no percentile"):
         surprise(request, SurpriseRequest(tmp_path / "in.h5ad"))

@@ -6,13 +6,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.special import softmax
 
 from scfusion_fm.evaluation.calibration.classifier import AnnotationCalibration, calibrate_input
 from scfusion_fm.evaluation.calibration.unknown import CellOutputs, ClassGaussians
 from scfusion_fm.evaluation.metrics.probabilities import expected_calibration_error
 from scfusion_fm.evaluation.protocol.open_set import OpenSetTask, choose_score, leave_types_out
-from scfusion_fm.inference.batches import CellCollator, predict_rows
-from scfusion_fm.inference.inputs import softmax
 from scfusion_fm.tasks.annotation.baselines import build_features
 from scfusion_fm.tasks.annotation.cells import LabelledCells
 from scfusion_fm.tasks.annotation.fit import AnnotationSettings, FittedAnnotation, fit_annotation
@@ -25,9 +24,7 @@ def give_outputs(
     fitted: FittedAnnotation, data: LabelledCells, rows: NDArray[np.int64], inputs: tuple[str, ...]
 ) -> CellOutputs:
     """Give logits and embedding of some cells, of which the given modalities are shown."""
-    shown = tuple(m for m in fitted.modalities if m in inputs)
-    collator = CellCollator(data.aligned, fitted.extractor)
-    return CellOutputs(*(predict_rows(fitted.model, collator, rows, f, shown) for f in ("logits", "pooler_output")))
+    return fitted.run(data.aligned, rows, inputs)
 
 
 def calibrate_annotation(
@@ -74,7 +71,8 @@ def describe_calibration(
         if len(rows):
             cells, kinds = give_outputs(fitted, data, rows, inputs), np.full(len(rows), name)
             labels, scores = data.labels[rows], calibration.unknown_scores(cells, kinds)
-            plain, mended = softmax(cells.logits.astype(np.float64)), calibration.probabilities(cells.logits, kinds)
+            plain = softmax(cells.logits.astype(np.float64), axis=1)
+            mended = calibration.probabilities(cells.logits, kinds)
             facts["ece"] = expected_calibration_error(mended, data.classes, labels)
             facts["ece_before"] = expected_calibration_error(plain, data.classes, labels)
             facts["false_reject"] = {

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from scfusion_fm.data.schema import AlignedCells
+from scfusion_fm.evaluation.calibration.unknown import CellOutputs
 from scfusion_fm.evaluation.metrics.labels import annotation_scores
-from scfusion_fm.inference.batches import CellCollator, check_modality_dropout, predict_rows
+from scfusion_fm.inference.batches import CellCollator, check_modality_dropout, predict_fields
 from scfusion_fm.model import ScFusionTTTFeatureExtractor, ScFusionTTTForCellTypeAnnotation
 from scfusion_fm.tasks.annotation.cells import LabelledCells
 from scfusion_fm.tasks.loss import BalancedCrossEntropy
@@ -69,19 +70,19 @@ class FittedAnnotation:
         self, aligned: AlignedCells, rows: NDArray[np.int64], modalities: tuple[str, ...] = ("rna", "adt")
     ) -> NDArray[np.float32]:
         """Give the logits of some cells, of which the given modalities are shown, (len(rows), classes)."""
-        return self._run(aligned, rows, modalities, "logits")
+        return self.run(aligned, rows, modalities).logits
 
     def embed(
         self, aligned: AlignedCells, rows: NDArray[np.int64], modalities: tuple[str, ...] = ("rna", "adt")
     ) -> NDArray[np.float32]:
         """Give the embedding of some cells, of which the given modalities are shown, (len(rows), D)."""
-        return self._run(aligned, rows, modalities, "pooler_output")
+        return self.run(aligned, rows, modalities).embedding
 
-    def _run(
-        self, aligned: AlignedCells, rows: NDArray[np.int64], modalities: tuple[str, ...], output: str
-    ) -> NDArray[np.float32]:
+    def run(self, aligned: AlignedCells, rows: NDArray[np.int64], modalities: tuple[str, ...]) -> CellOutputs:
+        """Give logits and embedding of some cells, of which the given modalities are shown."""
         shown = tuple(m for m in self.modalities if m in modalities)
-        return predict_rows(self.model, CellCollator(aligned, self.extractor), rows, output, shown)
+        collator = CellCollator(aligned, self.extractor)
+        return CellOutputs(*predict_fields(self.model, collator, rows, ("logits", "pooler_output"), shown))
 
 
 def fit_annotation(

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.special import softmax
 
 from scfusion_fm.config.finetune import AnnotationConfig, UnimodalTransferConfig
 from scfusion_fm.data.schema import Cells
 from scfusion_fm.evaluation.metrics.labels import annotation_scores
-from scfusion_fm.inference.inputs import read_aligned, softmax
+from scfusion_fm.inference.inputs import read_aligned
 from scfusion_fm.model import ScFusionTTTFeatureExtractor
 from scfusion_fm.tasks.annotation.cells import LabelledCells, clean_labels
 from scfusion_fm.tasks.results import describe_provenance
@@ -65,7 +66,7 @@ class LabelledFile:
                 "cell": self.cells.obs.index[rows],
                 "label": self.data.labels[rows],
                 "predicted": self.data.names_of(logits),
-                "probability": softmax(logits).max(1),
+                "probability": softmax(logits, axis=1).max(1),
             }
         )
         frame.to_csv(output / "test_predictions.csv", index=False)

@@ -7,7 +7,7 @@ import pytest
 from make_cells import write_h5mu
 
 from scfusion_fm.data.files.stack import stack_aligned
-from scfusion_fm.inference.inputs import make_inputs, read_aligned
+from scfusion_fm.inference.inputs import read_aligned
 from scfusion_fm.inference.model_directory import load_extractor
 
 
@@ -28,7 +28,7 @@ def test_stacked_cells_give_the_inputs_of_their_own_file(two_files):
     assert both.obs.index.is_unique
     rows = np.arange(12)
     for part, shift in ((first, 0), (second, 12)):
-        alone, together = make_inputs(part, extractor, rows), make_inputs(both, extractor, rows + shift)
+        alone, together = (extractor(**x.as_counts(r)) for x, r in ((part, rows), (both, rows + shift)))
         assert alone.keys() == together.keys()
         assert all((alone[k] == together[k]).all() for k in alone)
     assert both.rna_observed.all()

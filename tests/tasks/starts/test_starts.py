@@ -15,7 +15,7 @@ from scfusion_fm import ScFusionTTTForCellTypeAnnotation, ScFusionTTTForCrossMod
 from scfusion_fm.config.finetune import FinetuneOptimConfig
 from scfusion_fm.inference.batches import CellCollator, predict_rows
 from scfusion_fm.inference.export import export_model
-from scfusion_fm.inference.inputs import read_aligned, softmax
+from scfusion_fm.inference.inputs import read_aligned
 from scfusion_fm.inference.model_directory import load_extractor
 from scfusion_fm.tasks.annotation.cells import LabelledCells
 from scfusion_fm.tasks.cross_modal.cells import PairedCells
@@ -114,7 +114,7 @@ def test_a_classifier_starts_as_a_logistic_regression(model_dir, data, num_class
     start_classifier(model, collator, codes, ROWS, data.inputs, balanced=True, seed=0)
     x = np.concatenate([read_features(model, collator, ROWS["train"], shown) for shown in data.inputs.values()])
     y = np.tile(codes[ROWS["train"]], len(data.inputs))
-    found = softmax(predict_rows(model, collator, ROWS["test"]))
+    found = special.softmax(predict_rows(model, collator, ROWS["test"]), axis=1)
     test = read_features(model, collator, ROWS["test"], ("rna", "adt"))
     apart = []
     for protein_scale, penalty in product(PROTEIN_SCALES, INVERSE_PENALTIES):
@@ -137,7 +137,7 @@ def test_a_classifier_that_gets_a_few_cells_right_does_not_start_sure(model_dir,
     model, collator = build_classifier(model_dir), CellCollator(data.aligned, data.extractor, data.codes)
     rows = ROWS | {"val": np.array([np.flatnonzero(data.codes == k)[-1] for k in range(3)])}
     start_classifier(model, collator, data.codes, rows, data.inputs, balanced=True, seed=0)
-    found = softmax(predict_rows(model, collator, rows["val"]))
+    found = special.softmax(predict_rows(model, collator, rows["val"]), axis=1)
     assert found.argmax(1).tolist() == data.codes[rows["val"]].tolist()
     assert 0.6 < found.max(1).mean() < 0.99
 

@@ -1,0 +1,82 @@
+"""A model run over cells: batch by batch, once for all fields, shown only what it may see."""
+
+import numpy as np
+import pytest
+import torch
+
+from scfusion_fm import ScFusionTTTForCellTypeAnnotation
+from scfusion_fm.evaluation.calibration.unknown import CellOutputs
+from scfusion_fm.inference.batches import CellCollator, choose_device, predict_fields, predict_rows, run_batches
+from scfusion_fm.inference.inputs import read_aligned
+from scfusion_fm.inference.model_directory import load_extractor
+from scfusion_fm.tasks.annotation.fit import FittedAnnotation
+
+ROWS = np.array([7, 3, 11, 90, 4])
+
+
+@pytest.fixture(scope="module")
+def model(model_dir):
+    torch.manual_seed(0)
+    return ScFusionTTTForCellTypeAnnotation.from_pretrained(model_dir, num_labels=3)
+
+
+@pytest.fixture(scope="module")
+def collator(model_dir, paired_file):
+    extractor = load_extractor(model_dir)
+    return CellCollator(read_aligned(paired_file, extractor)[1], extractor)
+
+
+@pytest.fixture
+def calls(model):
+    """How many cells each forward pass had."""
+    sizes = []
+    handle = model.register_forward_pre_hook(
+        lambda _, args, inputs: sizes.append(len(inputs["rna_values"])), with_kwargs=True
+    )
+    yield sizes
+    handle.remove()
+
+
+def test_fields_of_one_pass_are_those_of_several(model, collator, calls):
+    together = predict_fields(model, collator, ROWS, ("logits", "pooler_output"), batch_size=2)
+    assert calls == [2, 2, 1]
+    apart = [predict_rows(model, collator, ROWS, field, batch_size=2) for field in ("logits", "pooler_output")]
+    assert [values.shape for values in together] == [(5, 3), (5, 16)]
+    assert all(np.array_equal(a, b) for a, b in zip(together, apart, strict=True))
+
+
+def test_rows_come_in_their_order_and_batches_matter_to_rounding_only(model, collator):
+    whole = predict_rows(model, collator, ROWS)
+    assert np.allclose(whole, predict_rows(model, collator, ROWS, batch_size=2), rtol=1e-4, atol=1e-6)
+    assert np.allclose(whole[::-1], predict_rows(model, collator, ROWS[::-1]), rtol=1e-4, atol=1e-6)
+
+
+def test_model_sees_what_it_is_shown_and_no_labels(model, collator):
+    given = []
+
+    def forward(**inputs):
+        given.append(sorted(inputs))
+        return inputs["rna_values"].shape[0]
+
+    labelled = CellCollator(collator.aligned, collator.extractor, np.zeros(160, dtype=np.int64))
+    done = list(run_batches(forward, labelled, ROWS, choose_device("cpu"), batch_size=3))
+    assert [(part.tolist(), number) for part, number in done] == [([7, 3, 11], 3), ([90, 4], 2)]
+    assert given == [["adt_observed", "adt_values", "labels", "rna_observed", "rna_values"]] * 2
+    hidden = predict_rows(model, labelled, ROWS, modalities=("rna",))
+    rna = CellCollator(collator.aligned, collator.extractor, modalities=("rna",))
+    assert np.array_equal(hidden, predict_rows(model, rna, ROWS))
+    assert not np.allclose(hidden, predict_rows(model, labelled, ROWS))
+
+
+def test_fitted_classifier_forwards_every_cell_once(model, collator, calls):
+    fitted = FittedAnnotation(model, collator.extractor, ["a", "b", "c"], ("rna", "adt"), 0)
+    outputs = fitted.run(collator.aligned, ROWS, ("rna", "adt"))
+    assert calls == [len(ROWS)]
+    assert isinstance(outputs, CellOutputs)
+    assert np.array_equal(outputs.logits, fitted.predict(collator.aligned, ROWS))
+    assert np.array_equal(outputs.embedding, fitted.embed(collator.aligned, ROWS))
+
+
+def test_device_is_the_one_asked_for_or_the_best():
+    assert choose_device("meta") == torch.device("meta")
+    assert choose_device().type == ("cuda" if torch.cuda.is_available() else "cpu")
