@@ -37,7 +37,7 @@ from threadpoolctl import threadpool_limits
 
 from scfusion_fm import ScFusionTTTFeatureExtractor, ScFusionTTTForPreTraining
 from scfusion_fm.config.loading import load_config
-from scfusion_fm.config.pretrain import PretrainConfig
+from scfusion_fm.config.pretrain import MaskingConfig, PretrainConfig
 from scfusion_fm.data.atlas.atlas import Atlas
 from scfusion_fm.data.schema import AlignedCells
 from scfusion_fm.data.stream.collate import MaskingCollator
@@ -72,12 +72,10 @@ def train(
         rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), config.start_cells)).astype(int)]
         start_from_components(model.model, lambda r: extractor(**atlas.read(r).as_counts()), rows, config.seed)
     model.to(device).train()
-    optim, reading = config.optim, dataclasses.asdict(config.loader)
-    order = CellOrder(
-        atlas.rows_by_dataset("train"), config.seed, **{k: v for k, v in reading.items() if k != "threads"}
-    )
-    loader = AtlasLoader(atlas, order, optim.global_batch_size, optim.global_batch_size, threads=reading["threads"])
-    collate = MaskingCollator(extractor, **dataclasses.asdict(config.masking), seed=config.seed)
+    optim = config.optim
+    order = CellOrder(atlas.rows_by_dataset("train"), config.seed, config.loader)
+    loader = AtlasLoader(atlas, order, optim.global_batch_size, optim.global_batch_size, threads=config.loader.threads)
+    collate = MaskingCollator(extractor, config.masking, config.seed)
     steps = math.ceil(optim.epochs * len(order) / optim.global_batch_size)
     schedule = build_schedule(optim, steps)
     optimizer = build_optimizer(model, optim, stage=0, on_cpu=False)
@@ -107,7 +105,7 @@ def measure_reconstruction(
     device: str,
 ) -> float:
     """Give the mean squared error of hidden genes of the validation cells, half of the tokens hidden."""
-    collate = MaskingCollator(extractor, 0.5, 0.5, 0.0, 0.0, seed=0)
+    collate = MaskingCollator(extractor, MaskingConfig(0.5, 0.5, 0.0, 0.0))
     errors, rows = [], atlas.rows_of("val")
     for start in range(0, len(rows), PART):
         batch = collate(atlas.read(rows[start : start + PART]), 0)

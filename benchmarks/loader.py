@@ -38,6 +38,7 @@ import zarr
 from loader_annbatch import measure
 from numpy.typing import NDArray
 
+from scfusion_fm.config.pretrain import LoaderConfig
 from scfusion_fm.data.atlas.atlas import Atlas
 from scfusion_fm.data.atlas.packed import BufferPool
 from scfusion_fm.data.prepare.synthesize import SyntheticSettings, synthesize_atlas
@@ -67,7 +68,7 @@ def write_stores(directory: Path, settings: SyntheticSettings) -> None:
 def build_loader(directory: Path, batch: int, **settings: int) -> AtlasLoader:
     """Make our loader with its default settings, or others for the order."""
     atlas = Atlas(directory / "atlas.zarr")
-    order = CellOrder(atlas.rows_by_dataset("train"), 0, **settings)
+    order = CellOrder(atlas.rows_by_dataset("train"), 0, LoaderConfig(**settings))
     return AtlasLoader(atlas, order, batch, batch, threads=THREADS)
 
 

@@ -42,7 +42,7 @@ from pretrain_model import LAYERS, SMALL, build_model, build_step
 from torch import Tensor
 
 from scfusion_fm import ScFusionTTTConfig, ScFusionTTTFeatureExtractor
-from scfusion_fm.config.pretrain import OptimConfig, RunConfig
+from scfusion_fm.config.pretrain import LoaderConfig, MaskingConfig, OptimConfig, RunConfig
 from scfusion_fm.data.atlas.atlas import Atlas
 from scfusion_fm.data.prepare.synthesize import SyntheticSettings, synthesize_atlas
 from scfusion_fm.data.stream.collate import MaskingCollator
@@ -102,10 +102,10 @@ class Steps:
 
     def __init__(self, plan: Plan, directory: Path):
         self.atlas = Atlas(directory / "atlas.zarr")
-        order = CellOrder(self.atlas.rows_by_dataset("train"), seed=0)
+        order = CellOrder(self.atlas.rows_by_dataset("train"), 0, LoaderConfig())
         self.loader = AtlasLoader(self.atlas, order, plan.batch, plan.batch)
         self.extractor = ScFusionTTTFeatureExtractor(**self.atlas.vocabulary.to_dict(), patch_size=10)
-        self.collator = MaskingCollator(self.extractor)
+        self.collator = MaskingCollator(self.extractor, MaskingConfig())
         self.config = ScFusionTTTConfig(
             num_rna_tokens=self.extractor.num_rna_tokens,
             rna_patch_size=self.extractor.patch_size,

@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from scfusion_fm import ScFusionTTTConfig, ScFusionTTTFeatureExtractor, ScFusionTTTForPreTraining
-from scfusion_fm.config.pretrain import MaskingConfig, OptimConfig
+from scfusion_fm.config.pretrain import LoaderConfig, MaskingConfig, OptimConfig
 from scfusion_fm.data.atlas.atlas import Atlas
 from scfusion_fm.data.stream.collate import MaskingCollator
 from scfusion_fm.data.stream.loader import AtlasLoader
@@ -79,8 +79,8 @@ class Cells:
 def draw_cells(atlas: Atlas, plan: Plan, seed: int) -> Cells:
     """Read and mask the cells of a run as `pretrain/run.py` does."""
     extractor = ScFusionTTTFeatureExtractor(**atlas.vocabulary.to_dict(), patch_size=plan.patch)
-    collate = MaskingCollator(extractor, **dataclasses.asdict(MASKING), seed=seed)
-    order = CellOrder(atlas.rows_by_dataset("train"), seed)
+    collate = MaskingCollator(extractor, MASKING, seed)
+    order = CellOrder(atlas.rows_by_dataset("train"), seed, LoaderConfig())
     with AtlasLoader(atlas, order, plan.batch, plan.batch, threads=1) as loader:
         train = [collate(*cells) for _ in range(plan.steps) for cells in loader.next_batch()]
     rows = atlas.rows_of("val")

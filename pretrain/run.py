@@ -65,12 +65,11 @@ def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopRequest) -> bool:
 
     # Cells in an order that does not depend on the ranks; features and masks that do not either.
     optim = config.optim
-    reading = dataclasses.asdict(config.loader)
-    threads = reading.pop("threads")
-    order = CellOrder(atlas.rows_by_dataset("train"), config.seed, **reading)
-    loader = AtlasLoader(atlas, order, optim.global_batch_size, optim.micro_batch_size, rank, world_size, threads)
+    order = CellOrder(atlas.rows_by_dataset("train"), config.seed, config.loader)
+    sizes = (optim.global_batch_size, optim.micro_batch_size)
+    loader = AtlasLoader(atlas, order, *sizes, rank, world_size, config.loader.threads)
     extractor = ScFusionTTTFeatureExtractor(**atlas.vocabulary.to_dict(), patch_size=config.patch_size)
-    collate = MaskingCollator(extractor, **dataclasses.asdict(config.masking), seed=config.seed)
+    collate = MaskingCollator(extractor, config.masking, config.seed)
     steps = math.ceil(optim.epochs * len(order) / optim.global_batch_size)
 
     # The run: new, or going on from its newest checkpoint, whatever ranks and ZeRO stage wrote that.

@@ -14,6 +14,7 @@ import torch
 from launch import run
 
 from scfusion_fm import ScFusionTTTConfig, ScFusionTTTForPreTraining
+from scfusion_fm.config.pretrain import MaskingConfig
 from scfusion_fm.data.atlas.atlas import Atlas
 from scfusion_fm.data.stream.collate import MaskingCollator
 
@@ -160,7 +161,7 @@ def test_variants_of_the_ablations_change_what_they_say(atlas_path, monkeypatch)
             width = min(here.shape[1], there.shape[1])  # zeros pad the patches of chromosomes
             torch.testing.assert_close(here[:, -width:], there[:, -width:])
 
-    batch = MaskingCollator(genome, 0.5, 0.5, 0.0, 0.0)(cells, 0)
+    batch = MaskingCollator(genome, MaskingConfig(0.5, 0.5, 0.0, 0.0))(cells, 0)
     config = ScFusionTTTConfig(
         num_rna_tokens=genome.num_rna_tokens, rna_patch_size=8, num_proteins=genome.num_proteins, hidden_size=16
     )

@@ -20,6 +20,17 @@ class MaskingConfig:
     hide_adt_probability: float = 0.2
     """Probability that all proteins of a paired cell are hidden."""
 
+    def __post_init__(self):
+        for name in ("rna_ratio", "adt_ratio"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"`masking.{name}` must lie in [0, 1), got {getattr(self, name)}.")
+        hide = (self.hide_rna_probability, self.hide_adt_probability)
+        if min(hide) < 0 or sum(hide) > 1:
+            raise ValueError(
+                "`masking.hide_rna_probability` and `masking.hide_adt_probability` must be at least 0 and at most 1 "
+                f"together, got {hide[0]} and {hide[1]}."
+            )
+
 
 @dataclass
 class OptimConfig:
@@ -63,7 +74,14 @@ class LoaderConfig:
     threads: int = 2
     """Threads per rank that read ahead."""
     weights: dict[str, float] = field(default_factory=dict)
-    """How often a cell of a data set is shown per epoch, by name of the data set; 1 where none is given."""
+    """How often a cell of a data set is shown per epoch, by name of the data set; 1 where none is given. An epoch holds
+    round(weight * cells) cells of each data set and the next epoch goes on where it stopped: 0.5 shows every cell once
+    in two epochs."""
+
+    def __post_init__(self):
+        for name in ("block_rows", "window_blocks", "lanes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`loader.{name}` must be at least 1, got {getattr(self, name)}.")
 
 
 @dataclass

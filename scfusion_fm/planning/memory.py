@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from scfusion_fm.config.pretrain import MaskingConfig
 from scfusion_fm.model.configuration_scfusion_ttt import ScFusionTTTConfig
 from scfusion_fm.planning.sizing import (
     ParameterCounts,
@@ -169,39 +170,32 @@ def memory_per_gpu(parameters: ParameterCounts, settings: DeepSpeedSettings, gpu
     return Memory(kept, gradients, optimizer, buffers, activations, step, host)
 
 
-@dataclass(frozen=True)
-class Masking:
-    """How cells are masked; see `scfusion_fm.config.pretrain.MaskingConfig`."""
+def longest_cell(config: ScFusionTTTConfig, masking: MaskingConfig) -> TokenCounts:
+    """Give the tokens of the longest cell that can be: of a hidden modality, every token is read."""
+    return _count_tokens(config, masking, masking.hide_rna_probability > 0, masking.hide_adt_probability > 0)
 
-    rna_ratio: float
-    adt_ratio: float
-    hide_rna_probability: float
-    hide_adt_probability: float
 
-    def longest(self, config: ScFusionTTTConfig) -> TokenCounts:
-        """Give the tokens of the longest cell that can be: of a hidden modality, every token is read."""
-        return self._tokens(config, self.hide_rna_probability > 0, self.hide_adt_probability > 0)
+def mean_cell(config: ScFusionTTTConfig, masking: MaskingConfig, cells: int) -> TokenCounts:
+    """
+    Give the tokens that are computed per cell, on average over micro-batches of paired cells.
 
-    def mean(self, config: ScFusionTTTConfig, cells: int) -> TokenCounts:
-        """
-        Give the tokens that are computed per cell, on average over micro-batches of paired cells.
+    All cells of a micro-batch are filled up to the longest: where one of them has a hidden modality, all are as
+    long as if they had.
+    """
+    hidden = (1 - (1 - p) ** cells for p in (masking.hide_rna_probability, masking.hide_adt_probability))
+    return _count_tokens(config, masking, *hidden)
 
-        All cells of a micro-batch are filled up to the longest: where one of them has a hidden modality, all are as
-        long as if they had.
-        """
-        hidden = (1 - (1 - p) ** cells for p in (self.hide_rna_probability, self.hide_adt_probability))
-        return self._tokens(config, *hidden)
 
-    def _tokens(self, config: ScFusionTTTConfig, hide_rna: float, hide_adt: float) -> TokenCounts:
-        counts, size = [], config.ttt_mini_batch_size
-        for number, ratio, hide in (
-            (config.num_rna_tokens, self.rna_ratio, hide_rna),
-            (config.num_proteins, self.adt_ratio, hide_adt),
-        ):
-            whole, visible = (math.ceil(n / size) * size for n in (number, number - round(ratio * number)))
-            read = hide * whole + (1 - hide) * visible
-            counts += [read, whole - read]
-        return TokenCounts(*counts)
+def _count_tokens(config: ScFusionTTTConfig, masking: MaskingConfig, hide_rna: float, hide_adt: float) -> TokenCounts:
+    counts, size = [], config.ttt_mini_batch_size
+    for number, ratio, hide in (
+        (config.num_rna_tokens, masking.rna_ratio, hide_rna),
+        (config.num_proteins, masking.adt_ratio, hide_adt),
+    ):
+        whole, visible = (math.ceil(n / size) * size for n in (number, number - round(ratio * number)))
+        read = hide * whole + (1 - hide) * visible
+        counts += [read, whole - read]
+    return TokenCounts(*counts)
 
 
 @dataclass(frozen=True)
@@ -321,13 +315,13 @@ class Plan:
         return found
 
 
-def plan_run(config: ScFusionTTTConfig, masking: Masking, settings: DeepSpeedSettings, request: Request) -> Plan:
+def plan_run(config: ScFusionTTTConfig, masking: MaskingConfig, settings: DeepSpeedSettings, request: Request) -> Plan:
     """Size a run with its own DeepSpeed settings and with the others that there are."""
     parameters = count_parameters(config)
     limit = USABLE_SHARE * request.gpu_memory * 2**30
 
     def memory(choice: DeepSpeedSettings, cells: int, checkpointing: bool) -> Memory:
-        tokens = masking.longest(config)
+        tokens = longest_cell(config, masking)
         activations = activation_bytes(config, tokens, cells, checkpointing, choice.element_bytes)
         return memory_per_gpu(parameters, choice, request.gpus, activations)
 
@@ -340,7 +334,7 @@ def plan_run(config: ScFusionTTTConfig, masking: Masking, settings: DeepSpeedSet
         found = memory(choice, request.planned_micro_batch, request.checkpointing)
         fitting = largest(choice, request.checkpointing)
         choices.append(Choice(choice, found, found.total <= limit, fitting, choice == settings))
-    tokens = masking.mean(config, request.planned_micro_batch)
+    tokens = mean_cell(config, masking, request.planned_micro_batch)
     per_cell, steps, seconds = train_flops(config, tokens), None, None
     if request.cells is not None:
         steps = math.ceil(request.epochs * request.cells / request.global_batch_size)

@@ -1,6 +1,5 @@
 """From the YAML of a pretraining run to its plan: vocabulary, model, DeepSpeed settings."""
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +11,7 @@ from scfusion_fm.data.locations import exists
 from scfusion_fm.data.stream.order import CellOrder
 from scfusion_fm.data.vocabulary.vocabulary import build_vocabulary
 from scfusion_fm.model import ScFusionTTTConfig, ScFusionTTTFeatureExtractor
-from scfusion_fm.planning.memory import DeepSpeedSettings, Masking, Plan, Request, plan_run
+from scfusion_fm.planning.memory import DeepSpeedSettings, Plan, Request, plan_run
 from scfusion_fm.training.settings import read_deepspeed_settings
 
 
@@ -76,9 +75,7 @@ def plan_recipe(
     atlas = Atlas(config.atlas) if exists(f"{str(config.atlas).rstrip('/')}/{MANIFEST}") else None
     vocabulary = build_vocabulary(None, "protein_coding", "all") if atlas is None else atlas.vocabulary
     if cells is None and atlas is not None:
-        reading = dataclasses.asdict(config.loader)
-        del reading["threads"]
-        cells = len(CellOrder(atlas.rows_by_dataset("train"), config.seed, **reading))
+        cells = len(CellOrder(atlas.rows_by_dataset("train"), config.seed, config.loader))
     optim = config.optim
     request = Request(
         gpus=gpus,
@@ -92,8 +89,8 @@ def plan_recipe(
     )
     extractor = ScFusionTTTFeatureExtractor(**vocabulary.to_dict(), patch_size=config.patch_size)
     model = describe_model(config, extractor)
-    masking = Masking(**dataclasses.asdict(config.masking))
-    found = plan_run(model, masking, DeepSpeedSettings.from_json(read_deepspeed_settings(config.deepspeed)), request)
+    settings = DeepSpeedSettings.from_json(read_deepspeed_settings(config.deepspeed))
+    found = plan_run(model, config.masking, settings, request)
     return RecipePlan(None if atlas is None else config.atlas, vocabulary.num_genes, model, found)
 
 

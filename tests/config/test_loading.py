@@ -185,6 +185,16 @@ def test_an_evaluation_needs_an_experiment(tmp_path):
         ("optim.embedding_lr_ratio=2", r"`optim\.embedding_lr_ratio` must lie between 0 and 1, got 2\.0"),
         ("start_cells=-1", r"`start_cells` must lie between 0 and 1e\+06, got -1"),
         ("optim.warmup_ratio=5", r"`optim\.warmup_ratio` must lie between 0 and 1, got 5\.0"),
+        ("masking.rna_ratio=1.3", r"`masking\.rna_ratio` must lie in \[0, 1\), got 1\.3"),
+        ("masking.adt_ratio=-0.1", r"`masking\.adt_ratio` must lie in \[0, 1\), got -0\.1"),
+        (
+            "masking.hide_rna_probability=0.9",
+            r"`masking\.hide_adt_probability` must be .* at most 1 together",
+        ),
+        ("masking.hide_adt_probability=-1", "must be at least 0 and at most 1 together, got .* and -1"),
+        ("loader.block_rows=0", r"`loader\.block_rows` must be at least 1, got 0"),
+        ("loader.window_blocks=0", r"`loader\.window_blocks` must be at least 1, got 0"),
+        ("loader.lanes=0", r"`loader\.lanes` must be at least 1, got 0"),
     ],
 )
 def test_pretraining_settings_out_of_range_are_refused(override, message):

@@ -11,9 +11,9 @@ from launch import ROOT
 from scfusion_fm import ScFusionTTTConfig, ScFusionTTTFeatureExtractor, ScFusionTTTForPreTraining
 from scfusion_fm.cli.main import main
 from scfusion_fm.config.loading import load_config
-from scfusion_fm.config.pretrain import PretrainConfig
+from scfusion_fm.config.pretrain import MaskingConfig, PretrainConfig
 from scfusion_fm.data.vocabulary.vocabulary import build_vocabulary
-from scfusion_fm.planning.memory import DeepSpeedSettings, Masking, Request, memory_per_gpu, plan_run
+from scfusion_fm.planning.memory import DeepSpeedSettings, Request, longest_cell, mean_cell, memory_per_gpu, plan_run
 from scfusion_fm.planning.recipe import describe_model, plan_recipe
 from scfusion_fm.planning.sizing import ParameterCounts, TokenCounts, count_parameters, train_flops
 from scfusion_fm.planning.text import render_plan
@@ -174,10 +174,10 @@ def test_requests_out_of_range_are_refused(changes, message):
 
 
 def test_steps_and_time_follow_from_cells_and_speed(tiny_config):
-    masking = Masking(0.25, 0.25, 0.0, 0.0)
+    masking = MaskingConfig(0.25, 0.25, 0.0, 0.0)
     found = plan_run(tiny_config, masking, DeepSpeedSettings(), request(tflops=1e-3))
     assert found.steps == -(-2 * 1000 // 48)
-    per_cell = train_flops(tiny_config, masking.mean(tiny_config, 6))
+    per_cell = train_flops(tiny_config, mean_cell(tiny_config, masking, 6))
     assert found.seconds == pytest.approx(found.steps * 48 * per_cell / (4 * 1e9))
     assert plan_run(tiny_config, masking, DeepSpeedSettings(), request(cells=None)).steps is None
     assert plan_run(tiny_config, masking, DeepSpeedSettings(), request()).seconds is None
@@ -185,14 +185,14 @@ def test_steps_and_time_follow_from_cells_and_speed(tiny_config):
 
 def test_hidden_modalities_lengthen_all_cells_of_a_batch():
     config = ScFusionTTTConfig(num_rna_tokens=100, num_proteins=40)
-    assert Masking(0.5, 0.5, 0, 0).longest(config) == TokenCounts(64, 48, 32, 16)
-    assert Masking(0.5, 0.5, 0.1, 0.1).longest(config) == TokenCounts(112, 0, 48, 0)
-    assert Masking(0.5, 0.5, 0.5, 0).mean(config, 1) == TokenCounts(88, 24, 32, 16)
-    assert Masking(0.5, 0.5, 0.5, 0).mean(config, 2).rna_visible == 100
+    assert longest_cell(config, MaskingConfig(0.5, 0.5, 0, 0)) == TokenCounts(64, 48, 32, 16)
+    assert longest_cell(config, MaskingConfig(0.5, 0.5, 0.1, 0.1)) == TokenCounts(112, 0, 48, 0)
+    assert mean_cell(config, MaskingConfig(0.5, 0.5, 0.5, 0), 1) == TokenCounts(88, 24, 32, 16)
+    assert mean_cell(config, MaskingConfig(0.5, 0.5, 0.5, 0), 2).rna_visible == 100
 
 
 def test_largest_micro_batch_is_the_last_that_fits(tiny_config):
-    masking, settings = Masking(0.25, 0.25, 0.1, 0.1), DeepSpeedSettings()
+    masking, settings = MaskingConfig(0.25, 0.25, 0.1, 0.1), DeepSpeedSettings()
     sizes = [
         plan_run(tiny_config, masking, settings, request(micro_batch_size=n)).choices[0].memory.total for n in (3, 4)
     ]
@@ -203,7 +203,7 @@ def test_largest_micro_batch_is_the_last_that_fits(tiny_config):
 
 def test_the_recipe_is_always_among_the_choices(tiny_config):
     for settings in (DeepSpeedSettings(1, offload_optimizer=True), DeepSpeedSettings(3, True, False, True)):
-        found = plan_run(tiny_config, Masking(0.1, 0.1, 0, 0), settings, request())
+        found = plan_run(tiny_config, MaskingConfig(0.1, 0.1, 0, 0), settings, request())
         assert [c.settings for c in found.choices if c.is_recipe] == [settings]
 
 

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from scfusion_fm.config.pretrain import MaskingConfig
 from scfusion_fm.data.atlas.atlas import AtlasRows
 from scfusion_fm.data.hashing import uniform
 
@@ -27,36 +28,15 @@ class MaskingCollator:
     ----------
     feature_extractor
         Turns counts into `rna_values`, `rna_observed`, `adt_values`, `adt_observed`.
-    rna_ratio, adt_ratio
-        Share of the observed tokens of a cell that is masked, in [0, 1); at least one token.
-    hide_rna_probability, hide_adt_probability
-        Probability that the whole modality of a paired cell is masked; together at most 1.
+    masking
+        How many tokens are masked, and how often whole modalities.
     seed
         Seed of the masks.
-
-    Raises
-    ------
-    ValueError
-        If a ratio or probability is out of range.
     """
 
     feature_extractor: Callable[..., Mapping[str, Tensor]]
-    rna_ratio: float = 0.15
-    adt_ratio: float = 0.15
-    hide_rna_probability: float = 0.1
-    hide_adt_probability: float = 0.2
+    masking: MaskingConfig
     seed: int = 0
-
-    def __post_init__(self):
-        for name in ("rna_ratio", "adt_ratio"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must lie in [0, 1), got {getattr(self, name)}.")
-        hide = (self.hide_rna_probability, self.hide_adt_probability)
-        if min(hide) < 0 or sum(hide) > 1:
-            raise ValueError(
-                "`hide_rna_probability` and `hide_adt_probability` must be at least 0 and at most 1 together, "
-                f"got {hide[0]} and {hide[1]}."
-            )
 
     def __call__(self, rows: AtlasRows, epoch: NDArray[np.int64] | int) -> dict[str, Tensor]:
         """Give the arguments of `ScFusionTTTForPreTraining.forward`; `epoch` per cell or for all."""
@@ -69,7 +49,7 @@ class MaskingCollator:
         hidden = self._draw_hidden(rows.row, epoch, seen)
         for name, stream in _MODALITIES:
             draw = uniform(self.seed, stream, epoch[:, None], rows.row[:, None], np.arange(seen[name].shape[1]))
-            masked = smallest_share(draw, seen[name], getattr(self, f"{name}_ratio"))
+            masked = smallest_share(draw, seen[name], getattr(self.masking, f"{name}_ratio"))
             masked = np.where(hidden[name][:, None], seen[name], masked)
             batch[f"{name}_bool_masked_pos"] = torch.from_numpy(masked)
         return batch
@@ -79,8 +59,9 @@ class MaskingCollator:
     ) -> dict[str, NDArray[np.bool_]]:
         paired = seen["rna"].any(1) & seen["adt"].any(1)
         draw = uniform(self.seed, _CELL, epoch, row)
-        rna = paired & (draw < self.hide_rna_probability)
-        adt = paired & ~rna & (draw < self.hide_rna_probability + self.hide_adt_probability)
+        hide_rna, hide_adt = self.masking.hide_rna_probability, self.masking.hide_adt_probability
+        rna = paired & (draw < hide_rna)
+        adt = paired & ~rna & (draw < hide_rna + hide_adt)
         return {"rna": rna, "adt": adt}
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scfusion_fm.config.pretrain import LoaderConfig
 from scfusion_fm.data.hashing import hash_keys
 
 _BLOCKS, _EPOCH, _ROWS = 11, 12, 13  # streams of random numbers
@@ -44,43 +45,26 @@ class CellOrder:
         For each data set, the row numbers of the atlas to read.
     seed
         Seed of all permutations.
-    block_rows
-        Neighbouring rows that are read together.
-    window_blocks
-        Blocks of a lane that are mixed with each other.
-    lanes
-        Places of the epoch that are read side by side; a multiple of the number of ranks.
-    weights
-        How often a row of a data set is shown per epoch, 1 where absent. An epoch holds round(weight * rows) rows of
-        each data set and the next epoch goes on where it stopped: 0.5 shows every row once in two epochs.
+    neighbourhoods
+        Sizes of blocks and windows, number of lanes, and how often data sets are shown.
 
     Raises
     ------
     ValueError
-        If there is nothing to read or a setting is out of range.
+        If there is nothing to read, or a weight is out of range or of no data set.
     """
 
-    def __init__(
-        self,
-        rows: Mapping[str, NDArray[np.int64]],
-        seed: int,
-        block_rows: int = 64,
-        window_blocks: int = 32,
-        lanes: int = 16,
-        weights: Mapping[str, float] | None = None,
-    ):
-        sizes = {"block_rows": block_rows, "window_blocks": window_blocks, "lanes": lanes}
-        for name, value in sizes.items():
-            if value < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {value}.")
-        _check_weights(weights or {}, rows)
+    def __init__(self, rows: Mapping[str, NDArray[np.int64]], seed: int, neighbourhoods: LoaderConfig):
+        weights = neighbourhoods.weights
+        _check_weights(weights, rows)
         self._sorted = [np.sort(np.asarray(r, dtype=np.int64)) for r in rows.values()]
-        share = [float((weights or {}).get(name, 1.0)) for name in rows]
+        share = [float(weights.get(name, 1.0)) for name in rows]
         self._rows = np.concatenate([*self._sorted, np.array([], dtype=np.int64)])
         self._shown = [round(w * len(r)) for w, r in zip(share, self._sorted, strict=True)]
         if sum(self._shown) == 0:
             raise ValueError("`rows` must name at least one cell, got none; check the split and the weights.")
-        self.seed, self.block_rows, self.window_blocks, self.lanes = seed, block_rows, window_blocks, lanes
+        sizes = {name: getattr(neighbourhoods, name) for name in ("block_rows", "window_blocks", "lanes")}
+        self.seed, (self.block_rows, self.window_blocks, self.lanes) = seed, sizes.values()
         self.settings: dict[str, Any] = {
             "seed": seed,
             **sizes,

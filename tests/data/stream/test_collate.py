@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from scfusion_fm import ScFusionTTTFeatureExtractor
+from scfusion_fm.config.pretrain import MaskingConfig
 from scfusion_fm.data.atlas.atlas import AtlasRows, Measured
 from scfusion_fm.data.stream.collate import MaskingCollator, smallest_share
 
@@ -36,7 +37,7 @@ def make_rows(row, rng_seed=0):
 
 
 def test_share_of_masked_tokens(extractor):
-    collate = MaskingCollator(extractor, 0.3, 0.5, 0.0, 0.0)
+    collate = MaskingCollator(extractor, MaskingConfig(0.3, 0.5, 0.0, 0.0))
     batch = collate(make_rows(range(20)), 0)
     assert (batch["rna_bool_masked_pos"].sum(1) == round(0.3 * extractor.num_rna_tokens)).all()
     assert (batch["adt_bool_masked_pos"].sum(1) == 5).all()
@@ -44,21 +45,21 @@ def test_share_of_masked_tokens(extractor):
 
 
 def test_masks_depend_on_seed_epoch_and_cell_alone(extractor):
-    collate = MaskingCollator(extractor, 0.3, 0.3, 0.2, 0.2, seed=1)
+    collate = MaskingCollator(extractor, MaskingConfig(0.3, 0.3, 0.2, 0.2), seed=1)
     together = collate(make_rows([3, 8, 5]), np.array([0, 1, 1]))
     alone = collate(make_rows([5]), 1)
     for name in ("rna_bool_masked_pos", "adt_bool_masked_pos"):
         assert together[name][2:].equal(alone[name])
     other_epoch, other_seed = (
         collate(make_rows([5]), 2),
-        MaskingCollator(extractor, 0.3, 0.3, seed=2)(make_rows([5]), 1),
+        MaskingCollator(extractor, MaskingConfig(0.3, 0.3), seed=2)(make_rows([5]), 1),
     )
     for other in (other_epoch, other_seed):
         assert not other["rna_bool_masked_pos"].equal(alone["rna_bool_masked_pos"])
 
 
 def test_whole_modalities_are_hidden_as_often_as_asked(extractor):
-    collate = MaskingCollator(extractor, 0.15, 0.15, 0.25, 0.5)
+    collate = MaskingCollator(extractor, MaskingConfig(0.15, 0.15, 0.25, 0.5))
     batch = collate(make_rows(range(400)), 0)
     no_rna = (batch["rna_bool_masked_pos"] | ~batch["rna_observed"].any(-1)).all(1)
     no_adt = (batch["adt_bool_masked_pos"] | ~batch["adt_observed"]).all(1)
@@ -70,7 +71,7 @@ def test_whole_modalities_are_hidden_as_often_as_asked(extractor):
 def test_cells_with_one_modality_keep_it(extractor):
     rows = make_rows(range(50))
     rows = replace(rows, adt_measured=Measured(rows.adt_observed & False, np.arange(len(rows.row))))
-    batch = MaskingCollator(extractor, 0.15, 0.15, 0.5, 0.5)(rows, 0)
+    batch = MaskingCollator(extractor, MaskingConfig(0.15, 0.15, 0.5, 0.5))(rows, 0)
     assert (batch["rna_observed"].any(-1) & ~batch["rna_bool_masked_pos"]).any(1).all()
     assert not batch["adt_bool_masked_pos"].any()
 
@@ -92,10 +93,3 @@ def test_marked_tokens_have_the_smallest_draws():
     for d, s, m in zip(draw, seen, masked, strict=True):
         smallest = np.flatnonzero(s)[np.argsort(d[s])][: m.sum()]
         assert set(np.flatnonzero(m)) == set(smallest)
-
-
-def test_impossible_masks_are_refused(extractor):
-    with pytest.raises(ValueError, match=r"`rna_ratio` must lie in \[0, 1\), got 1.3"):
-        MaskingCollator(extractor, rna_ratio=1.3)
-    with pytest.raises(ValueError, match="`hide_rna_probability` and `hide_adt_probability`"):
-        MaskingCollator(extractor, hide_rna_probability=0.7, hide_adt_probability=0.5)

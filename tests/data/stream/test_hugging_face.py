@@ -1,6 +1,7 @@
 """The data set of Hugging Face shows what the loader shows: every cell once over all nodes, and exact resumption."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader
 
+from scfusion_fm.config.pretrain import LoaderConfig
 from scfusion_fm.data.atlas.atlas import Atlas
 from scfusion_fm.data.prepare.job import AtlasRecipe, Source, prepare_atlas
 from scfusion_fm.data.stream.hugging_face import build_iterable_dataset
@@ -17,7 +19,7 @@ from scfusion_fm.data.stream.order import CellOrder
 sys.path.append(str(Path(__file__).parents[2]))
 from make_cells import GENES, write_h5mu
 
-SETTINGS = {"seed": 5, "block_rows": 8, "window_blocks": 3, "lanes": 12}
+SEED, NEIGHBOURHOODS = 5, LoaderConfig(block_rows=8, window_blocks=3, lanes=12)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +32,7 @@ def atlas(tmp_path_factory):
 
 @pytest.fixture
 def dataset(atlas):
-    return build_iterable_dataset(atlas, CellOrder(atlas.rows_by_dataset("train"), **SETTINGS), threads=1)
+    return build_iterable_dataset(atlas, CellOrder(atlas.rows_by_dataset("train"), SEED, NEIGHBOURHOODS), threads=1)
 
 
 def rows_of(dataset):
@@ -46,7 +48,7 @@ def test_examples_are_the_cells_of_the_atlas(dataset, atlas):
 
 
 def test_one_node_follows_the_order_of_the_loader(dataset, atlas):
-    order = CellOrder(atlas.rows_by_dataset("train"), **SETTINGS)
+    order = CellOrder(atlas.rows_by_dataset("train"), SEED, NEIGHBOURHOODS)
     loader, expected = AtlasLoader(atlas, order, 12, 12), []
     while loader.cells_seen + 12 <= len(order):
         expected += [row for cells, _ in loader.next_batch() for row in cells.row]
@@ -103,7 +105,9 @@ def test_state_of_another_node_or_order_is_refused(dataset, atlas):
     second.load_state_dict(first.state_dict())
     with pytest.raises(ValueError, match="`state_dict` must be that of node and worker 1 of 2, got that of 0 of 2"):
         next(iter(second))
-    other = build_iterable_dataset(atlas, CellOrder(atlas.rows_by_dataset("train"), **SETTINGS | {"lanes": 6}))
+    other = build_iterable_dataset(
+        atlas, CellOrder(atlas.rows_by_dataset("train"), SEED, replace(NEIGHBOURHOODS, lanes=6))
+    )
     next(iter(dataset))
     other.load_state_dict(dataset.state_dict())
     with pytest.raises(ValueError, match="`loader` and `seed` must be those that the run started with"):

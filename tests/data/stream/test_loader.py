@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import zarr
 
+from scfusion_fm.config.pretrain import LoaderConfig
 from scfusion_fm.data.atlas.atlas import Atlas
 from scfusion_fm.data.prepare.job import AtlasRecipe, Source, prepare_atlas
 from scfusion_fm.data.stream.loader import AtlasLoader
@@ -25,6 +26,12 @@ from make_cells import write_h5mu
 
 BATCH = 24
 SETTINGS = {"seed": 5, "block_rows": 8, "window_blocks": 3, "lanes": 12}
+
+
+def make_order(atlas, **changes):
+    """Order the training cells by the settings of these tests, or changed ones."""
+    settings = SETTINGS | changes
+    return CellOrder(atlas.rows_by_dataset("train"), settings.pop("seed"), LoaderConfig(**settings))
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +54,7 @@ def make_loader(atlas):
     made = []
 
     def make(batch=BATCH, micro=2, rank=0, world_size=1, threads=1, **settings):
-        order = CellOrder(atlas.rows_by_dataset("train"), **SETTINGS | settings)
+        order = make_order(atlas, **settings)
         made.append(AtlasLoader(atlas, order, batch, micro, rank, world_size, threads))
         return made[-1]
 
@@ -191,14 +198,14 @@ def test_errors_of_threads_reach_the_caller(atlas_path, tmp_path):
     subprocess.run(["cp", "-r", atlas_path, zarr_copy], check=True)
     (zarr_copy / "X/data/c/0").unlink()
     atlas = Atlas(zarr_copy)
-    loader = AtlasLoader(atlas, CellOrder(atlas.rows_by_dataset("train"), 0), 8, 8)
+    loader = AtlasLoader(atlas, make_order(atlas), 8, 8)
     with loader, pytest.raises(ValueError, match="of `X/data` is missing"):
         next(loader.next_batch())
 
 
 def test_an_error_of_its_user_leaves_no_threads(atlas):
     before = set(threading.enumerate())
-    loader = AtlasLoader(atlas, CellOrder(atlas.rows_by_dataset("train"), 0), 8, 8)
+    loader = AtlasLoader(atlas, make_order(atlas), 8, 8)
 
     def train():
         with loader:
@@ -233,9 +240,8 @@ def test_rows_beyond_the_manifest_are_not_read(atlas_path, tmp_path):
 def test_atlas_in_an_object_store_gives_the_same_batches(atlas_path, make_loader):
     fsspec.filesystem("memory").put(str(atlas_path), "/loader-atlas", recursive=True)
     atlas = Atlas("memory://loader-atlas")
-    order = CellOrder(atlas.rows_by_dataset("train"), **SETTINGS)
     local = make_loader()
-    with AtlasLoader(atlas, order, BATCH, 2) as remote:
+    with AtlasLoader(atlas, make_order(atlas), BATCH, 2) as remote:
         for _ in range(5):
             assert next_digests([remote]) == next_digests([local])
 
@@ -246,9 +252,9 @@ def test_killed_process_resumes_with_the_next_batch(atlas_path, make_loader, tmp
 import json, os, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
-from test_loader import BATCH, SETTINGS, Atlas, AtlasLoader, CellOrder, next_digests
+from test_loader import BATCH, Atlas, AtlasLoader, make_order, next_digests
 atlas, state = Atlas(sys.argv[1]), Path(sys.argv[2])
-loader = AtlasLoader(atlas, CellOrder(atlas.rows_by_dataset("train"), **SETTINGS), BATCH, 2, threads=3)
+loader = AtlasLoader(atlas, make_order(atlas), BATCH, 2, threads=3)
 if state.exists():
     loader.load_state_dict(json.loads(state.read_text()))
 while True:

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scfusion_fm.config.pretrain import LoaderConfig
 from scfusion_fm.data.stream.order import CellOrder, rank_slots
 
 
@@ -43,7 +44,7 @@ layouts = {
 @settings(max_examples=60, deadline=None)
 @given(**layouts, epoch=st.integers(0, 5))
 def test_every_row_comes_once_per_epoch(sizes, block_rows, window_blocks, lanes, seed, epoch):
-    order = CellOrder(split_rows(sizes), seed, block_rows, window_blocks, lanes)
+    order = CellOrder(split_rows(sizes), seed, LoaderConfig(block_rows, window_blocks, lanes))
     rows, passes = take_epoch(order, epoch)
     assert sorted(rows) == (np.arange(sum(sizes)) * 3 + 1).tolist()
     assert (passes == epoch).all()
@@ -53,7 +54,7 @@ def test_every_row_comes_once_per_epoch(sizes, block_rows, window_blocks, lanes,
 @given(**layouts, weight=st.sampled_from([0.0, 0.25, 0.5, 1.0, 1.5, 2.0]))
 def test_weights_repeat_or_thin_out_a_data_set(sizes, block_rows, window_blocks, lanes, seed, weight):
     rows = split_rows([*sizes, 8])
-    order = CellOrder(rows, seed, block_rows, window_blocks, lanes, weights={"d0": weight})
+    order = CellOrder(rows, seed, LoaderConfig(block_rows, window_blocks, lanes, weights={"d0": weight}))
     shown = round(weight * len(rows["d0"]))
     assert len(order) == sum(len(r) for r in rows.values()) - len(rows["d0"]) + shown
     stream = [take_epoch(order, e) for e in range(5)]
@@ -68,7 +69,7 @@ def test_weights_repeat_or_thin_out_a_data_set(sizes, block_rows, window_blocks,
 
 
 def test_half_a_weight_shows_every_cell_once_in_two_epochs():
-    order = CellOrder({"a": np.arange(100), "b": np.arange(100, 130)}, 0, 8, 2, 4, weights={"a": 0.5})
+    order = CellOrder({"a": np.arange(100), "b": np.arange(100, 130)}, 0, LoaderConfig(8, 2, 4, weights={"a": 0.5}))
     drawn = np.concatenate([take_epoch(order, e)[0] for e in range(2)])
     assert sorted(drawn[drawn < 100]) == list(range(100))
     assert sorted(drawn[drawn >= 100]) == sorted([*range(100, 130)] * 2)
@@ -76,15 +77,15 @@ def test_half_a_weight_shows_every_cell_once_in_two_epochs():
 
 def test_epochs_and_seeds_give_other_orders():
     rows = {"a": np.arange(200)}
-    first, second = (take_epoch(CellOrder(rows, 0, 8), e)[0] for e in (0, 1))
+    first, second = (take_epoch(CellOrder(rows, 0, LoaderConfig(8)), e)[0] for e in (0, 1))
     assert not np.array_equal(first, second)
-    assert not np.array_equal(first, take_epoch(CellOrder(rows, 1, 8), 0)[0])
+    assert not np.array_equal(first, take_epoch(CellOrder(rows, 1, LoaderConfig(8)), 0)[0])
     assert not np.array_equal(first, rows["a"])
 
 
 def test_any_part_of_the_stream_can_be_read_alone():
     def order():
-        return CellOrder({"a": np.arange(100), "b": np.arange(100, 150)}, 3, 8, 4, 6)
+        return CellOrder({"a": np.arange(100), "b": np.arange(100, 150)}, 3, LoaderConfig(8, 4, 6))
 
     stream, passes = take(order(), np.arange(1000))
     position = np.array([999, 0, 421, 149, 150, 300])
@@ -105,7 +106,7 @@ def test_ranks_share_the_slots_of_a_batch(batch, world_size):
 
 
 def test_a_rank_needs_few_windows_at_a_time():
-    order = CellOrder({"a": np.arange(20_000)}, 0, 16, 4, 16)
+    order = CellOrder({"a": np.arange(20_000)}, 0, LoaderConfig(16, 4, 16))
     slots = rank_slots(64, 16, 1, 4)
     for step in (0, 100, 311, 313, 400):
         epoch, window, _ = order.locate(step * 64 + slots)
@@ -134,7 +135,7 @@ def test_batches_are_mixed_like_independent_draws(natural_atlas, batch):
     """With the settings that a user gets by default, on the hardest order of rows."""
     dataset = natural_atlas[0]
     rows = np.arange(len(dataset))
-    order = CellOrder({str(d): rows[dataset == d] for d in range(24)}, 0)
+    order = CellOrder({str(d): rows[dataset == d] for d in range(24)}, 0, LoaderConfig())
     drawn, _ = take_epoch(order, 0)
     random = np.random.default_rng(1).permutation(rows)
     starts = range(0, len(rows) - batch, batch)
@@ -145,15 +146,12 @@ def test_batches_are_mixed_like_independent_draws(natural_atlas, batch):
 
 def test_impossible_orders_are_refused():
     rows = {"a": np.arange(10)}
-    for name in ("block_rows", "window_blocks", "lanes"):
-        with pytest.raises(ValueError, match=f"`{name}` must be at least 1, got 0"):
-            CellOrder(rows, 0, **{name: 0})
     with pytest.raises(ValueError, match="`rows` must name at least one cell"):
-        CellOrder({"a": np.array([], dtype=int)}, 0)
+        CellOrder({"a": np.array([], dtype=int)}, 0, LoaderConfig())
     with pytest.raises(ValueError, match="`rows` must name at least one cell"):
-        CellOrder(rows, 0, weights={"a": 0.0})
+        CellOrder(rows, 0, LoaderConfig(weights={"a": 0.0}))
     with pytest.raises(ValueError, match=r"`weights` must name data sets of the atlas, got \['b'\]; it has \['a'\]"):
-        CellOrder(rows, 0, weights={"b": 1.0})
+        CellOrder(rows, 0, LoaderConfig(weights={"b": 1.0}))
     for bad in (-1.0, np.inf, np.nan):
         with pytest.raises(ValueError, match="`weights` must be finite and at least 0"):
-            CellOrder(rows, 0, weights={"a": bad})
+            CellOrder(rows, 0, LoaderConfig(weights={"a": bad}))
