@@ -41,11 +41,12 @@ def paired_file(tmp_path_factory):
 @pytest.fixture(scope="session")
 def atlas_path(paired_file, tmp_path_factory):
     """An atlas of that file."""
+    from scfusion_fm.config.prepare import PrepareConfig, SourceConfig
     from scfusion_fm.data.prepare.job import prepare_atlas
-    from scfusion_fm.data.prepare.recipe import AtlasRecipe, Source
 
     path = tmp_path_factory.mktemp("atlas") / "atlas.zarr"
-    prepare_atlas(AtlasRecipe([Source(paired_file, "tiny")], "sources", "sources"), path, report=lambda line: None)
+    config = PrepareConfig(path, [SourceConfig(paired_file, "tiny")], "sources", "sources")
+    prepare_atlas(config, report=lambda line: None)
     return path
 
 

@@ -25,31 +25,10 @@ def _add_prepare(commands: argparse._SubParsersAction) -> None:
 def _prepare(args: argparse.Namespace) -> None:
     from scfusion_fm.config.loading import load_config
     from scfusion_fm.config.prepare import PrepareConfig
-    from scfusion_fm.data.engines import Engine
-    from scfusion_fm.data.prepare.job import AtlasJob
-    from scfusion_fm.data.prepare.recipe import AtlasRecipe, Source, SplitRule
+    from scfusion_fm.data.prepare.job import prepare_atlas
 
-    if args.task and args.merge:
-        raise ValueError("`--task` and `--merge` are steps of their own, got both; merge when all tasks are done.")
-    share = _parse_share(args.task) if args.task else (0, 1)
-    config = load_config(PrepareConfig, args.config, args.overrides)
-    sources = [Source(s.path, s.name or Path(s.path).stem, s.modality, s.licence, s.reference) for s in config.sources]
-    recipe = AtlasRecipe(
-        sources=sources,
-        genes=config.genes,
-        proteins=config.proteins,
-        obs_columns=config.obs_columns,
-        split=SplitRule(**vars(config.split)),
-        seed=config.seed,
-        codec=config.codec,
-    )
-    job = AtlasJob(recipe, config.output, Engine(config.workers, config.dask), config.work_dir, args.append)
-    if not job.plan():
-        return
-    if not args.merge:
-        job.write_pieces(share)
-    if not args.task:
-        job.merge()
+    task = _parse_share(args.task) if args.task else None
+    prepare_atlas(load_config(PrepareConfig, args.config, args.overrides), args.append, task, args.merge)
 
 
 def _parse_share(text: str) -> tuple[int, int]:
@@ -75,11 +54,10 @@ def _add_synthesize(commands: argparse._SubParsersAction) -> None:
 
 
 def _synthesize(args: argparse.Namespace) -> None:
-    from scfusion_fm.data.engines import Engine
     from scfusion_fm.data.prepare.synthesize import SyntheticSettings, synthesize_atlas
 
     sizes = (args.cells, args.genes, args.density, args.proteins, args.datasets, args.cell_types, args.seed)
-    synthesize_atlas(SyntheticSettings(*sizes), args.output, Engine(args.workers))
+    synthesize_atlas(SyntheticSettings(*sizes), args.output, args.workers)
 
 
 def _add_verify(commands: argparse._SubParsersAction) -> None:

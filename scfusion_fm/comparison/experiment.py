@@ -12,10 +12,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from scfusion_fm.config.comparison import ExperimentConfig
-from scfusion_fm.data.files.stack import DATASET, StackedCells, stack_aligned
+from scfusion_fm.data.files.stack import StackedCells, stack_aligned
 from scfusion_fm.data.fingerprints.cells import CellFingerprints, fingerprint_cells
 from scfusion_fm.data.fingerprints.seen import load_seen
-from scfusion_fm.data.schema import AlignedCells
+from scfusion_fm.data.schema import DATASET, AlignedCells
 from scfusion_fm.evaluation.baselines.annotation import ANNOTATION_METHODS
 from scfusion_fm.evaluation.baselines.prediction import BLEND, OWN, PREDICTION_METHODS
 from scfusion_fm.evaluation.protocol.leaks import Evidence, Leak, find_leaks, find_seen

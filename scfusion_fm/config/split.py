@@ -16,3 +16,13 @@ class SplitConfig:
     group_key: str | None = None
     """Column of obs whose groups (a donor, a batch) stay together; `dataset` holds out whole data sets of an atlas;
     null splits cell by cell."""
+
+    def __post_init__(self):
+        for name in ("val_fraction", "test_fraction"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"`split.{name}` must lie in [0, 1), got {getattr(self, name)}.")
+        if self.val_fraction + self.test_fraction >= 1:
+            raise ValueError(
+                "`split.val_fraction` + `split.test_fraction` must be below 1 so that cells are left to train on, got "
+                f"{self.val_fraction} + {self.test_fraction}."
+            )

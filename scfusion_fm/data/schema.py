@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import mudata
     import pandas as pd
 
+DATASET = "dataset"  # the column of obs that tells data sets apart where several stand together
 LARGEST_COUNT = 2**24  # float32 holds every whole number up to here
 
 

@@ -4,27 +4,24 @@ from collections.abc import Sequence
 from hashlib import blake2b
 
 import numpy as np
+from numpy.typing import NDArray
+
+from scfusion_fm.config.split import SplitConfig
+
+SPLITS = ("train", "val", "test")
 
 
-def assign_split(
-    cell_names: Sequence[str],
-    val_fraction: float,
-    test_fraction: float,
-    seed: int,
-    groups: Sequence[str] | None = None,
-) -> np.ndarray:
+def assign_split(cell_names: Sequence[str], rule: SplitConfig, groups: Sequence[str] | None = None) -> NDArray[np.str_]:
     """Assign each cell to 'train', 'val' or 'test'.
 
     Parameters
     ----------
     cell_names
         (n_obs,) names.
-    val_fraction, test_fraction
-        Expected share of the names (of the groups, if given), each in [0, 1) and together below 1.
-    seed
-        Another seed gives another split.
+    rule
+        Expected shares of the names (of the groups, if given); another seed gives another split.
     groups
-        (n_obs,) names of donors or batches whose cells must stay together.
+        (n_obs,) names of donors or batches whose cells must stay together; those of the column that `rule` names.
 
     Returns
     -------
@@ -33,26 +30,18 @@ def assign_split(
     Raises
     ------
     ValueError
-        If a fraction is out of range, lengths differ, or a group has no name.
+        If lengths differ or a group has no name.
 
     Notes
     -----
     A cell's part depends on its own name (or group) and the seed only: not on order, on other cells or on the
     library versions. `tests/data/test_split.py` guards it.
     """
-    for name, fraction in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
-        if not 0 <= fraction < 1:
-            raise ValueError(f"`{name}` must lie in [0, 1), got {fraction}.")
-    if val_fraction + test_fraction >= 1:
-        raise ValueError(
-            "`val_fraction` + `test_fraction` must be below 1 so that cells are left to train on, "
-            f"got {val_fraction} + {test_fraction}."
-        )
     keys = cell_names if groups is None else _check_groups(groups, len(cell_names))
-    uniform = np.array([_hash_to_unit(f"{seed}:{key}") for key in keys], dtype=np.float64)
+    uniform = np.array([_hash_to_unit(f"{rule.seed}:{key}") for key in keys], dtype=np.float64)
     split = np.full(len(keys), "train", dtype="<U5")
-    split[uniform < val_fraction + test_fraction] = "val"
-    split[uniform < test_fraction] = "test"
+    split[uniform < rule.val_fraction + rule.test_fraction] = "val"
+    split[uniform < rule.test_fraction] = "test"
     return split
 
 

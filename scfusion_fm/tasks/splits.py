@@ -22,7 +22,7 @@ def split_cells(obs: pd.DataFrame, rule: SplitConfig) -> NDArray[np.str_]:
             f"`split.group_key` must be a column of obs, got {rule.group_key!r}; it has {list(obs.columns)}."
         )
     groups = None if rule.group_key is None else obs[rule.group_key].astype(str).to_numpy()
-    return assign_split(obs.index.astype(str), rule.val_fraction, rule.test_fraction, rule.seed, groups)
+    return assign_split(obs.index.astype(str), rule, groups)
 
 
 def rows_by_split(rows: NDArray[np.int64], split: NDArray[np.str_]) -> dict[str, NDArray[np.int64]]:

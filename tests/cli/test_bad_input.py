@@ -11,8 +11,8 @@ import pytest
 from make_cells import GENES, make_modalities, write_h5mu
 
 from scfusion_fm.cli.main import main
+from scfusion_fm.config.prepare import PrepareConfig, SourceConfig
 from scfusion_fm.data.prepare.job import prepare_atlas
-from scfusion_fm.data.prepare.recipe import AtlasRecipe, Source
 
 
 def rna_with(change):
@@ -109,9 +109,9 @@ def test_doctor_refuses_the_same_files_for_the_same_reason(case, monkeypatch, tm
     name, make, message = BAD[case]
     make(tmp_path / name)
     before = sorted(tmp_path.rglob("*"))
-    recipe = AtlasRecipe([Source(tmp_path / name, "bad")])
+    config = PrepareConfig(tmp_path.parent / f"{tmp_path.name}.zarr", [SourceConfig(tmp_path / name)])
     with warnings.catch_warnings(action="ignore"), pytest.raises(ValueError, match=r"`") as refusal:
-        prepare_atlas(recipe, tmp_path.parent / f"{tmp_path.name}.zarr", report=lambda line: None)
+        prepare_atlas(config, report=lambda line: None)
     assert call(monkeypatch, "doctor", tmp_path / name, "--json") == 2
     (file,) = json.loads(capsys.readouterr().out)["files"]
     assert file["verdict"] == "refused"

@@ -12,6 +12,7 @@ from make_cells import GENES, write_h5mu
 
 from scfusion_fm.cli.main import build_parser, main
 from scfusion_fm.config.command import run_command
+from scfusion_fm.config.split import SplitConfig
 from scfusion_fm.data.split import assign_split
 
 COMMANDS = ["prepare", "synthesize", "verify", "doctor", "inspect", "embed", "annotate", "predict-protein", "surprise"]
@@ -154,7 +155,7 @@ def test_seen_counts_training_cells_and_tells_by_its_exit_code(monkeypatch, mode
         call(monkeypatch, "seen", model_dir, paired_file, "--json")
     assert exit_info.value.code == 1
     answer = json.loads(capsys.readouterr().out)
-    split = assign_split([f"s0c{i}" for i in range(160)], 0.1, 0.2, 0)
+    split = assign_split([f"s0c{i}" for i in range(160)], SplitConfig())
     assert answer["num_cells"] == 160
     assert answer["seen"] == answer["seen_in"]["pretraining"] <= (split != "test").sum()
     write_h5mu(tmp_path / "new.h5mu", 160, seed=77)

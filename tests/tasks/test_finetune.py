@@ -81,7 +81,7 @@ def test_annotation_stands_beside_baselines_on_the_same_cells(annotation, paired
     assert {i for _, i in methods} == {"rna", "adt", "rna+adt"}
     predictions = pd.read_csv(annotation / "test_predictions.csv", index_col="cell")
     names = [f"s0c{i}" for i in range(160)]
-    held_out = {n for n, s in zip(names, assign_split(names, 0.1, 0.2, 0), strict=True) if s == "test"}
+    held_out = {n for n, s in zip(names, assign_split(names, SplitConfig()), strict=True) if s == "test"}
     assert set(predictions.index) == held_out
     score = next(r for r in results["table"] if (r["method"], r["inputs"]) == ("scFusionTTT", "rna+adt"))
     assert score["n_test"] == len(held_out)

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from scfusion_fm.data.atlas.packed import BufferPool, PackedCells
 from scfusion_fm.data.atlas.shards import ArrayReader, open_files
-from scfusion_fm.data.engines import Progress
 from scfusion_fm.data.locations import Location, absolute, checksum, file_system, zarr_store
 from scfusion_fm.data.schema import CellCounts
 from scfusion_fm.data.vocabulary.vocabulary import Vocabulary
+from scfusion_fm.data.workers import Progress
 
 FORMAT = "scfusion-atlas"
 FORMAT_VERSION = 2

@@ -25,13 +25,13 @@ from scfusion_fm.data.locations import Location, file_system, is_remote
 _ABSENT = np.uint64(2**64 - 1)
 _BLOSC_HEADER = struct.Struct("<4xI4xI")  # bytes of the content and of the frame
 
-Request = tuple[str, int, int | None]  # key, first byte, end (None: to the end of the object)
+ByteRange = tuple[str, int, int | None]  # key, first byte, end (None: to the end of the object)
 
 
 class Files(Protocol):
     """Objects below a root, by their keys."""
 
-    def read_ranges(self, requests: Sequence[Request]) -> list[bytes | None]:
+    def read_ranges(self, ranges: Sequence[ByteRange]) -> list[bytes | None]:
         """Read byte ranges; None where there is no object. A negative first byte counts from the end."""
 
 
@@ -48,9 +48,9 @@ class LocalFiles:
     def __init__(self, root: Path):
         self.root = root
 
-    def read_ranges(self, requests: Sequence[Request]) -> list[bytes | None]:
+    def read_ranges(self, ranges: Sequence[ByteRange]) -> list[bytes | None]:
         """Read byte ranges; see `Files`."""
-        return [self._read(*request) for request in requests]
+        return [self._read(*wanted) for wanted in ranges]
 
     def _read(self, key: str, start: int, stop: int | None) -> bytes | None:
         try:
@@ -78,11 +78,11 @@ class RemoteFiles:
     def __init__(self, url: str):
         self._system, self._root = file_system(url)
 
-    def read_ranges(self, requests: Sequence[Request]) -> list[bytes | None]:
+    def read_ranges(self, ranges: Sequence[ByteRange]) -> list[bytes | None]:
         """Read byte ranges; see `Files`."""
-        if not requests:
+        if not ranges:
             return []
-        keys, starts, stops = zip(*requests, strict=True)
+        keys, starts, stops = zip(*ranges, strict=True)
         paths = [f"{self._root}/{key}" for key in keys]
         found = self._system.cat_ranges(paths, list(starts), list(stops), on_error="return")
         return [_data_or_none(value) for value in found]
@@ -103,10 +103,10 @@ def open_files(path: Location) -> Files:
 
 @dataclass(frozen=True)
 class _Run:
-    """Chunks that follow each other in one object: place of the first, what to read, and where each begins and ends."""
+    """Chunks that follow each other in one object: place of the first, bytes of all, where each begins and ends."""
 
     first: int
-    request: Request
+    span: ByteRange
     starts: list[int]
     stops: list[int | None]
 
@@ -210,7 +210,7 @@ class ArrayReader:
         runs = self._find(chunks)
         for gap in _gaps(runs, len(chunks)):
             self._fill_absent(out, gap, chunks)
-        for run, data in zip(runs, self._files.read_ranges([run.request for run in runs]), strict=True):
+        for run, data in zip(runs, self._files.read_ranges([run.span for run in runs]), strict=True):
             if data is None:
                 self._fill_absent(out, slice(run.first, run.first + len(run.starts)), chunks)
                 continue
@@ -246,9 +246,9 @@ class ArrayReader:
         for low, high in itertools.pairwise(borders):
             if low < high and present[low]:
                 origin = int(start[low])
-                request = (self._key.format(shard[low]), origin, int(stop[high - 1]))
+                span = (self._key.format(shard[low]), origin, int(stop[high - 1]))
                 ends = (stop[low:high] - origin).tolist()
-                runs.append(_Run(low, request, (start[low:high] - origin).tolist(), ends))
+                runs.append(_Run(low, span, (start[low:high] - origin).tolist(), ends))
         return runs
 
     def _index(self, shard: int) -> NDArray[np.uint64] | None:

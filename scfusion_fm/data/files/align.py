@@ -9,13 +9,13 @@ import pandas as pd
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from scfusion_fm.data.files.modalities import CellsFile, StoredModality
+from scfusion_fm.data.files.counts import CellsFile, StoredModality
 from scfusion_fm.data.schema import AlignedCells, Cells, ModalityCounts
 from scfusion_fm.data.vocabulary.names import MOUSE_ID
 from scfusion_fm.data.vocabulary.resolve import resolve_antibody_features, resolve_gene_features
 from scfusion_fm.data.vocabulary.vocabulary import Vocabulary
 
-MIN_HIT_RATE = 0.05  # below it the file is not of human genes: a few names are the same in every species
+MIN_HUMAN = 0.05  # below it the file is not of human genes: a few names are the same in every species
 NUM_EXAMPLES = 5
 
 
@@ -140,7 +140,7 @@ def _match_genes(cells: Cells | CellsFile, vocabulary: Vocabulary) -> np.ndarray
     is_unknown = (genes["match"] == "unknown").to_numpy()
     targets = _locate(genes.gene_id, vocabulary.gene_ids)
     examples = _examples(genes.index[is_unknown])
-    if 1 - is_unknown.mean() < MIN_HIT_RATE:
+    if 1 - is_unknown.mean() < MIN_HUMAN:
         raise ValueError(
             f"`{cells.path}` must name its genes by human Ensembl ids or symbols, got {len(genes):,} genes "
             f"of which {(~is_unknown).sum():,} resolve; unknown are {examples}. {_hint(genes.index)}"

@@ -1,19 +1,15 @@
-"""Which matrix of a file holds the counts of which modality, and reading it by rows."""
+"""Which matrix of a file holds the counts of which modality."""
 
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
-from numpy.typing import NDArray
 
+from scfusion_fm.data.files.counts import CellsFile, StoredModality, check_values
 from scfusion_fm.data.files.obs import check_obs_names, merge_obs
-from scfusion_fm.data.files.stored import StoredAnnData, StoredCsr, StoredMatrix, store_matrix
-from scfusion_fm.data.schema import ModalityCounts, check_counts
+from scfusion_fm.data.files.stored import StoredAnnData, store_matrix
 from scfusion_fm.data.vocabulary.resolve import (
     resolve_antibodies,
     resolve_antibody_features,
@@ -26,140 +22,8 @@ FEATURE_TYPES = {"rna": "Gene Expression", "adt": "Antibody Capture"}
 PROTEIN_OBSM_KEY = "protein_expression"
 # To tell genes from antibodies by name: share of the features that must resolve, lead over the other kind.
 ANY_ENSEMBL_GENE = r"ENS[A-Z]*G\d{6,}"
-MIN_HIT_RATE = 0.5
+MIN_RESOLVED = 0.5
 MIN_LEAD = 0.2
-BLOCK_ROWS = 4096  # rows that are read together where all are read
-
-
-@dataclass(frozen=True)
-class StoredModality:
-    """
-    Hold the counts of one modality, which stay in the file.
-
-    Parameters
-    ----------
-    matrix
-        Where they are.
-    var
-        Feature table of the file; its index holds the names in the file.
-    names
-        Names of the rows of the matrix.
-    name
-        What to call the matrix in errors.
-    slot
-        `layers["counts"]`, `.raw`, `X` or `obsm["protein_expression"]`.
-    largest
-        Largest value.
-    columns
-        Columns of the matrix that are features of this modality; all when None.
-    place
-        Row of the matrix of each cell of the file, -1 where the cell lacks the modality; all in order when None.
-    """
-
-    matrix: StoredMatrix
-    var: pd.DataFrame
-    names: pd.Index
-    name: str
-    slot: str
-    largest: float
-    columns: NDArray[np.int64] | None = None
-    place: NDArray[np.int64] | None = None
-
-    def __len__(self) -> int:
-        return self.matrix.shape[0] if self.place is None else len(self.place)
-
-    def read(self, start: int, stop: int) -> sp.csr_matrix:
-        """
-        Read the counts of neighbouring cells, float32, checked; empty rows for cells without the modality.
-
-        Raises
-        ------
-        ValueError
-            If they are no counts or the file is damaged.
-        """
-        counts = self._read_rows(start, stop) if self.place is None else self._read_placed(self.place[start:stop])
-        return counts if self.columns is None else counts[:, self.columns]
-
-    def blocks(self) -> Iterator[sp.csr_matrix]:
-        """Read all cells, block by block."""
-        for start in range(0, len(self), BLOCK_ROWS):
-            yield self.read(start, min(start + BLOCK_ROWS, len(self)))
-
-    def load(self) -> ModalityCounts:
-        """Read all cells into memory."""
-        counts = self.read(0, len(self))
-        present = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel() > 0
-        return ModalityCounts(counts, self.var, present, self.slot)
-
-    def put_in_order(self, targets: pd.Index) -> "StoredModality":
-        """Take the cells in the order of `targets`; those that the matrix lacks get empty rows."""
-        place = self.names.get_indexer(targets)
-        in_order = len(place) == len(self.names) and np.array_equal(place, np.arange(len(place)))
-        return self if in_order else replace(self, place=place)
-
-    def _read_placed(self, place: NDArray[np.int64]) -> sp.csr_matrix:
-        found = np.flatnonzero(place >= 0)
-        rows = place[found]
-        borders = np.flatnonzero(np.diff(np.sort(rows)) > BLOCK_ROWS) + 1  # small gaps are read along
-        runs = [run for run in np.split(np.sort(rows), borders) if len(run)]
-        counts = sp.csr_matrix((len(place), self.matrix.shape[1]), dtype=np.float32)
-        for run in runs:
-            here = found[(rows >= run[0]) & (rows <= run[-1])]
-            order = (np.ones(len(here), dtype=np.float32), (here, place[here] - run[0]))
-            length = int(run[-1] - run[0]) + 1
-            counts = counts + sp.csr_matrix(order, shape=(len(place), length)) @ self._read_rows(run[0], run[-1] + 1)
-        counts.sort_indices()
-        return counts
-
-    def _read_rows(self, start: int, stop: int) -> sp.csr_matrix:
-        with _refuse_damage(self.name):
-            rows = self.matrix.rows(start, stop)
-        return to_counts(rows, self.name)
-
-
-@dataclass(frozen=True)
-class CellsFile:
-    """
-    Hold an open file: annotation in memory, counts where they are.
-
-    Attributes
-    ----------
-    path
-        Path or URL.
-    obs
-        Annotation; its index holds unique barcodes.
-    rna, adt
-        The modalities that the file has, with a row per row of `obs`.
-    """
-
-    path: str
-    obs: pd.DataFrame
-    rna: StoredModality | None
-    adt: StoredModality | None
-
-
-def to_counts(matrix: Any, name: str) -> sp.csr_matrix:
-    """
-    Give raw counts as CSR in float32, without zeros.
-
-    Raises
-    ------
-    ValueError
-        If they are no counts, or the matrix is damaged.
-    """
-    if sp.issparse(matrix):
-        check_sparse(matrix, name)
-    check_counts(matrix, name)
-    counts = sp.csr_matrix(matrix, dtype=np.float32, copy=True)  # the container keeps its own
-    num_entries = counts.nnz
-    counts.sum_duplicates()
-    if counts.nnz < num_entries:
-        raise ValueError(
-            f"`{name}` must store each entry once, got {num_entries - counts.nnz:,} repeated entries. "
-            "The file may be damaged: write it again."
-        )
-    counts.eliminate_zeros()
-    return counts
 
 
 def select_modalities(mod: Mapping[str, StoredAnnData], obs: pd.DataFrame, modality: str, path: str) -> CellsFile:
@@ -251,7 +115,7 @@ def _find_protein_obsm(adata: StoredAnnData, path: str) -> StoredModality:
         raise ValueError(f"`{name}` must have columns, got none. Remove it or fill it.")
     var = pd.DataFrame(index=proteins.columns.astype(str))
     matrix = store_matrix(proteins.to_numpy())
-    largest = _check_values(matrix, name)
+    largest = check_values(matrix, name)
     return StoredModality(matrix, var, adata.obs_names.astype(str), name, slot, largest)
 
 
@@ -259,12 +123,12 @@ def _guess_modality(var: pd.DataFrame, path: str) -> str:
     if var.index.astype(str).str.match(ANY_ENSEMBL_GENE).mean() > 0.5:
         return "rna"  # of whatever species; the alignment tells which
     genes, antibodies = _hit_rates(var)
-    if max(genes, antibodies) < MIN_HIT_RATE:  # the names may stand in a column
+    if max(genes, antibodies) < MIN_RESOLVED:  # the names may stand in a column
         genes, antibodies = (
             (features["match"] != "unknown").mean()
             for features in (resolve_gene_features(var), resolve_antibody_features(var))
         )
-    if max(genes, antibodies) >= MIN_HIT_RATE and abs(genes - antibodies) >= MIN_LEAD:
+    if max(genes, antibodies) >= MIN_RESOLVED and abs(genes - antibodies) >= MIN_LEAD:
         return "rna" if genes > antibodies else "adt"
     names = list(var.index.astype(str))
     raise ValueError(
@@ -300,14 +164,14 @@ def _find_counts(adata: StoredAnnData, name: str) -> StoredModality:
     names = adata.obs_names.astype(str)
     if "counts" in adata.layers:
         matrix, slot = adata.layers["counts"], 'layers["counts"]'
-        largest = _check_values(matrix, f"{name}, {slot}")
+        largest = check_values(matrix, f"{name}, {slot}")
         return StoredModality(matrix, adata.var, names, f"{name}, {slot}", slot, largest)
     tried = []
     for slot, holder in ((".raw", adata.raw), ("X", adata)):
         if holder is None or holder.X is None:
             continue
         try:
-            largest = _check_values(holder.X, f"{name}, {slot}")
+            largest = check_values(holder.X, f"{name}, {slot}")
         except ValueError as error:
             tried.append(str(error))
             continue
@@ -319,29 +183,6 @@ def _find_counts(adata: StoredAnnData, name: str) -> StoredModality:
     )
 
 
-def _check_values(matrix: StoredMatrix, name: str) -> float:
-    """Check all stored values of a matrix, block by block; give the largest."""
-    largest = 0.0
-    if isinstance(matrix, StoredCsr) and isinstance(matrix.indices, np.ndarray):
-        check_sparse(matrix.rows(0, matrix.shape[0]), name)
-    with _refuse_damage(name):
-        for block in matrix.values():
-            check_counts(block, name)
-            largest = max(largest, float(np.max(block, initial=0)))
-    return largest
-
-
-@contextmanager
-def _refuse_damage(name: str) -> Iterator[None]:
-    """Turn what HDF5 and the codecs of zarr raise on broken chunks into an error for users."""
-    try:
-        yield
-    except (OSError, RuntimeError) as error:
-        raise ValueError(
-            f"`{name}` must be readable, got {type(error).__name__}: {error}. The file may be damaged: copy it again."
-        ) from error
-
-
 def _complete_raw_var(adata: StoredAnnData) -> pd.DataFrame:
     """Give the features of .raw the columns that only `adata.var` has, where all of them are known there."""
     var = adata.raw.var
@@ -349,26 +190,6 @@ def _complete_raw_var(adata: StoredAnnData) -> pd.DataFrame:
     if adata.var_names.is_unique and var.index.isin(adata.var_names).all():
         return pd.concat([var, adata.var.loc[var.index, missing]], axis=1)
     return var
-
-
-def check_sparse(matrix: Any, name: str) -> None:
-    """
-    Check that all indices lie inside the matrix; compiled code would read beyond it.
-
-    Raises
-    ------
-    ValueError
-        If some do not.
-    """
-    try:
-        matrix.check_format(full_check=True)
-        if (np.diff(matrix.indptr.astype(np.int64)) < 0).any():  # which scipy misses where 32 bits overflow
-            raise ValueError("index pointer values must not decrease")
-    except ValueError as error:
-        raise ValueError(
-            f"`{name}` must be a valid sparse matrix, got one whose indices do not fit ({error}). "
-            "The file may be damaged: write it again."
-        ) from error
 
 
 def _check_overlap(tables: dict[str, StoredModality], path: str, num_obs: int) -> None:

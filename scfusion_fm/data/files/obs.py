@@ -1,10 +1,6 @@
 """Bring the modalities of a file onto one list of cells."""
 
-import numpy as np
 import pandas as pd
-import scipy.sparse as sp
-
-from scfusion_fm.data.schema import ModalityCounts
 
 
 def check_obs_names(names: pd.Index, where: str) -> None:
@@ -23,22 +19,6 @@ def check_obs_names(names: pd.Index, where: str) -> None:
             f"`obs_names` must be unique, got {repeated[0]!r} and {len(repeated) - 1:,} more repeated names "
             f"in {where}. Rename the cells, for example by appending the sample to the barcode."
         )
-
-
-def align_rows(
-    matrix: sp.csr_matrix, var: pd.DataFrame, names: pd.Index, targets: pd.Index, slot: str
-) -> ModalityCounts:
-    """Put the rows of a matrix in the order of `targets`; cells that it lacks get empty rows."""
-    rows = names.get_indexer(targets)
-    found = np.flatnonzero(rows >= 0)
-    if not np.array_equal(rows, np.arange(len(names))):
-        place = sp.csr_matrix(
-            (np.ones(len(found), dtype=np.float32), (found, rows[found])), shape=(len(targets), len(names))
-        )
-        matrix = sp.csr_matrix(place @ matrix)
-        matrix.sort_indices()
-    present = np.asarray(matrix.sum(axis=1, dtype=np.float64)).ravel() > 0
-    return ModalityCounts(matrix, var, present, slot)
 
 
 def merge_obs(shared: pd.DataFrame, modalities: dict[str, pd.DataFrame]) -> pd.DataFrame:

@@ -9,7 +9,8 @@ import h5py
 import mudata
 import zarr
 
-from scfusion_fm.data.files.modalities import PROTEIN_OBSM_KEY, CellsFile, select_features, select_modalities
+from scfusion_fm.data.files.counts import CellsFile
+from scfusion_fm.data.files.modalities import PROTEIN_OBSM_KEY, select_features, select_modalities
 from scfusion_fm.data.files.obs import check_obs_names
 from scfusion_fm.data.files.stored import StoredAnnData, open_10x, open_anndata, open_root, store_anndata
 from scfusion_fm.data.locations import Location, check_exists, file_system, is_remote, suffix_of, zarr_store

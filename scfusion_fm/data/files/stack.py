@@ -8,9 +8,7 @@ import pandas as pd
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from scfusion_fm.data.schema import AlignedCells
-
-DATASET = "dataset"
+from scfusion_fm.data.schema import DATASET, AlignedCells
 
 
 @dataclass

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scfusion_fm.data.hashing import hash_keys
 from scfusion_fm.data.schema import AlignedCells
 
-BLOCK_ROWS = 1024
+HASHED_ROWS = 1024  # cells that are hashed together
 MIN_BITS = 40  # a cell whose counts take fewer binary digits may equal another by chance
 
 
@@ -57,8 +57,8 @@ def fingerprint_rows(counts: sp.csr_matrix, feature_keys: NDArray[np.uint64]) ->
     if len(feature_keys) != counts.shape[1]:
         raise ValueError(f"`feature_keys` must have one key per column ({counts.shape[1]}), got {len(feature_keys)}.")
     found = np.zeros(counts.shape[0], dtype=np.uint64)
-    for start in range(0, counts.shape[0], BLOCK_ROWS):
-        indptr = counts.indptr[start : start + BLOCK_ROWS + 1].astype(np.int64)
+    for start in range(0, counts.shape[0], HASHED_ROWS):
+        indptr = counts.indptr[start : start + HASHED_ROWS + 1].astype(np.int64)
         entries = slice(indptr[0], indptr[-1])
         values = counts.data[entries]
         hashes = hash_keys(feature_keys[counts.indices[entries]], values)

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from scfusion_fm.data.atlas.atlas import read_manifest
 from scfusion_fm.data.locations import Location, zarr_store
+from scfusion_fm.data.split import SPLITS
 
-BLOCK_ROWS = 65_536
-SPLITS = ("train", "val", "test")
+SUMMED_ROWS = 65_536  # cells whose counts are summed together
 
 
 @dataclass
@@ -140,7 +140,7 @@ def summarise_atlas(path: Location) -> AtlasSummary:
 
 def _sum_rows(array: zarr.Array, number: int) -> NDArray[np.int64]:
     """Sum the first rows, some at a time."""
-    blocks = (array[i : min(i + BLOCK_ROWS, number)] for i in range(0, number, BLOCK_ROWS))
+    blocks = (array[i : min(i + SUMMED_ROWS, number)] for i in range(0, number, SUMMED_ROWS))
     parts = [block.sum(axis=1, dtype=np.int64) for block in blocks]
     return np.concatenate(parts)
 

@@ -4,9 +4,7 @@ All that is unfinished lies in a working directory beside the atlas. The same co
 were surveyed, pieces and shards that were written are not touched again. The atlas appears, or grows, at the end.
 """
 
-import dataclasses
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -14,101 +12,93 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from scfusion_fm.config.prepare import PrepareConfig, SourceConfig
 from scfusion_fm.data.atlas.atlas import MANIFEST, read_manifest
-from scfusion_fm.data.engines import Engine
-from scfusion_fm.data.files.align import match_features, warn_empty_cells
-from scfusion_fm.data.files.modalities import CellsFile
+from scfusion_fm.data.files.align import warn_empty_cells
 from scfusion_fm.data.files.stored import close_files
-from scfusion_fm.data.locations import Location, absolute, check_new_path, exists, is_remote, state_of
-from scfusion_fm.data.prepare.merge import build_manifest, publish, stage_store
-from scfusion_fm.data.prepare.pieces import (
-    FileReader,
-    Piece,
-    PieceSource,
-    PieceTask,
-    load_source,
-    save_source,
-    write_piece,
+from scfusion_fm.data.locations import absolute, check_new_path, exists, is_remote
+from scfusion_fm.data.prepare.merge import build_manifest, describe_dataset, publish, stage_store
+from scfusion_fm.data.prepare.pieces import Piece, PieceSource, PieceTask, load_source, save_source, write_piece
+from scfusion_fm.data.prepare.plan import AtlasPlan, PlannedSource, identify_work, shared_settings
+from scfusion_fm.data.prepare.sources import (
+    Origin,
+    check_config,
+    check_fits,
+    complete_source,
+    describe_file,
+    match_source,
+    survey_source,
 )
-from scfusion_fm.data.prepare.recipe import AtlasRecipe, Source, atlas_obs, describe, survey_source
 from scfusion_fm.data.prepare.store import NewDataset, consolidate, plan_shards, write_shard
 from scfusion_fm.data.vocabulary.vocabulary import Vocabulary, build_vocabulary
+from scfusion_fm.data.workers import Workers
 
+PLAN = "plan.json"
 Report = Callable[[str], None]
-_SUMS = {"cells": "rows", "values": "values"}
 
 
 def prepare_atlas(
-    recipe: AtlasRecipe,
-    output: Location,
-    engine: Engine | None = None,
-    work: Path | None = None,
+    config: PrepareConfig,
     append: bool = False,
+    task: tuple[int, int] | None = None,
+    merge: bool = False,
     report: Report = print,
-) -> dict:
+) -> dict | None:
     """
     Write an atlas from files; it appears when it is complete, or not at all.
 
     Parameters
     ----------
-    recipe
-        Files, vocabulary, split and seed.
-    output
-        Directory or URL of the new atlas.
-    engine
-        Where tasks run; in this process by default.
-    work
-        Working directory, on a file system that all workers see; beside a local output by default.
+    config
+        Files, where the atlas goes, vocabulary, split and workers.
     append
         Add the sources that an existing atlas lacks, instead of writing a new one.
+    task
+        (i, n): write the i-th of n shares of the pieces, counted from 0, and stop; other processes write the others.
+    merge
+        Make the atlas of the pieces that such tasks wrote.
     report
         Receives progress lines.
 
     Returns
     -------
-    The manifest.
+    The manifest of the atlas; None of a task.
 
     Raises
     ------
     ValueError
-        If `output` exists (or does not, with `append`), the recipe contradicts the atlas or unfinished work, or a
+        If `output` exists (or does not, with `append`), the settings contradict the atlas or unfinished work, or a
         file is refused by its reader.
     """
-    job = AtlasJob(recipe, output, engine or Engine(), work, append, report)
+    if task is not None and merge:
+        raise ValueError("`--task` and `--merge` are steps of their own, got both; merge when all tasks are done.")
+    job = AtlasJob(config, append, report)
     try:
         if not job.plan():
-            return read_manifest(output)
-        job.write_pieces()
-        return job.merge()
+            return read_manifest(job.output)
+        if not merge:
+            job.write_pieces(task or (0, 1))
+        return None if task else job.merge()
     finally:
         close_files()
 
 
-@dataclass
 class AtlasJob:
     """Write an atlas in steps; the parameters are those of `prepare_atlas`."""
 
-    recipe: AtlasRecipe
-    output: Location
-    engine: Engine = field(default_factory=Engine)
-    work: Path | None = None
-    append: bool = False
-    report: Report = print
-    _plan: dict[str, Any] = field(default_factory=dict, repr=False)
-
-    def __post_init__(self):
-        self.recipe.check()
-        if self.work is None:
-            place = Path(str(self.output).rstrip("/"))
-            parent = Path() if is_remote(self.output) else place.parent
-            self.work = parent / f".{place.name}.work"
-        self.output, self.work = absolute(self.output), Path(absolute(self.work))
+    def __init__(self, config: PrepareConfig, append: bool = False, report: Report = print):
+        self.config, self.append, self.report = config, append, report
+        self.sources = [complete_source(source) for source in config.sources]
+        check_config(config, self.sources)
+        self.workers = Workers(config.workers, config.dask)
+        self.output = absolute(config.output)
+        place = Path(self.output.rstrip("/"))
+        parent = Path() if is_remote(self.output) else place.parent
+        self.work = Path(absolute(config.work_dir or parent / f".{place.name}.work"))
+        self._plan: AtlasPlan | None = None
 
     def plan(self) -> bool:
         """
@@ -122,13 +112,13 @@ class AtlasJob:
             return False
         base = self._base()
         known = {s["name"] for s in base["sources"]} if base else set()
-        sources = [s for s in self.recipe.sources if s.name not in known]
+        sources = [s for s in self.sources if s.name not in known]
         if not sources:
             raise ValueError(f"`sources` must name data sets that the atlas lacks, got only {sorted(known)}.")
-        self.take_up(_identity(self.recipe, sources, base), lambda: self._survey(sources, base))
+        self.take_up(identify_work(self.config, sources, base), lambda: self._survey(sources, base))
         return True
 
-    def take_up(self, identity: dict, make: Callable[[], tuple[list[PieceSource], list[dict]]]) -> None:
+    def take_up(self, identity: dict[str, Any], make: Callable[[], list[tuple[PieceSource, Origin]]]) -> None:
         """
         Go on with the plan of unfinished work, or save a new one.
 
@@ -144,18 +134,18 @@ class AtlasJob:
         ValueError
             If there is unfinished work that depends on something else, or the directory is in use.
         """
-        file = self.work / "plan.json"
+        file = self.work / PLAN
         if not file.exists():
             if self.work.exists() and any(self.work.iterdir()):
                 raise ValueError(
                     f"`work_dir` must be new, empty or that of unfinished work, got {str(self.work)!r} with "
                     "other files."
                 )
-            self._save_plan(identity, *make())
-        self._plan = json.loads(file.read_text())
-        if self._plan["identity"] != identity:
+            self._save_plan(identity, make())
+        self._plan = AtlasPlan.load(file)
+        if self._plan.identity != identity:
             raise ValueError(
-                f"`output` {str(self.output)!r} has unfinished work of another recipe, or of sources that have changed "
+                f"`output` {self.output!r} has unfinished work of another recipe, or of sources that have changed "
                 f"since, in {str(self.work)!r}. Finish it with the old settings and files, or remove that directory."
             )
 
@@ -166,7 +156,7 @@ class AtlasJob:
         if len(missing) < len(tasks):
             self.report(f"pieces: {len(tasks) - len(missing)} of {len(tasks)} are there already")
         with self._lock(shared=share[1] > 1):
-            self.engine.run(write_piece, missing, self.report, "pieces")
+            self.workers.run(write_piece, missing, self.report, "pieces")
 
     def merge(self) -> dict:
         """
@@ -197,7 +187,7 @@ class AtlasJob:
         """Refuse to add to an atlas that is another one than when the work was planned."""
         if not self.append:
             return
-        found, planned = read_manifest(self.output)["fingerprint"], self._plan["identity"]["base"]
+        found, planned = read_manifest(self.output)["fingerprint"], self._plan.identity["base"]
         if found != planned:
             raise ValueError(
                 f"`output` {self.output!r} has changed since this work was planned: another process has added to it. "
@@ -223,7 +213,7 @@ class AtlasJob:
             check_new_path(self.output, "output")
             return None
         base = read_manifest(self.output)
-        ours = _rule(self.recipe)
+        ours = shared_settings(self.config)
         if ours != base["recipe"]:
             changed = {k: f"{base['recipe'].get(k)} -> {ours[k]}" for k in ours if ours[k] != base["recipe"].get(k)}
             raise ValueError(
@@ -231,86 +221,64 @@ class AtlasJob:
             )
         return base
 
-    def _survey(self, sources: list[Source], base: dict | None) -> tuple[list[PieceSource], list[dict]]:
+    def _survey(self, sources: list[SourceConfig], base: dict | None) -> list[tuple[PieceSource, Origin]]:
         """Look through the files, and find their features in the vocabulary."""
-        surveys = self.engine.run(survey_source, sources, self.report, "sources read")
+        surveys = self.workers.run(survey_source, sources, self.report, "sources read")
         for source, survey in zip(sources, surveys, strict=True):
             for message in survey.warnings:
                 warnings.warn(message, UserWarning, stacklevel=3)
-            self.report(f"{source.name}: {describe(survey.file)}")
+            self.report(f"{source.name}: {describe_file(survey.file)}")
             if base is not None:
-                _check_fits(survey.file, base["types"])
+                check_fits(survey.file, base["types"])
         if base is None:
             files = [survey.file for survey in surveys]
-            vocabulary = build_vocabulary(files, genes=self.recipe.genes, proteins=self.recipe.proteins)
+            vocabulary = build_vocabulary(files, genes=self.config.genes, proteins=self.config.proteins)
         else:
             vocabulary = Vocabulary(**base["vocabulary"])
         self.report(f"vocabulary: {vocabulary.num_genes} genes, {vocabulary.num_proteins} proteins")
-        prepared, records = [], []
-        for source, survey in zip(sources, surveys, strict=True):
-            alignment = match_features(survey.file, vocabulary)
-            prepared.append(
-                PieceSource(
-                    name=source.name,
-                    reader=FileReader(survey.file, alignment),
-                    obs=atlas_obs(self.recipe, source.name, survey.file.obs),
-                    rna_observed=alignment.rna_observed,
-                    adt_observed=alignment.adt_observed,
-                    vocabulary=vocabulary,
-                    seed=self.recipe.seed,
-                    path=source.path,
-                    state=state_of(source.path),
-                )
-            )
-            records.append(
-                {
-                    "file": Path(str(source.path)).name,
-                    "sha256": survey.sha256,
-                    "licence": source.licence,
-                    "reference": source.reference,
-                }
-            )
-        return prepared, records
+        pairs = zip(sources, surveys, strict=True)
+        return [match_source(self.config, source, survey, vocabulary) for source, survey in pairs]
 
-    def _save_plan(self, identity: dict, sources: list[PieceSource], records: list[dict]) -> None:
+    def _save_plan(self, identity: dict[str, Any], sources: list[tuple[PieceSource, Origin]]) -> None:
         """Write the plan, all of it or nothing."""
-        facts = [{"name": s.name, "num_pieces": s.num_pieces, **r} for s, r in zip(sources, records, strict=True)]
-        plan = {"identity": identity, "vocabulary": sources[0].vocabulary.to_dict(), "sources": facts}
+        planned = [PlannedSource(source.name, source.num_pieces, origin) for source, origin in sources]
         self.work.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f"{self.work.name}-", dir=self.work.parent))
         try:
-            for number, source in enumerate(sources):
+            for number, (source, _) in enumerate(sources):
                 save_source(scratch, number, source)
-            (scratch / "plan.json").write_text(json.dumps(plan))
+            AtlasPlan(identity, sources[0][0].vocabulary, planned).save(scratch / PLAN)
             scratch.rename(self.work)
         except BaseException:
             shutil.rmtree(scratch)
-            if not (self.work / "plan.json").exists():  # another process may have been as far
+            if not (self.work / PLAN).exists():  # another process may have been as far
                 raise
 
     def _piece_tasks(self) -> list[PieceTask]:
-        return [PieceTask(self.work, s, p) for s, x in enumerate(self._plan["sources"]) for p in range(x["num_pieces"])]
+        planned = enumerate(self._plan.sources)
+        return [PieceTask(self.work, number, p) for number, source in planned for p in range(source.num_pieces)]
 
     def _fill(self, store: Path) -> None:
         """Make the store in the working directory: grown by annotation and panels, then shard by shard."""
         datasets = self._datasets()
         pieces = [piece for dataset in datasets for piece in dataset.pieces]
-        vocabulary, done = Vocabulary(**self._plan["vocabulary"]), self.work / "done"
+        vocabulary, done = self._plan.vocabulary, self.work / "done"
         base = read_manifest(self.output) if self.append else None
         if not done.exists():
-            stage_store(store, self.output if self.append else None, vocabulary, self.recipe, datasets)
+            stage_store(store, self.output if self.append else None, vocabulary, self.config, datasets)
             done.mkdir()
         shards = [task for task in plan_shards(store, pieces, done) if not task.done.exists()]
-        self.engine.run(write_shard, shards, self.report, "shards")
+        self.workers.run(write_shard, shards, self.report, "shards")
         consolidate(store)
-        records = [_describe(r, d) for r, d in zip(self._plan["sources"], datasets, strict=True)]
-        build_manifest(store, base, vocabulary, _rule(self.recipe), records)
+        origins = [source.origin for source in self._plan.sources]
+        described = [describe_dataset(*pair) for pair in zip(datasets, origins, strict=True)]
+        build_manifest(store, base, vocabulary, shared_settings(self.config), described)
         (self.work / "ready").touch()
 
     def _datasets(self) -> list[NewDataset]:
         tasks = self._piece_tasks()
         datasets = []
-        for number, record in enumerate(self._plan["sources"]):
+        for number, planned in enumerate(self._plan.sources):
             pieces = [Piece.open(task.path) for task in tasks if task.source == number]
             source = load_source(self.work, number)
             datasets.append(NewDataset(source.name, pieces, source.rna_observed, source.adt_observed))
@@ -318,10 +286,10 @@ class AtlasJob:
             rows = sum(piece.record.rows for piece in pieces)
             if empty == rows:
                 raise ValueError(
-                    f"`{record['file']}` must have counts of genes or proteins of the vocabulary, got none in its "
+                    f"`{planned.origin.file}` must have counts of genes or proteins of the vocabulary, got none in its "
                     f"{rows:,} cells. Leave it out."
                 )
-            warn_empty_cells(empty, rows, record["file"])
+            warn_empty_cells(empty, rows, planned.origin.file)
         return datasets
 
     @contextmanager
@@ -332,24 +300,13 @@ class AtlasJob:
                 fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise ValueError(
-                    f"`output` {str(self.output)!r} is being written by another process; wait for it or stop it."
+                    f"`output` {self.output!r} is being written by another process; wait for it or stop it."
                 ) from error
             yield
 
 
-def _check_fits(file: CellsFile, types: dict[str, str]) -> None:
-    """Refuse counts that an atlas cannot hold before anything is written."""
-    for name, modality in (("rna", file.rna), ("adt", file.adt)):
-        limit = np.iinfo(types[name]).max
-        if modality is not None and modality.largest > limit:
-            raise ValueError(
-                f"`--append` must add {name} counts up to {limit:,}, which this atlas holds, got "
-                f"{modality.largest:,.0f} in {modality.name}. Prepare the atlas anew with all sources."
-            )
-
-
 @contextmanager
-def _lock_atlas(output: Location, append: bool):
+def _lock_atlas(output: str, append: bool):
     """Keep other processes from adding to the same atlas; an object store knows no locks."""
     if not append or is_remote(output):
         yield
@@ -362,34 +319,3 @@ def _lock_atlas(output: Location, append: bool):
         raise ValueError(f"`output` {output!r} is being written by another process; wait for it or stop it.") from error
     finally:
         os.close(directory)
-
-
-def _is_published(staged: Path, output: Location) -> bool:
-    return read_manifest(output)["fingerprint"] == json.loads(staged.read_text())["fingerprint"]
-
-
-def _identity(recipe: AtlasRecipe, sources: list[Source], base: dict | None) -> dict:
-    """Collect what unfinished work depends on, as JSON gives it back."""
-    facts = {
-        "rule": _rule(recipe),
-        "sources": [dataclasses.asdict(s) | {"path": str(s.path), "state": state_of(s.path)} for s in sources],
-        "base": base["fingerprint"] if base else None,
-    }
-    return json.loads(json.dumps(facts))
-
-
-def _rule(recipe: AtlasRecipe) -> dict:
-    """Give the settings that all sources of an atlas share."""
-    rule = {k: v for k, v in dataclasses.asdict(recipe).items() if k != "sources"}
-    return rule | {"obs_columns": list(recipe.obs_columns)}
-
-
-def _describe(record: dict, dataset: NewDataset) -> dict:
-    """Say in the manifest what a data set holds, and identify its content by digests."""
-    pieces = [piece.record for piece in dataset.pieces]
-    facts = {key: value for key, value in record.items() if key != "num_pieces"}
-    facts |= {key: sum(getattr(p, attribute) for p in pieces) for key, attribute in _SUMS.items()}
-    facts |= {f"cells_{key}": sum(p.cells[key] for p in pieces) for key in ("with_rna", "with_adt")}
-    facts["panels_sha256"] = hashlib.sha256(dataset.rna_observed.tobytes() + dataset.adt_observed.tobytes()).hexdigest()
-    facts |= {"genes": int(dataset.rna_observed.sum()), "proteins": int(dataset.adt_observed.sum())}
-    return facts | {"pieces": [p.digest for p in pieces]}

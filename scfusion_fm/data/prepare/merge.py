@@ -5,16 +5,18 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import zarr
 
+from scfusion_fm.config.prepare import PrepareConfig
 from scfusion_fm.data.atlas.atlas import FORMAT, FORMAT_VERSION, MANIFEST, read_manifest
 from scfusion_fm.data.locations import Location, checksum, file_system, is_remote
-from scfusion_fm.data.prepare.recipe import AtlasRecipe
-from scfusion_fm.data.prepare.store import CHUNK_ROWS, NewDataset, StoreShape, create_store, cut_store, grow_store
+from scfusion_fm.data.prepare.sources import Origin
+from scfusion_fm.data.prepare.store import RNA_CHUNK_ROWS, NewDataset, StoreShape, create_store, cut_store, grow_store
 from scfusion_fm.data.vocabulary.vocabulary import Vocabulary
 
 METADATA = "zarr.json"
@@ -22,7 +24,7 @@ MIN_CHUNK_VALUES = 1024
 
 
 def stage_store(
-    store: Path, base: Location | None, vocabulary: Vocabulary, recipe: AtlasRecipe, datasets: Sequence[NewDataset]
+    store: Path, base: Location | None, vocabulary: Vocabulary, config: PrepareConfig, datasets: Sequence[NewDataset]
 ) -> None:
     """
     Make a store that lacks only the bulk of new data sets: a new one, or one that continues an atlas.
@@ -37,17 +39,48 @@ def stage_store(
     largest = {"rna": max(r.largest_rna for r in records), "adt": max(r.largest_adt for r in records)}
     if base is None:
         rows, values = sum(r.rows for r in records), sum(r.values for r in records)
-        chunk = max(CHUNK_ROWS * values // rows, MIN_CHUNK_VALUES)
+        chunk = max(RNA_CHUNK_ROWS * values // rows, MIN_CHUNK_VALUES)
         types = [_narrowest(largest[key]) for key in ("rna", "adt")]
-        create_store(store, StoreShape(vocabulary, tuple(recipe.obs_columns), chunk, *types, recipe.codec))
+        create_store(store, StoreShape(vocabulary, tuple(config.obs_columns), chunk, *types, config.codec))
     else:
         _copy_edges(base, store, read_manifest(base))
         _check_types(store, largest)
     grow_store(store, datasets)
 
 
-def build_manifest(store: Path, base: dict | None, vocabulary: Vocabulary, rule: dict, records: list[dict]) -> None:
-    """Describe a finished store in its manifest: sources, cells, fingerprint, and a checksum per file."""
+def describe_dataset(dataset: NewDataset, origin: Origin) -> dict:
+    """Say in the manifest what a data set holds, and identify its content by digests."""
+    pieces = [piece.record for piece in dataset.pieces]
+    panels = dataset.rna_observed.tobytes() + dataset.adt_observed.tobytes()
+    return {
+        "name": dataset.name,
+        **asdict(origin),
+        "cells": sum(piece.rows for piece in pieces),
+        "values": sum(piece.values for piece in pieces),
+        "cells_with_rna": sum(piece.cells["with_rna"] for piece in pieces),
+        "cells_with_adt": sum(piece.cells["with_adt"] for piece in pieces),
+        "panels_sha256": hashlib.sha256(panels).hexdigest(),
+        "genes": int(dataset.rna_observed.sum()),
+        "proteins": int(dataset.adt_observed.sum()),
+        "pieces": [piece.digest for piece in pieces],
+    }
+
+
+def build_manifest(store: Path, base: dict | None, vocabulary: Vocabulary, settings: dict, records: list[dict]) -> None:
+    """
+    Describe a finished store in its manifest: sources, cells, fingerprint, and a checksum per file.
+
+    Parameters
+    ----------
+    store
+        The finished store.
+    base
+        Manifest of the atlas that grows; None for a new one.
+    vocabulary, settings
+        Genes and proteins, and the settings that all sources share.
+    records
+        What `describe_dataset` says of each new data set.
+    """
     root = zarr.open_group(store, mode="r")
     first, number = base["num_cells"] if base else 0, root["obs/split/codes"].shape[0]
     categories = root["obs/split/categories"][:]
@@ -71,8 +104,8 @@ def build_manifest(store: Path, base: dict | None, vocabulary: Vocabulary, rule:
         "num_proteins": vocabulary.num_proteins,
         "types": {"rna": root["X/data"].dtype.name, "adt": root["obsm/adt"].dtype.name},
         "cells_per_split": counts,
-        "fingerprint": fingerprint(vocabulary, sources),
-        "recipe": rule,
+        "fingerprint": identify_content(vocabulary, sources),
+        "recipe": settings,
         "sources": sources,
         "files": (base["files"] if base else {}) | files,
         "vocabulary_sha256": vocabulary.fingerprint(),
@@ -81,7 +114,7 @@ def build_manifest(store: Path, base: dict | None, vocabulary: Vocabulary, rule:
     (store / MANIFEST).write_text(json.dumps(manifest, indent=1))
 
 
-def fingerprint(vocabulary: Vocabulary, sources: Sequence[dict]) -> str:
+def identify_content(vocabulary: Vocabulary, sources: Sequence[dict]) -> str:
     """Identify the content of an atlas, whatever codec, chunks and workers wrote it: cells, order, counts, split."""
     digest = hashlib.sha256(vocabulary.fingerprint().encode())
     for source in sources:

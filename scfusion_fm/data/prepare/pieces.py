@@ -24,16 +24,16 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from scfusion_fm.data.files.align import Alignment
-from scfusion_fm.data.files.modalities import CellsFile
+from scfusion_fm.data.files.counts import CellsFile
 from scfusion_fm.data.fingerprints.cells import feature_keys, fingerprint_rows
 from scfusion_fm.data.hashing import hash_keys
 from scfusion_fm.data.locations import state_of
+from scfusion_fm.data.split import SPLITS
 from scfusion_fm.data.vocabulary.vocabulary import Vocabulary
 
-CHUNK_ROWS = 256  # neighbours in the source that are read together
+SOURCE_CHUNK_ROWS = 256  # neighbours in the source that are read together
 PIECE_VALUES = 2**25  # most counts of a piece, which stay in memory
 PIECE_ROWS = 2**16  # most cells of a piece
-SPLITS = ("train", "val", "test")
 _CHUNKS, _CELLS = 21, 22  # streams of random numbers
 
 
@@ -157,12 +157,12 @@ class PieceSource:
     def chunks_per_piece(self) -> int:
         """How many chunks of neighbours make a piece."""
         rows = min(PIECE_VALUES / max(self.reader.mean_values, 1.0), PIECE_ROWS)
-        return max(int(rows) // CHUNK_ROWS, 1)
+        return max(int(rows) // SOURCE_CHUNK_ROWS, 1)
 
     @property
     def num_chunks(self) -> int:
         """Number of chunks of neighbours."""
-        return -(-len(self.obs) // CHUNK_ROWS)
+        return -(-len(self.obs) // SOURCE_CHUNK_ROWS)
 
     @property
     def num_pieces(self) -> int:
@@ -248,7 +248,7 @@ def write_piece(task: PieceTask) -> None:
     source.check_unchanged()
     rows, blocks = [], []
     for chunk in source.chunks_of(task.piece):
-        start, stop = chunk * CHUNK_ROWS, min((chunk + 1) * CHUNK_ROWS, len(source.obs))
+        start, stop = chunk * SOURCE_CHUNK_ROWS, min((chunk + 1) * SOURCE_CHUNK_ROWS, len(source.obs))
         rows.append(np.arange(start, stop))
         blocks.append(_narrow(source.reader.read(start, stop)))
     rows = np.concatenate(rows)

@@ -23,8 +23,8 @@ from zarr.errors import ZarrUserWarning
 from scfusion_fm.data.prepare.pieces import Piece
 from scfusion_fm.data.vocabulary.vocabulary import Vocabulary
 
-BLOCK_ROWS = 64  # cells of a chunk of `obsm/adt`
-CHUNK_ROWS = 16  # cells of a chunk of `X`, about: cheap to read at random, and as compact as larger ones
+ADT_CHUNK_ROWS = 64  # cells of a chunk of `obsm/adt`
+RNA_CHUNK_ROWS = 16  # cells of a chunk of `X`, about: cheap to read at random, and as compact as larger ones
 CHUNKS_PER_SHARD = 2048  # a shard of `X` holds about 30,000 cells
 COLUMN_CHUNK = 2**16  # entries of a chunk of a column of obs
 TEXT = zarr.dtype.VariableLengthUTF8()
@@ -100,7 +100,7 @@ def _create_matrices(root: zarr.Group, shape: StoreShape) -> None:
         _create_array(x, name, kind, (0,), (shape.chunk_values,), CHUNKS_PER_SHARD, blosc)
     _create_array(x, "indptr", "int64", (0,), (COLUMN_CHUNK,), 64, blosc)
     attributes = _encoding("array", "0.2.0")
-    chunks = (BLOCK_ROWS, max(num_proteins, 1))
+    chunks = (ADT_CHUNK_ROWS, max(num_proteins, 1))
     adt = _create_array(_group(root, "obsm"), "adt", shape.adt_type, (0, num_proteins), chunks, CHUNKS_PER_SHARD, blosc)
     adt.attrs.update(attributes)
     for group, name, size in ((_group(root, "varm"), "rna_panel", num_genes), (root["uns/adt"], "panel", num_proteins)):

@@ -2,15 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 
-from scfusion_fm.data.engines import Engine
+from scfusion_fm.config.prepare import PrepareConfig, SourceConfig
+from scfusion_fm.config.split import SplitConfig
 from scfusion_fm.data.locations import Location, check_new_path
 from scfusion_fm.data.prepare.job import AtlasJob
 from scfusion_fm.data.prepare.pieces import CountsBlock, PieceSource
-from scfusion_fm.data.prepare.recipe import AtlasRecipe, Source, SplitRule, atlas_obs
+from scfusion_fm.data.prepare.sources import Origin, atlas_obs
 from scfusion_fm.data.prepare.synthetic import SyntheticSource
 
 OBS_COLUMNS = ("plate", "cell_type")
@@ -59,8 +59,7 @@ class SyntheticReader:
 def synthesize_atlas(
     settings: SyntheticSettings,
     output: Location,
-    engine: Engine | None = None,
-    work: Path | None = None,
+    workers: int = 1,
     report: Callable[[str], None] = print,
 ) -> dict:
     """
@@ -70,8 +69,12 @@ def synthesize_atlas(
     ----------
     settings
         Which cells.
-    output, engine, work, report
-        As in `prepare_atlas`.
+    output
+        Directory or URL of the new atlas.
+    workers
+        Processes that write at a time.
+    report
+        Receives progress lines.
 
     Returns
     -------
@@ -84,29 +87,32 @@ def synthesize_atlas(
     """
     check_new_path(output, "output")
     source = SyntheticSource(**asdict(settings))
-    sources = [Source("made up", name) for name in source.dataset_names]
-    recipe = AtlasRecipe(sources, obs_columns=OBS_COLUMNS, split=SplitRule(0.0, 0.0))  # all cells are for training
-    job = AtlasJob(recipe, output, engine or Engine(), work, report=report)
-    job.take_up({"synthetic": asdict(settings)}, lambda: _make_sources(source, recipe))
+    config = PrepareConfig(
+        output=output,
+        sources=[SourceConfig("made up", name) for name in source.dataset_names],
+        obs_columns=list(OBS_COLUMNS),
+        split=SplitConfig(0.0, 0.0),  # all cells are for training
+        workers=workers,
+    )
+    job = AtlasJob(config, report=report)
+    job.take_up({"synthetic": asdict(settings)}, lambda: _make_sources(source, config))
     job.write_pieces()
     return job.merge()
 
 
-def _make_sources(source: SyntheticSource, recipe: AtlasRecipe) -> tuple[list[PieceSource], list[dict]]:
+def _make_sources(source: SyntheticSource, config: PrepareConfig) -> list[tuple[PieceSource, Origin]]:
     obs = source.obs(0, source.n_obs)
-    prepared, records = [], []
+    made = []
     for number, name in enumerate(source.dataset_names):
         rows = np.flatnonzero(obs["dataset"] == name)
-        prepared.append(
-            PieceSource(
-                name=name,
-                reader=SyntheticReader(source, int(rows[0])),
-                obs=atlas_obs(recipe, name, obs.iloc[rows]),
-                rna_observed=source.rna_panel[:, number],
-                adt_observed=source.adt_panel[:, number],
-                vocabulary=source.vocabulary,
-                seed=recipe.seed,
-            )
+        dataset = PieceSource(
+            name=name,
+            reader=SyntheticReader(source, int(rows[0])),
+            obs=atlas_obs(config, name, obs.iloc[rows]),
+            rna_observed=source.rna_panel[:, number],
+            adt_observed=source.adt_panel[:, number],
+            vocabulary=source.vocabulary,
+            seed=config.seed,
         )
-        records.append({"file": "made up", "sha256": "", "licence": "CC0", "reference": "scfusion synthesize"})
-    return prepared, records
+        made.append((dataset, Origin("made up", "", "CC0", "scfusion synthesize")))
+    return made

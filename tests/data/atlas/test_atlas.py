@@ -12,12 +12,13 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 import zarr
+from make_atlas import write_atlas
 
+from scfusion_fm.config.prepare import PrepareConfig, SourceConfig
+from scfusion_fm.config.split import SplitConfig
 from scfusion_fm.data.atlas.atlas import MANIFEST, Atlas
 from scfusion_fm.data.files.align import align_cells
 from scfusion_fm.data.files.readers import read_cells
-from scfusion_fm.data.prepare.job import prepare_atlas
-from scfusion_fm.data.prepare.recipe import AtlasRecipe, Source, SplitRule
 from scfusion_fm.data.schema import CellCounts
 from scfusion_fm.data.split import assign_split
 
@@ -38,21 +39,24 @@ def write_cite_seq(path, name, num_cells, genes, antibodies, seed):
 
 
 @pytest.fixture
-def recipe(tmp_path):
+def settings(tmp_path):
     write_cite_seq(tmp_path / "a.h5mu", "a", 90, GENES[:6], ["CD3", "CD4", "CD19"], 0)
     write_cite_seq(tmp_path / "b.h5mu", "b", 70, GENES[2:], ["CD4", "CD14", "IgG1.K.Isotype.Control"], 1)
-    return AtlasRecipe(
-        [Source(tmp_path / "a.h5mu", "first"), Source(tmp_path / "b.h5mu", "second", licence="CC0")],
+    return PrepareConfig(
+        sources=[
+            SourceConfig(tmp_path / "a.h5mu", "first"),
+            SourceConfig(tmp_path / "b.h5mu", "second", licence="CC0"),
+        ],
         genes="sources",
         proteins="sources",
         obs_columns=["donor"],
-        split=SplitRule(0.2, 0.2, 0),
+        split=SplitConfig(0.2, 0.2, 0),
     )
 
 
 @pytest.fixture
-def atlas_path(recipe, tmp_path):
-    prepare_atlas(recipe, tmp_path / "atlas.zarr", report=lambda line: None)
+def atlas_path(settings, tmp_path):
+    write_atlas(settings, tmp_path / "atlas.zarr")
     return tmp_path / "atlas.zarr"
 
 
@@ -102,9 +106,9 @@ def test_an_atlas_gives_a_feature_extractor_what_its_files_give(atlas_path, tmp_
         start += number
 
 
-def test_panels_follow_the_order_of_the_data_sets(recipe, tmp_path):
-    recipe.sources = [Source(s.path, name) for s, name in zip(recipe.sources, ("z", "a"), strict=True)]
-    prepare_atlas(recipe, tmp_path / "atlas.zarr", report=lambda line: None)
+def test_panels_follow_the_order_of_the_data_sets(settings, tmp_path):
+    settings.sources = [SourceConfig(s.path, name) for s, name in zip(settings.sources, ("z", "a"), strict=True)]
+    write_atlas(settings, tmp_path / "atlas.zarr")
     adata, atlas = ad.read_zarr(tmp_path / "atlas.zarr"), Atlas(tmp_path / "atlas.zarr")
     assert list(adata.uns["datasets"]) == list(adata.obs["dataset"].cat.categories) == ["z", "a"]
     got = atlas.read(np.arange(160))
@@ -117,7 +121,7 @@ def test_panels_follow_the_order_of_the_data_sets(recipe, tmp_path):
 def test_split_is_the_one_of_the_rule_and_reaches_the_reader(atlas_path):
     adata, atlas = ad.read_zarr(atlas_path), Atlas(atlas_path)
     barcodes = [n.split(":")[1] for n in adata.obs_names]
-    assert np.array_equal(adata.obs["split"].astype(str), assign_split(barcodes, 0.2, 0.2, 0))
+    assert np.array_equal(adata.obs["split"].astype(str), assign_split(barcodes, SplitConfig(0.2, 0.2)))
     rows = np.concatenate([atlas.rows_of(s) for s in ("train", "val", "test")])
     assert sorted(rows) == list(range(160))
 
@@ -133,17 +137,17 @@ def test_cells_of_a_split_stand_together_in_their_data_set(atlas_path):
         assert (cells["split"] != cells["split"].shift()).sum() == 3
 
 
-def test_rows_of_a_data_set_are_shuffled_and_reproducible(atlas_path, recipe, tmp_path):
+def test_rows_of_a_data_set_are_shuffled_and_reproducible(atlas_path, settings, tmp_path):
     names = list(ad.read_zarr(atlas_path).obs_names)
     assert names[:90] != sorted(names[:90], key=lambda n: int(n.split(":a")[1]))
-    prepare_atlas(recipe, tmp_path / "again.zarr", report=lambda line: None)
+    write_atlas(settings, tmp_path / "again.zarr")
     assert list(ad.read_zarr(tmp_path / "again.zarr").obs_names) == names
     assert Atlas(tmp_path / "again.zarr").fingerprint == Atlas(atlas_path).fingerprint
 
 
-def test_fingerprint_notices_another_split(recipe, atlas_path, tmp_path):
-    recipe.split.seed = 1
-    prepare_atlas(recipe, tmp_path / "other.zarr", report=lambda line: None)
+def test_fingerprint_notices_another_split(settings, atlas_path, tmp_path):
+    settings.split.seed = 1
+    write_atlas(settings, tmp_path / "other.zarr")
     assert Atlas(tmp_path / "other.zarr").fingerprint != Atlas(atlas_path).fingerprint
 
 
@@ -159,45 +163,45 @@ def test_manifest_names_sources_licences_and_checksums(atlas_path):
     assert {"X/data/c/0", "obsm/adt/c/0/0", "zarr.json"} <= manifest["files"].keys()
 
 
-def test_donors_stay_together(recipe, tmp_path):
-    recipe.split = SplitRule(0.3, 0.3, 1, group_key="donor")
-    prepare_atlas(recipe, tmp_path / "atlas.zarr", report=lambda line: None)
+def test_donors_stay_together(settings, tmp_path):
+    settings.split = SplitConfig(0.3, 0.3, 1, group_key="donor")
+    write_atlas(settings, tmp_path / "atlas.zarr")
     obs = ad.read_zarr(tmp_path / "atlas.zarr").obs
     assert (obs.groupby("donor", observed=True)["split"].nunique() == 1).all()
-    recipe.split.group_key = "sex"
+    settings.split.group_key = "sex"
     with pytest.raises(ValueError, match=r"`split.group_key` must be a column of obs in every source, got 'sex'"):
-        prepare_atlas(recipe, tmp_path / "other.zarr", report=lambda line: None)
+        write_atlas(settings, tmp_path / "other.zarr")
 
 
-def test_whole_data_sets_can_be_held_out(recipe, tmp_path):
-    recipe.split = SplitRule(0.0, 0.5, 1, group_key="dataset")
-    prepare_atlas(recipe, tmp_path / "atlas.zarr", report=lambda line: None)
+def test_whole_data_sets_can_be_held_out(settings, tmp_path):
+    settings.split = SplitConfig(0.0, 0.5, 1, group_key="dataset")
+    write_atlas(settings, tmp_path / "atlas.zarr")
     atlas = Atlas(tmp_path / "atlas.zarr")
-    expected = assign_split(["", ""], 0.0, 0.5, 1, ["first", "second"])
+    expected = assign_split(["", ""], settings.split, ["first", "second"])
     assert sorted(expected) == ["test", "train"]
     for name, split in zip(["first", "second"], expected, strict=True):
         assert len(atlas.rows_by_dataset(split)[name]) == (atlas.dataset == name).sum()
 
 
-def test_missing_obs_column_is_told(recipe, tmp_path):
-    recipe.obs_columns = ["tissue"]
+def test_missing_obs_column_is_told(settings, tmp_path):
+    settings.obs_columns = ["tissue"]
     with pytest.warns(UserWarning, match=r"no column \['tissue'\]"):
-        prepare_atlas(recipe, tmp_path / "atlas.zarr", report=lambda line: None)
+        write_atlas(settings, tmp_path / "atlas.zarr")
 
 
-def test_refused_recipes_leave_nothing_behind(recipe, tmp_path, monkeypatch):
+def test_refused_settings_leave_nothing_behind(settings, tmp_path, monkeypatch):
     before = sorted(p.name for p in tmp_path.iterdir())
     (tmp_path / "full").mkdir()
     with pytest.raises(ValueError, match="`output` must not exist yet"):
-        prepare_atlas(recipe, tmp_path / "full")
+        write_atlas(settings, tmp_path / "full")
     (tmp_path / "full").rmdir()
     with pytest.raises(ValueError, match="`sources` must name at least one file"):
-        prepare_atlas(AtlasRecipe([]), tmp_path / "atlas.zarr")
-    twice = [recipe.sources[0], recipe.sources[0]]
+        write_atlas(PrepareConfig(), tmp_path / "atlas.zarr")
+    twice = [settings.sources[0], settings.sources[0]]
     with pytest.raises(ValueError, match="`sources` must have different names"):
-        prepare_atlas(AtlasRecipe(twice), tmp_path / "atlas.zarr")
+        write_atlas(PrepareConfig(sources=twice), tmp_path / "atlas.zarr")
     with pytest.raises(ValueError, match="`codec` must be lz4 or zstd, got 'gzip'"):
-        prepare_atlas(AtlasRecipe(recipe.sources, codec="gzip"), tmp_path / "atlas.zarr")
+        write_atlas(settings, tmp_path / "atlas.zarr", codec="gzip")
     assert sorted(p.name for p in tmp_path.iterdir()) == before
 
 
@@ -235,8 +239,8 @@ def test_large_counts_survive(tmp_path):
     adata.obs_names = [f"c{i}" for i in range(40)]
     adata.var_names = GENES[:4]
     adata.write_h5ad(tmp_path / "big.h5ad")
-    recipe = AtlasRecipe([Source(tmp_path / "big.h5ad", "big", modality="rna")], "sources", "all")
-    prepare_atlas(recipe, tmp_path / "atlas.zarr", report=lambda line: None)
+    settings = PrepareConfig(sources=[SourceConfig(tmp_path / "big.h5ad", modality="rna")], genes="sources")
+    write_atlas(settings, tmp_path / "atlas.zarr")
     atlas = Atlas(tmp_path / "atlas.zarr")
     assert ad.read_zarr(tmp_path / "atlas.zarr").X.dtype == np.uint32
     assert atlas.read(np.arange(40)).rna.max() == 70_000

@@ -41,7 +41,7 @@ def test_one_count_more_or_at_another_feature_is_another_fingerprint():
 
 @pytest.mark.parametrize("block", [1, 7, 1000])
 def test_empty_rows_and_stored_zeros_have_no_share(monkeypatch, block):
-    monkeypatch.setattr("scfusion_fm.data.fingerprints.cells.BLOCK_ROWS", block)
+    monkeypatch.setattr("scfusion_fm.data.fingerprints.cells.HASHED_ROWS", block)
     dense = draw(20).toarray()
     dense[[0, 3, 4, 19]] = 0
     counts = sp.csr_matrix(dense)

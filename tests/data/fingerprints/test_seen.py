@@ -7,15 +7,16 @@ import mudata as md
 import numpy as np
 import pytest
 import zarr
+from make_atlas import write_atlas
 from make_cells import make_modalities, write_h5mu
 
+from scfusion_fm.config.prepare import PrepareConfig, SourceConfig
 from scfusion_fm.data.atlas.atlas import Atlas
 from scfusion_fm.data.files.align import align_cells
 from scfusion_fm.data.files.readers import read_cells
 from scfusion_fm.data.fingerprints.cells import CellFingerprints, fingerprint_cells
 from scfusion_fm.data.fingerprints.seen import SEEN_CELLS, BloomFilter, SeenCells, SeenPart, load_seen, remember_atlas
 from scfusion_fm.data.hashing import hash_keys
-from scfusion_fm.data.prepare.job import AtlasRecipe, Source, prepare_atlas
 from scfusion_fm.data.vocabulary.vocabulary import build_vocabulary
 
 
@@ -116,7 +117,7 @@ def test_broken_files_are_refused(tmp_path):
 @pytest.fixture
 def atlas(tmp_path):
     write_h5mu(tmp_path / "a.h5mu", 160, seed=0)
-    prepare_atlas(AtlasRecipe([Source(tmp_path / "a.h5mu", "a")], "sources"), tmp_path / "atlas", report=lambda _: None)
+    write_atlas(PrepareConfig(sources=[SourceConfig(tmp_path / "a.h5mu")], genes="sources"), tmp_path / "atlas")
     return Atlas(tmp_path / "atlas")
 
 

@@ -9,12 +9,13 @@ import anndata as ad
 import numpy as np
 import pytest
 import zarr
+from make_atlas import write_atlas
 from make_cells import ANTIBODIES, GENES, make_modalities, write_h5mu
 
 from scfusion_fm.cli.main import main
+from scfusion_fm.config.prepare import PrepareConfig, SourceConfig
 from scfusion_fm.data.inspect.summary import summarise_atlas
 from scfusion_fm.data.inspect.summary_text import MAX_OVERLAP_COLUMNS, render_columns, render_summary
-from scfusion_fm.data.prepare.job import AtlasRecipe, Source, prepare_atlas
 
 
 @pytest.fixture(scope="module")
@@ -24,10 +25,10 @@ def atlas(tmp_path_factory):
     write_h5mu(directory / "paired.h5mu", 90, seed=0)
     make_modalities(60, seed=1)[0][:, GENES[:9]].copy().write_h5ad(directory / "rna.h5ad")
     sources = [
-        Source(directory / "paired.h5mu", "paired", licence="MIT"),
-        Source(directory / "rna.h5ad", "rna", licence="CC BY 4.0"),
+        SourceConfig(directory / "paired.h5mu", licence="MIT"),
+        SourceConfig(directory / "rna.h5ad", licence="CC BY 4.0"),
     ]
-    prepare_atlas(AtlasRecipe(sources, "sources", "sources"), directory / "atlas", report=lambda _: None)
+    write_atlas(PrepareConfig(sources=sources, genes="sources", proteins="sources"), directory / "atlas")
     return directory / "atlas"
 
 
@@ -61,8 +62,8 @@ def test_test_cells_with_the_counts_of_training_cells_are_counted(tmp_path):
     copy.obs_names = [f"again{name}" for name in rna.obs_names]
     rna.write_h5ad(tmp_path / "a.h5ad")
     copy.write_h5ad(tmp_path / "b.h5ad")
-    sources = [Source(tmp_path / "a.h5ad", "a"), Source(tmp_path / "b.h5ad", "b")]
-    prepare_atlas(AtlasRecipe(sources, "sources", "all"), tmp_path / "atlas", report=lambda _: None)
+    sources = [SourceConfig(tmp_path / "a.h5ad"), SourceConfig(tmp_path / "b.h5ad")]
+    write_atlas(PrepareConfig(sources=sources, genes="sources"), tmp_path / "atlas")
     obs = ad.read_zarr(tmp_path / "atlas").obs
     is_test = obs["split"] == "test"
     assert obs["rna_fingerprint"].nunique() == 100

@@ -1,23 +1,20 @@
 """The data set of Hugging Face shows what the loader shows: every cell once over all nodes, and exact resumption."""
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 from datasets.distributed import split_dataset_by_node
+from make_atlas import write_atlas
+from make_cells import GENES, write_h5mu
 from torch.utils.data import DataLoader
 
+from scfusion_fm.config.prepare import PrepareConfig, SourceConfig
 from scfusion_fm.config.pretrain import LoaderConfig
 from scfusion_fm.data.atlas.atlas import Atlas
-from scfusion_fm.data.prepare.job import AtlasRecipe, Source, prepare_atlas
 from scfusion_fm.data.stream.hugging_face import build_iterable_dataset
 from scfusion_fm.data.stream.loader import AtlasLoader
 from scfusion_fm.data.stream.order import CellOrder
-
-sys.path.append(str(Path(__file__).parents[2]))
-from make_cells import GENES, write_h5mu
 
 SEED, NEIGHBOURHOODS = 5, LoaderConfig(block_rows=8, window_blocks=3, lanes=12)
 
@@ -25,8 +22,8 @@ SEED, NEIGHBOURHOODS = 5, LoaderConfig(block_rows=8, window_blocks=3, lanes=12)
 @pytest.fixture(scope="module")
 def atlas(tmp_path_factory):
     path = tmp_path_factory.mktemp("hugging_face")
-    sources = [Source(write_h5mu(path / f"{n}.h5mu", n, seed=n), f"cells{n}") for n in (130, 70)]
-    prepare_atlas(AtlasRecipe(sources, "sources", "sources"), path / "atlas.zarr", report=lambda line: None)
+    sources = [SourceConfig(write_h5mu(path / f"{n}.h5mu", n, seed=n), f"cells{n}") for n in (130, 70)]
+    write_atlas(PrepareConfig(sources=sources, genes="sources", proteins="sources"), path / "atlas.zarr")
     return Atlas(path / "atlas.zarr")
 
 

@@ -16,13 +16,13 @@ REPORT_EVERY_S = 5.0
 
 
 @dataclass(frozen=True)
-class Engine:
+class Workers:
     """
     Say where tasks run.
 
     Parameters
     ----------
-    workers
+    number
         Processes of this machine; 1 runs the tasks in this process.
     dask
         Address of the scheduler of a Dask cluster that sees the same files, instead of processes here.
@@ -30,15 +30,15 @@ class Engine:
     Raises
     ------
     ValueError
-        If `workers` is below 1, or Dask is asked for and missing.
+        If `number` is below 1, or Dask is asked for and missing.
     """
 
-    workers: int = 1
+    number: int = 1
     dask: str | None = None
 
     def __post_init__(self):
-        if self.workers < 1:
-            raise ValueError(f"`workers` must be at least 1, got {self.workers}.")
+        if self.number < 1:
+            raise ValueError(f"`workers` must be at least 1, got {self.number}.")
 
     def run(self, function: Callable[[T], R], tasks: Sequence[T], report: Callable[[str], None], what: str) -> list[R]:
         """
@@ -59,8 +59,8 @@ class Engine:
     def _run(self, function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[tuple[int, R]]:
         if self.dask is not None and tasks:
             yield from _run_on_dask(self.dask, function, tasks)
-        elif self.workers > 1 and len(tasks) > 1:
-            yield from _run_in_processes(min(self.workers, len(tasks)), function, tasks)
+        elif self.number > 1 and len(tasks) > 1:
+            yield from _run_in_processes(min(self.number, len(tasks)), function, tasks)
         else:
             yield from ((i, function(task)) for i, task in enumerate(tasks))
 

@@ -1,0 +1,177 @@
+"""What goes into an atlas, and what is known of a source before its counts are read."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from scfusion_fm.config.prepare import PrepareConfig, SourceConfig
+from scfusion_fm.data.files.align import match_features
+from scfusion_fm.data.files.counts import CellsFile
+from scfusion_fm.data.files.readers import open_cells
+from scfusion_fm.data.locations import absolute, checksum, state_of
+from scfusion_fm.data.prepare.pieces import FileReader, PieceSource
+from scfusion_fm.data.prepare.store import PLAIN_COLUMNS
+from scfusion_fm.data.schema import DATASET
+from scfusion_fm.data.split import assign_split
+from scfusion_fm.data.vocabulary.vocabulary import Vocabulary
+
+RESERVED = ("_index", DATASET, "split", *PLAIN_COLUMNS)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Say in the manifest where the cells of a data set are from."""
+
+    file: str
+    sha256: str
+    licence: str
+    reference: str
+
+
+@dataclass(frozen=True)
+class Survey:
+    """
+    Hold what is known of a source when it has been opened and looked through.
+
+    Attributes
+    ----------
+    file
+        The open file.
+    sha256
+        Checksum of its bytes.
+    warnings
+        What was warned of.
+    """
+
+    file: CellsFile
+    sha256: str
+    warnings: list[str]
+
+
+def complete_source(source: SourceConfig) -> SourceConfig:
+    """Give a source its full path, since workers may stand elsewhere, and its name."""
+    return replace(source, path=absolute(source.path), name=source.name or Path(str(source.path)).stem)
+
+
+def check_config(config: PrepareConfig, sources: Sequence[SourceConfig]) -> None:
+    """
+    Check what can be checked without a look at the files.
+
+    Parameters
+    ----------
+    config
+        Settings of the atlas.
+    sources
+        Its sources, with their names.
+
+    Raises
+    ------
+    ValueError
+        If there are no sources, names repeat, a column is not to be had, or the codec is unknown.
+    """
+    names = [source.name for source in sources]
+    if not names:
+        raise ValueError("`sources` must name at least one file, got none.")
+    if len(set(names)) < len(names):
+        raise ValueError(f"`sources` must have different names, got {names}.")
+    for column in config.obs_columns:
+        if column in RESERVED or not column or list(config.obs_columns).count(column) > 1:
+            raise ValueError(
+                f"`obs_columns` must name each column once, and none that every atlas has, got {column!r}. Leave "
+                f"it out, or rename the column of the source; every atlas has {', '.join(RESERVED)}."
+            )
+    if config.codec not in ("lz4", "zstd"):
+        raise ValueError(f"`codec` must be lz4 or zstd, got {config.codec!r}.")
+
+
+def survey_source(source: SourceConfig) -> Survey:
+    """Open a source, check all its values, and hash its bytes."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        file = open_cells(source.path, modality=source.modality)
+    told = [str(w.message) for w in caught if w.category is UserWarning]
+    return Survey(file, checksum(source.path), told)
+
+
+def describe_file(file: CellsFile) -> str:
+    """Say in a few words what a file holds."""
+    parts = [f"{len(file.obs)} cells"]
+    if file.rna is not None:
+        parts.append(f"{len(file.rna.var)} genes")
+    if file.adt is not None:
+        parts.append(f"{len(file.adt.var)} antibodies")
+    return ", ".join(parts)
+
+
+def check_fits(file: CellsFile, types: dict[str, str]) -> None:
+    """
+    Refuse counts that an atlas cannot hold before anything is written.
+
+    Raises
+    ------
+    ValueError
+        If a count is too large for the types of the atlas.
+    """
+    for name, modality in (("rna", file.rna), ("adt", file.adt)):
+        limit = np.iinfo(types[name]).max
+        if modality is not None and modality.largest > limit:
+            raise ValueError(
+                f"`--append` must add {name} counts up to {limit:,}, which this atlas holds, got "
+                f"{modality.largest:,.0f} in {modality.name}. Prepare the atlas anew with all sources."
+            )
+
+
+def match_source(
+    config: PrepareConfig, source: SourceConfig, survey: Survey, vocabulary: Vocabulary
+) -> tuple[PieceSource, Origin]:
+    """Find the features of a source in the vocabulary; give what tasks and the manifest must know of it."""
+    alignment = match_features(survey.file, vocabulary)
+    matched = PieceSource(
+        name=source.name,
+        reader=FileReader(survey.file, alignment),
+        obs=atlas_obs(config, source.name, survey.file.obs),
+        rna_observed=alignment.rna_observed,
+        adt_observed=alignment.adt_observed,
+        vocabulary=vocabulary,
+        seed=config.seed,
+        path=source.path,
+        state=state_of(source.path),
+    )
+    return matched, Origin(Path(source.path).name, survey.sha256, source.licence, source.reference)
+
+
+def atlas_obs(config: PrepareConfig, name: str, obs: pd.DataFrame) -> pd.DataFrame:
+    """
+    Give the columns of obs that go into the atlas, with the split of each cell.
+
+    Raises
+    ------
+    ValueError
+        If the column by whose groups cells are held out is missing.
+    """
+    key, names = config.split.group_key, obs.index.astype(str)
+    groups = None
+    if key == DATASET:
+        groups = [name] * len(obs)
+    elif key is not None:
+        if key not in obs:
+            raise ValueError(
+                f"`split.group_key` must be a column of obs in every source, got {key!r}, which {name} lacks; it has "
+                f"{list(obs.columns)}."
+            )
+        groups = obs[key].astype(str).to_numpy()
+        missing = int(obs[key].isna().sum())
+        if missing:
+            message = f"{name}: {missing:,} cells have no {key!r} and are held out, or not, together."
+            warnings.warn(message, UserWarning, stacklevel=2)
+    columns = {"split": assign_split(names, config.split, groups)}
+    absent = [c for c in config.obs_columns if c not in obs]
+    if absent:
+        warnings.warn(f"{name} has no column {absent} in obs; written as 'nan'.", UserWarning, stacklevel=2)
+    for column in config.obs_columns:
+        columns[column] = obs[column].astype(str).to_numpy() if column in obs else "nan"
+    return pd.DataFrame(columns, index=name + ":" + names)

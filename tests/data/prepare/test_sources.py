@@ -1,0 +1,55 @@
+"""What goes into an atlas: columns, groups and cells that are missing are told or refused."""
+
+import anndata as ad
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from make_atlas import write_atlas
+from make_cells import make_modalities
+
+from scfusion_fm.config.prepare import SourceConfig
+from scfusion_fm.config.split import SplitConfig
+
+pytestmark = pytest.mark.usefixtures("small_pieces")
+
+
+@pytest.mark.parametrize("columns", [["dataset"], ["split"], ["rna_present"], [""], ["donor", "donor"]])
+def test_columns_that_every_atlas_has_are_refused(settings, tmp_path, columns):
+    settings.obs_columns = columns
+    with pytest.raises(ValueError, match="`obs_columns` must name each column once, and none that every atlas has"):
+        write_atlas(settings, tmp_path / "atlas.zarr")
+
+
+def test_cells_without_a_group_are_told(settings, tmp_path):
+    rna = make_modalities(40, seed=7)[0]
+    rna.obs.loc[rna.obs_names[:7], "donor"] = None
+    rna.write_h5ad(tmp_path / "some.h5ad")
+    settings.sources = [SourceConfig(tmp_path / "some.h5ad", "some", modality="rna")]
+    settings.split = SplitConfig(0.3, 0.3, 3, group_key="donor")
+    with pytest.warns(UserWarning, match=r"some: 7 cells have no 'donor'"):
+        write_atlas(settings, tmp_path / "atlas.zarr")
+
+
+def test_whole_data_sets_can_be_held_out(settings, tmp_path):
+    settings.split = SplitConfig(0.3, 0.3, 3, group_key="dataset")
+    write_atlas(settings, tmp_path / "atlas.zarr")
+    obs = ad.read_zarr(tmp_path / "atlas.zarr").obs
+    assert (obs.groupby("dataset", observed=True)["split"].nunique() == 1).all()
+
+
+def test_sources_without_any_usable_count_are_refused(settings, sources, tmp_path):
+    rna = make_modalities(40, seed=7)[0]
+    rna.X = sp.csr_matrix(rna.shape, dtype=np.float32)
+    rna.write_h5ad(tmp_path / "empty.h5ad")
+    settings.sources = [*sources, SourceConfig(tmp_path / "empty.h5ad", "empty", modality="rna")]
+    with pytest.raises(ValueError, match=r"`empty.h5ad` must have counts of genes or proteins .* got none in its 40"):
+        write_atlas(settings, tmp_path / "atlas.zarr")
+
+
+def test_empty_cells_are_told(settings, sources, tmp_path):
+    rna = make_modalities(40, seed=7)[0]
+    rna.X = sp.diags_array((np.arange(40) != 3).astype(np.float32)).tocsr() @ rna.X
+    rna.write_h5ad(tmp_path / "some.h5ad")
+    settings.sources = [*sources, SourceConfig(tmp_path / "some.h5ad", "some", modality="rna")]
+    with pytest.warns(UserWarning, match=r"some.h5ad: 1 of 40 cells have no count"):
+        write_atlas(settings, tmp_path / "atlas.zarr")
