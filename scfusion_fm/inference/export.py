@@ -6,11 +6,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from transformers import FeatureExtractionMixin, PreTrainedModel
+from transformers import PreTrainedModel
 
 import scfusion_fm.model
 from scfusion_fm.data.fingerprints.seen import SEEN_CELLS, SeenCells
 from scfusion_fm.data.locations import check_new_path
+from scfusion_fm.model import ScFusionTTTFeatureExtractor
 
 NOT_SHIPPED = ("__init__.py", "ttt_reference.py")
 _MODELING = "modeling_scfusion_ttt."
@@ -25,7 +26,7 @@ EXTRACTOR_AUTO_MAP = {"AutoFeatureExtractor": "feature_extraction_scfusion_ttt.S
 
 def export_model(
     model: PreTrainedModel,
-    extractor: FeatureExtractionMixin,
+    extractor: ScFusionTTTFeatureExtractor,
     output: Path,
     facts: dict[str, Any],
     seen: SeenCells | None = None,
@@ -85,7 +86,7 @@ def describe_seen(seen: SeenCells) -> str:
     return f"{parts}; `scfusion seen PATH FILE` tells whether yours are among them"
 
 
-def model_card(model: PreTrainedModel, extractor: FeatureExtractionMixin, facts: dict[str, Any]) -> str:
+def model_card(model: PreTrainedModel, extractor: ScFusionTTTFeatureExtractor, facts: dict[str, Any]) -> str:
     """Write the README of a model directory."""
     lines = "\n".join(f"- {name}: {value}" for name, value in facts.items())
     return f"""---

@@ -1,11 +1,12 @@
 """From a file to cells over the vocabulary of a model."""
 
+import dataclasses
 from pathlib import Path
 
 from scfusion_fm.data.files.align import align_cells
 from scfusion_fm.data.files.readers import read_cells
 from scfusion_fm.data.schema import AlignedCells, Cells
-from scfusion_fm.inference.model_directory import vocabulary_of
+from scfusion_fm.data.vocabulary.vocabulary import Vocabulary
 from scfusion_fm.model import ScFusionTTTFeatureExtractor
 
 
@@ -22,3 +23,8 @@ def read_aligned(
     """
     cells = read_cells(path, modality=modality)
     return cells, align_cells(cells, vocabulary_of(extractor))
+
+
+def vocabulary_of(extractor: ScFusionTTTFeatureExtractor) -> Vocabulary:
+    """Give the genes and proteins that a model knows."""
+    return Vocabulary(**{field.name: getattr(extractor, field.name) for field in dataclasses.fields(Vocabulary)})

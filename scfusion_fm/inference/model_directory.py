@@ -6,7 +6,6 @@ from typing import TypeVar
 import transformers
 from transformers import PreTrainedModel
 
-from scfusion_fm.data.vocabulary.vocabulary import Vocabulary
 from scfusion_fm.inference.model_files import read_config
 from scfusion_fm.model import ScFusionTTTFeatureExtractor, ScFusionTTTModel
 
@@ -57,9 +56,3 @@ def load_extractor(path: Path) -> ScFusionTTTFeatureExtractor:
     """
     read_config(path)
     return ScFusionTTTFeatureExtractor.from_pretrained(path)
-
-
-def vocabulary_of(extractor: ScFusionTTTFeatureExtractor) -> Vocabulary:
-    """Give the genes and proteins that a model knows."""
-    names = ("gene_ids", "gene_symbols", "gene_chromosomes", "protein_names", "protein_gene_ids")
-    return Vocabulary(**{n: getattr(extractor, n) for n in names})

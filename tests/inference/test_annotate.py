@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from make_cells import make_modalities, write_h5mu
+from scipy.special import softmax
 
-from scfusion_fm import ScFusionTTTFeatureExtractor, ScFusionTTTForCellTypeAnnotation
 from scfusion_fm.cli.main import main
 from scfusion_fm.evaluation.calibration.classifier import (
     ANNOTATION_CALIBRATION,
@@ -19,8 +19,9 @@ from scfusion_fm.evaluation.calibration.classifier import (
 )
 from scfusion_fm.evaluation.calibration.unknown import ClassGaussians
 from scfusion_fm.inference.annotate import AnnotationRequest, annotate
-from scfusion_fm.inference.export import export_model
 from scfusion_fm.inference.job import FileRequest
+from scfusion_fm.inference.model_directory import load_pretrained
+from scfusion_fm.model import ScFusionTTTForCellTypeAnnotation
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*(pull_on_update|will be removed|Observation names|are in both modalities).*"
@@ -29,23 +30,18 @@ NAMES = ["B", "T", "Mono"]
 RATES = {0.05: np.inf, 0.2: 0.0}
 
 
-def export(model_dir, path, calibration, names=NAMES):
-    torch.manual_seed(1)
-    model = ScFusionTTTForCellTypeAnnotation.from_pretrained(
-        model_dir, num_labels=len(names), id2label=dict(enumerate(names))
-    )
-    files = {} if calibration is None else {ANNOTATION_CALIBRATION: calibration.to_json().encode()}
-    export_model(model, ScFusionTTTFeatureExtractor.from_pretrained(model_dir), path, {}, files=files)
-    return path
+@pytest.fixture(scope="module")
+def export(export_head):
+    def export_calibrated(path, calibration, names=NAMES):
+        files = {ANNOTATION_CALIBRATION: calibration.to_json().encode()}
+        settings = {"num_labels": len(names), "id2label": dict(enumerate(names))}
+        return export_head(path, ScFusionTTTForCellTypeAnnotation, files, **settings)
+
+    return export_calibrated
 
 
 @pytest.fixture(scope="module")
-def plain(model_dir, tmp_path_factory):
-    return export(model_dir, tmp_path_factory.mktemp("plain") / "model", None)
-
-
-@pytest.fixture(scope="module")
-def calibrated(model_dir, tmp_path_factory):
+def calibrated(export, tmp_path_factory):
     """Temperature 2 for RNA alone and 0.5 for both; every paired cell is above the threshold at a rate of 0.2."""
     gaussians = ClassGaussians(np.zeros((1, 16)), np.eye(16))
     inputs = {
@@ -53,7 +49,7 @@ def calibrated(model_dir, tmp_path_factory):
         "rna+adt": InputCalibration(9, 0.5, RATES, gaussians),
     }
     calibration = AnnotationCalibration(NAMES, "mahalanobis", inputs)
-    return export(model_dir, tmp_path_factory.mktemp("calibrated") / "model", calibration)
+    return export(tmp_path_factory.mktemp("calibrated") / "model", calibration)
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +68,24 @@ def read(path):
         return md.read_h5mu(path) if path.suffix == ".h5mu" else ad.read_h5ad(path)
 
 
-def test_temperature_is_that_of_what_a_cell_shows(plain, calibrated, mixed_file, tmp_path):
-    annotate(FileRequest(plain, mixed_file, tmp_path / "plain.h5mu"))
+def test_annotation_is_the_softmax_of_the_model(annotator, rna_file, tmp_path):
+    annotate(FileRequest(annotator, rna_file, tmp_path / "out.h5ad", key_added="type"))
+    obs = ad.read_h5ad(tmp_path / "out.h5ad").obs
+    model, extractor = load_pretrained(annotator, ScFusionTTTForCellTypeAnnotation)
+    adata = ad.read_h5ad(rna_file)
+    columns = extractor.index_genes(list(adata.var_names))
+    counts = np.zeros((20, len(extractor.gene_ids)))
+    counts[:, columns[columns >= 0]] = adata.layers["counts"].toarray()[:, columns >= 0]
+    totals = adata.layers["counts"].sum(1).A1
+    with torch.inference_mode():
+        logits = model(**extractor(rna_counts=counts, rna_total_counts=totals)).logits.numpy()
+    names = np.array(["B", "T", "Mono"])
+    assert list(obs["type"]) == list(names[logits.argmax(1)])
+    np.testing.assert_allclose(obs["type_probability"], softmax(logits, axis=1).max(1), rtol=1e-4)
+
+
+def test_temperature_is_that_of_what_a_cell_shows(annotator, calibrated, mixed_file, tmp_path):
+    annotate(FileRequest(annotator, mixed_file, tmp_path / "plain.h5mu"))
     annotate(FileRequest(calibrated, mixed_file, tmp_path / "calibrated.h5mu"))
     before, after = (read(tmp_path / f"{n}.h5mu") for n in ("plain", "calibrated"))
     assert list(before.obs["cell_type_pred"]) == list(after.obs["cell_type_pred"])
@@ -107,7 +119,7 @@ def test_command_says_unknown_and_gives_levels(monkeypatch, calibrated, mixed_fi
 
 @pytest.mark.filterwarnings("ignore:.*have no count in any modality, and are kept")
 @pytest.mark.filterwarnings("ignore:.*have no usable counts")
-def test_cells_without_counts_have_neither_type_nor_level(plain, tmp_path):
+def test_cells_without_counts_have_neither_type_nor_level(annotator, tmp_path):
     adata = make_modalities(5, seed=6)[0]
     counts = adata.X.toarray()
     counts[0] = 0
@@ -115,7 +127,7 @@ def test_cells_without_counts_have_neither_type_nor_level(plain, tmp_path):
     adata.write_h5ad(tmp_path / "in.h5ad")
     tree = tmp_path / "tree.tsv"
     tree.write_text("label\tontology_id\tparent\n" + "".join(f"{n}\t\t\n" for n in NAMES))
-    annotate(FileRequest(plain, tmp_path / "in.h5ad", tmp_path / "out.h5ad"), AnnotationRequest(ontology=tree))
+    annotate(FileRequest(annotator, tmp_path / "in.h5ad", tmp_path / "out.h5ad"), AnnotationRequest(ontology=tree))
     obs = read(tmp_path / "out.h5ad").obs.filter(like="cell_type_pred")
     assert obs.iloc[0].isna().all()
     assert obs["cell_type_pred_level"][1:].isin([*NAMES, "unknown"]).all()
@@ -127,13 +139,13 @@ def test_cells_that_cannot_be_rejected_warn(calibrated, mixed_file, tmp_path):
     assert (read(tmp_path / "out.h5mu").obs["cell_type_pred"] != "unknown").all()
 
 
-def test_what_cannot_be_done_is_refused(plain, calibrated, model_dir, mixed_file, tmp_path):
+def test_what_cannot_be_done_is_refused(annotator, calibrated, export, mixed_file, tmp_path):
     found = AnnotationCalibration.load(calibrated / ANNOTATION_CALIBRATION)
-    other = export(model_dir, tmp_path / "other", found, ["B", "T", "NK"])
+    other = export(tmp_path / "other", found, ["B", "T", "NK"])
     taken = AnnotationCalibration(["B", "T", "unknown"], "energy", {"rna": InputCalibration(9, 1.0, RATES)})
-    taken = export(model_dir, tmp_path / "taken", taken, ["B", "T", "unknown"])
+    taken = export(tmp_path / "taken", taken, ["B", "T", "unknown"])
     for model, rate, message in (
-        (plain, 0.05, "`model` must hold annotation_calibration.json for --reject-rate"),
+        (annotator, 0.05, "`model` must hold annotation_calibration.json for --reject-rate"),
         (other, None, "`model` must have a calibration for its classes"),
         (taken, 0.05, "`model` must have no class 'unknown' for --reject-rate"),
         (calibrated, 0.3, r"`--reject-rate` must be one of the calibrated \[0.05, 0.2\], got 0.3"),

@@ -1,0 +1,97 @@
+"""scfusion predict-protein: predictions from RNA alone, and the intervals that a model was calibrated for."""
+
+import warnings
+
+import anndata as ad
+import mudata as md
+import numpy as np
+import pytest
+from make_cells import make_modalities, write_h5mu
+
+from scfusion_fm.evaluation.calibration.intervals import PROTEIN_INTERVALS, ProteinIntervals
+from scfusion_fm.inference.job import FileRequest
+from scfusion_fm.inference.predict_protein import IntervalRequest, predict_protein
+from scfusion_fm.model import ScFusionTTTForCrossModalPrediction
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*(pull_on_update|will be removed|Observation names).*")
+
+
+def make_intervals(names=("CD3", "CD19")):
+    """Intervals from 40 cells: RNA determines the first protein only, and T cells have their own."""
+    rng = np.random.default_rng(0)
+    predicted, noise = rng.normal(size=(40, 2)), rng.normal(size=(40, 2))
+    measured = np.stack([predicted[:, 0] + 0.1 * noise[:, 0], noise[:, 1]], 1)
+    measured[:35, 0] = predicted[:35, 0]
+    seen = np.ones((40, 2), dtype=bool)
+    return ProteinIntervals.calibrate(measured, predicted, seen, list(names), ["T"] * 35 + ["B"] * 5)
+
+
+@pytest.fixture(scope="module")
+def calibrated_predictor(export_head, tmp_path_factory):
+    path = tmp_path_factory.mktemp("calibrated") / "model"
+    files = {PROTEIN_INTERVALS: make_intervals().to_json().encode()}
+    features = ["CD3", "CD19"]
+    return export_head(path, ScFusionTTTForCrossModalPrediction, files, predicted_features=features)
+
+
+def test_protein_prediction_does_not_see_the_measured_protein(predictor, tmp_path):
+    paired = write_h5mu(tmp_path / "paired.h5mu", 12, seed=5)
+    make_modalities(12, seed=5)[0].write_h5ad(tmp_path / "rna.h5ad")
+    predict_protein(FileRequest(predictor, paired, tmp_path / "a.h5mu"))
+    predict_protein(FileRequest(predictor, tmp_path / "rna.h5ad", tmp_path / "b.h5ad"))
+    with warnings.catch_warnings(action="ignore"):
+        a = md.read_h5mu(tmp_path / "a.h5mu").obsm["protein_scfusion_ttt"]
+    b = ad.read_h5ad(tmp_path / "b.h5ad").obsm["protein_scfusion_ttt"]
+    np.testing.assert_allclose(a.to_numpy(), b.to_numpy(), rtol=1e-5)
+
+
+def test_intervals_stand_beside_the_same_predictions(predictor, calibrated_predictor, rna_file, tmp_path):
+    predict_protein(FileRequest(predictor, rna_file, tmp_path / "plain.h5ad"))
+    predict_protein(FileRequest(calibrated_predictor, rna_file, tmp_path / "out.h5ad"))
+    plain, after = (ad.read_h5ad(tmp_path / f"{n}.h5ad") for n in ("plain", "out"))
+    value, lower, upper = (after.obsm[f"protein_scfusion_ttt{end}"] for end in ("", "_lower", "_upper"))
+    assert value.equals(plain.obsm["protein_scfusion_ttt"])
+    assert not {"protein_scfusion_ttt_lower", "protein_scfusion_ttt_upper"} & set(plain.obsm)
+    half = make_intervals().widths(0.9, 20)
+    np.testing.assert_allclose((upper - lower) / 2, half, rtol=1e-4)
+    np.testing.assert_allclose((upper + lower) / 2, value, rtol=1e-4, atol=1e-5)
+    record = after.uns["scfusion_ttt"]["predict-protein"]
+    assert record["level"] == 0.9
+    assert list(record["undetermined"]) == ["CD19"]
+    assert list(record["without_interval"]) == []
+    assert value.notna().all(None)
+
+
+def test_groups_and_undetermined_proteins_are_as_asked(calibrated_predictor, rna_file, tmp_path):
+    wanted = IntervalRequest(0.95, "cell_type", drop_undetermined=True)
+    predict_protein(FileRequest(calibrated_predictor, rna_file, tmp_path / "out.h5ad", key_added="p"), wanted)
+    after = ad.read_h5ad(tmp_path / "out.h5ad")
+    assert all(after.obsm[k]["CD19"].isna().all() for k in ("p", "p_lower", "p_upper"))
+    half = ((after.obsm["p_upper"] - after.obsm["p_lower"]) / 2)["CD3"]
+    t_cells = (after.obs["cell_type"] == "T").to_numpy()
+    assert 0 < t_cells.sum() < 20
+    np.testing.assert_allclose(half[t_cells], 0, atol=1e-6)
+    np.testing.assert_allclose(half[~t_cells], make_intervals().half_widths[3, 0], rtol=1e-4)
+    record = after.uns["scfusion_ttt"]["predict-protein"]
+    assert record["undetermined_dropped"]
+    assert record["interval_groups"] == "cell_type"
+
+
+def test_intervals_that_cannot_be_given_are_refused(export_head, predictor, calibrated_predictor, rna_file, tmp_path):
+    out = tmp_path / "out.h5ad"
+    adata = ad.read_h5ad(rna_file)
+    adata.obsm["protein_scfusion_ttt_upper"] = np.ones((20, 2))
+    adata.write_h5ad(tmp_path / "taken.h5ad")
+    files = {PROTEIN_INTERVALS: make_intervals(("CD3", "CD4")).to_json().encode()}
+    features = {"predicted_features": ["CD3", "CD19"]}
+    other = export_head(tmp_path / "other", ScFusionTTTForCrossModalPrediction, files, **features)
+    for model, source, wanted, message in (
+        (predictor, rna_file, IntervalRequest(level=0.9), "`model` must hold protein_intervals.json for --level"),
+        (calibrated_predictor, rna_file, IntervalRequest(level=0.7), "`--level` must be one of the calibrated"),
+        (calibrated_predictor, rna_file, IntervalRequest(group_key="site"), "`--group-key` must be a column of obs"),
+        (calibrated_predictor, tmp_path / "taken.h5ad", None, r"`obsm\['protein_scfusion_ttt_upper'\]` is already in"),
+        (other, rna_file, None, "`model` must have intervals for the proteins it predicts"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            predict_protein(FileRequest(model, source, out), wanted)
+    assert not out.exists()
