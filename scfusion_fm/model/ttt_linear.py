@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from .ttt_linear_groups import BackwardGroup, Gradients, Kept, Settings, make_groups
+from .ttt_linear_backward import BackwardGroup, Gradients
+from .ttt_linear_groups import Kept, Options, Settings, make_groups
 from .ttt_linear_triton import TritonTTTLinear, runs_on_triton
 
 
@@ -121,9 +122,8 @@ def ttt_linear_packed(
         return qkv[:, :, 0], state
     fast = torch.cat((state.weight, state.bias), dim=2)  # (B, H, K + 1, K)
     function = TritonTTTLinear if runs_on_triton(qkv, token_scale) else _TTTLinear
-    out, fast = function.apply(
-        (rotation, norm.eps, inner_loss), qkv, inner_lr, token_scale, fast, norm.weight, norm.bias
-    )
+    options = Options(rotation, norm.eps, inner_loss)
+    out, fast = function.apply(options, qkv, inner_lr, token_scale, fast, norm.weight, norm.bias)
     return out, TTTState(fast[:, :, :-1], fast[:, :, -1:])
 
 
@@ -134,11 +134,7 @@ def _sum_tokens(x: Tensor) -> Tensor:
 
 
 class _TTTLinear(torch.autograd.Function):
-    """
-    TTT-Linear on packed projections, with fast weights (B, H, K + 1, K).
-
-    The options are the rotation, epsilon and the buffer of the inner loss.
-    """
+    """TTT-Linear on packed projections, with fast weights (B, H, K + 1, K); writes the inner loss of the options."""
 
     @staticmethod
     def forward(ctx, options, qkv, inner_lr, token_scale, fast, gain, offset):
@@ -158,7 +154,7 @@ class _TTTLinear(torch.autograd.Function):
                 if settings.inner_loss is not None:
                     group.write_loss(here, start)
                 current = group.fast[count]
-        ctx.options, ctx.work = (*options[:2], None), work if settings.is_short else None
+        ctx.options, ctx.work = options._replace(inner_loss=None), work if settings.is_short else None
         ctx.save_for_backward(qkv, inner_lr, token_scale, gain, offset, *kept)
         return out, current.clone().view_as(fast)
 
@@ -170,8 +166,8 @@ class _TTTLinear(torch.autograd.Function):
         with torch.autocast(qkv.device.type, enabled=False):
             settings = Settings(ctx.options, qkv.shape, token_scale, gain, offset)
             work = ctx.work or make_groups(settings, own=False)
-            backward = {count: BackwardGroup(settings, count) for _, count in settings.groups()}
-            grads = Gradients(settings, qkv, inner_lr, d_fast)
+            backward = {count: BackwardGroup.empty(settings, count) for _, count in settings.groups()}
+            grads = Gradients.start(settings, qkv, inner_lr, d_fast)
             for (start, count), group, entering in reversed(
                 list(zip(settings.groups(), work, kept.starts, strict=True))
             ):

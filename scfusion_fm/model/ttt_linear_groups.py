@@ -1,12 +1,34 @@
-"""The passes of TTT-Linear over a group of mini-batches: forward, and its closed-form backward.
+"""
+The forward pass of TTT-Linear over a group of mini-batches; `ttt_linear_backward` has the way back.
 
 Letters: B cells, L tokens, H heads, K head width, M mini-batch, N mini-batches of a sequence, n of a group,
 R = B * H.
 
-The fast weights of the inner linear model are one matrix (K + 1, K) whose last row is the bias; queries and keys
-carry a column of ones for it. A group is what fits the cache.
+Of one head, let W be the fast weights that enter a mini-batch, eta_j the inner learning rate of its token j, s_i the
+scale of position i, and LN(z) = gain * z_hat + offset the inner LayerNorm, with z_hat = (z - mean(z)) / std(z). Then
+
+    z_j    = k_j W                                                  what the inner model makes of a key
+    loss_j = 1/2 || LN(z_j) - (v_j - k_j) ||^2                      how far that is from its target
+    g_j    = d loss_j / d z_j                                       the inner gradient
+    y_i    = q_i W - s_i sum_(j <= i) eta_j (q_i . k_j) g_j         what a query reads, its own token included
+    out_i  = q_i + LN(y_i)
+    W'     = W - s_M sum_j eta_j k_j^T g_j                          the fast weights that enter the next mini-batch
+
+W (K + 1, K) has the bias of the inner model as its last row, for which queries and keys carry a one at their end. As
+matrices of a mini-batch, with `triangle` the lower triangle of -s, `step` = -s_M eta and G the rows g_j:
+
+    Y  = Q W + (Q K^T * triangle * eta) G                           `score` = Q K^T, `mixing` = the bracket
+    W' = W + (step * K)^T G
+
+and, as LN has a simple derivative, with `shift` = offset + k - v and `slope` = d loss / d z_hat = gain * shift +
+gain^2 * z_hat,
+
+    g  = (slope - mean(slope) - z_hat * mean(slope * z_hat)) / std(z)
+
+A group is what fits the cache. Whatever is called `out` or named in a docstring as written is written in place.
 """
 
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -18,10 +40,29 @@ MOST_MINI_BATCHES_PER_GROUP = 16
 KEPT_ELEMENTS = 2**18  # of the queries of a short sequence
 
 
+class Options(NamedTuple):
+    """
+    What TTT-Linear takes besides what has a gradient.
+
+    Attributes
+    ----------
+    rotation
+        (2, M, K / 2) cosine and sine by which queries and keys are still to be rotated; None when they are.
+    eps
+        Of the inner LayerNorm.
+    inner_loss
+        (B, L, H) written: the inner loss of each token; None where nobody asks for it.
+    """
+
+    rotation: Tensor | None
+    eps: float
+    inner_loss: Tensor | None
+
+
 class Settings:
     """What all groups of mini-batches share."""
 
-    def __init__(self, options: tuple, shape: torch.Size, token_scale: Tensor, gain: Tensor, offset: Tensor):
+    def __init__(self, options: Options, shape: torch.Size, token_scale: Tensor, gain: Tensor, offset: Tensor):
         self.rotation, self.eps, self.inner_loss = options
         self.batch, self.length, _, self.heads, self.width = shape
         self.rows, self.size = self.batch * self.heads, token_scale.shape[0]
@@ -62,7 +103,7 @@ class Settings:
         return torch.mv(x.view(-1, self.width), self.average).view(*x.shape[:-1], 1)
 
     def standardise(self, z: Tensor, z_hat: Tensor, inverse_std: Tensor) -> None:
-        """Divide centred rows by their standard deviation."""
+        """Divide centred rows z by their standard deviation; `z_hat` and `inverse_std` are written."""
         square_mean = self.row_mean(torch.mul(z, z, out=z_hat))
         torch.add(square_mean, self.eps, out=inverse_std).rsqrt_()
         torch.mul(z, inverse_std, out=z_hat)
@@ -102,29 +143,76 @@ class Kept(NamedTuple):
         return Kept(*(x[start : start + count] for x in self[:4]), self.starts)
 
 
+@dataclass(eq=False)
 class Group:
     """
     The forward pass over n mini-batches, on buffers that serve one group after the other or are kept for backward.
 
-    The rows of `qk` are the queries of a mini-batch, then its keys; each carries a one for the bias.
+    Attributes
+    ----------
+    settings
+        What all groups share.
+    qk
+        (n, R, 2 M, K + 1) the queries of a mini-batch, then its keys; each with a one for the bias.
+    rate
+        (n, R, 1, M) inner learning rates eta.
+    step, step_k
+        (n, R, M, 1) step of each key, and (n, R, M, K + 1) that times the key.
+    shift, slope
+        (n, R, M, K) offset + k - v, and the gradient of the inner loss at z_hat.
+    fast
+        (n + 1, R, K + 1, K) fast weights that enter each mini-batch, and those after the last.
+    score, mixing
+        (n * R, M, M) products of queries and keys, and how much a query takes of each inner gradient.
+    y, y_hat, inverse_std
+        (n, R, M, K) what the queries read, centred, and standardised; (n, R, M, 1) by which factor.
     """
 
-    def __init__(self, settings: Settings, count: int):
-        self.settings, self.count = settings, count
+    settings: Settings
+    qk: Tensor
+    rate: Tensor
+    step: Tensor
+    step_k: Tensor
+    shift: Tensor
+    slope: Tensor
+    fast: Tensor
+    score: Tensor
+    mixing: Tensor
+    y: Tensor
+    y_hat: Tensor
+    inverse_std: Tensor
+
+    @classmethod
+    def empty(cls, settings: Settings, count: int) -> "Group":
+        """Make room for `count` mini-batches."""
         rows, size, width = settings.rows, settings.size, settings.width
         new = settings.gain.new_empty
-        self.qk = new(count, rows, 2 * size, width + 1)
-        self.qk[..., width] = 1.0
-        self.q, self.k = self.qk.split(size, 2)
-        self.step_k = new(count, rows, size, width + 1)
-        self.shift, self.slope, self.z_out, self.z_out_hat = new(4, count, rows, size, width).unbind(0)
-        self.step, self.inverse_std_out = new(2, count, rows, size, 1).unbind(0)
-        self.rate = new(count, rows, 1, size)
-        self.score, self.mixing = new(2, count * rows, size, size).unbind(0)
-        self.fast = new(count + 1, rows, width + 1, width)
+        qk, step_k = new(count, rows, 2 * size, width + 1), new(count, rows, size, width + 1)
+        qk[..., width] = 1.0
+        shift, slope, y, y_hat = new(4, count, rows, size, width).unbind(0)
+        step, inverse_std = new(2, count, rows, size, 1).unbind(0)
+        rate = new(count, rows, 1, size)
+        score, mixing = new(2, count * rows, size, size).unbind(0)
+        fast = new(count + 1, rows, width + 1, width)
+        return cls(settings, qk, rate, step, step_k, shift, slope, fast, score, mixing, y, y_hat, inverse_std)
+
+    @property
+    def count(self) -> int:
+        """Number of mini-batches (n)."""
+        return self.qk.shape[0]
+
+    @property
+    def q(self) -> Tensor:
+        """The queries, (n, R, M, K + 1)."""
+        return self.qk[:, :, : self.settings.size]
+
+    @property
+    def k(self) -> Tensor:
+        """The keys, (n, R, M, K + 1)."""
+        return self.qk[:, :, self.settings.size :]
 
     def read(self, qkv: Tensor, inner_lr: Tensor, start: int) -> None:
-        """Take in the projections of a group."""
+        """Write `qk`, `rate`, `step`, `step_k`, `shift`, and into `slope` the part of it without z_hat."""
         s = self.settings
         qkv, qk = s.projections(qkv, start, self.count), s.join(self.qk)[..., : s.width].unflatten(3, (2, s.size))
         rotate(qkv[:, :, :, :2], s.rotation, out=qk)
@@ -136,7 +224,7 @@ class Group:
         torch.mul(self.shift, s.gain, out=self.slope)
 
     def scan(self, kept: Kept) -> None:
-        """Take the inner gradients of each mini-batch at the state that entered it."""
+        """Write `fast` after `fast[0]`, the other part of `slope`, and `kept`: z, inner gradients and statistics."""
         s, gradients, means, inverse_stds = self.settings, [], [], []
         views = (self.k, kept.z, self.slope, self.step_k.mT, self.fast[:-1], self.fast[1:])
         for k, z, slope, step_k, fast, next_fast in zip(*(x.unbind(0) for x in views), strict=True):
@@ -152,179 +240,50 @@ class Group:
             torch.stack(parts, out=to)
 
     def restore(self, kept: Kept, z_hat: Tensor) -> None:
-        """Do what `scan` did from what it kept; the fast weights at the start are there already."""
+        """Write `fast` and `slope` again from what `scan` kept; `fast[0]` is there already."""
         self.slope.addcmul_(self.settings.squared_gain, z_hat)
         views = (self.step_k.mT, kept.gradient, self.fast[:-1], self.fast[1:])
         for step_k, gradient, fast, next_fast in zip(*(x.unbind(0) for x in views), strict=True):
             torch.baddbmm(fast, step_k, gradient, out=next_fast)
 
     def answer(self, gradient: Tensor) -> None:
-        """Read the inner model with every query, at the state that its token has left."""
+        """Write what every query reads, at the state that its token has left: all from `score` to `inverse_std`."""
         s = self.settings
-        z_out = self.z_out.flatten(0, 1)
-        torch.bmm(self.q.flatten(0, 1), self.fast[:-1].flatten(0, 1), out=z_out)
+        y = self.y.flatten(0, 1)
+        torch.bmm(self.q.flatten(0, 1), self.fast[:-1].flatten(0, 1), out=y)
         torch.bmm(self.q.flatten(0, 1), self.k.flatten(0, 1).mT, out=self.score)
         torch.mul(self.score, s.triangle, out=self.mixing)
         self.mixing.mul_(self.rate.flatten(0, 1))
-        z_out.baddbmm_(self.mixing, gradient.flatten(0, 1))
-        z_out.sub_(s.row_mean(z_out))
-        s.standardise(self.z_out, self.z_out_hat, self.inverse_std_out)
+        y.baddbmm_(self.mixing, gradient.flatten(0, 1))
+        y.sub_(s.row_mean(y))
+        s.standardise(self.y, self.y_hat, self.inverse_std)
 
     def write(self, out: Tensor, start: int) -> None:
-        """Write q + LN(z) of every token to (B, L, H, K)."""
+        """Write q + LN(y) of every token into `out` (B, L, H, K)."""
         s = self.settings
-        normed = torch.addcmul(s.offset, self.z_out_hat, s.gain)
+        normed = torch.addcmul(s.offset, self.y_hat, s.gain)
         target = s.split(out, start, self.count).permute(1, 0, 3, 2, 4)
         torch.add(s.join(normed), s.join(self.q)[..., : s.width], out=target)
 
     def write_loss(self, kept: Kept, start: int) -> None:
-        """Write the inner loss of every token to (B, L, H)."""
+        """Write the inner loss of every token into that of the options."""
         s = self.settings
         error = torch.addcmul(self.shift, kept.z.sub(kept.mean).mul_(kept.inverse_std), s.gain)
         loss = s.join(error.square_().sum(-1, keepdim=True)).squeeze(-1).mul_(0.5)
         s.split(s.inner_loss, start, self.count).permute(1, 0, 3, 2).copy_(loss)
 
 
-class Gradients:
-    """What the backward pass collects: gradients at the inputs of `_TTTLinear`."""
-
-    def __init__(self, settings: Settings, qkv: Tensor, inner_lr: Tensor, fast: Tensor):
-        self.qkv, self.inner_lr = torch.empty_like(qkv), torch.empty_like(inner_lr)
-        self.token_scale = torch.zeros_like(settings.last_step.expand(settings.size))
-        self.fast = fast.flatten(0, 1)  # (R, K + 1, K), of the fast weights that the next group enters with
-
-
-class BackwardGroup:
-    """The closed-form backward pass over n mini-batches; a gradient at x is called d_x."""
-
-    def __init__(self, settings: Settings, count: int):
-        self.settings, self.count = settings, count
-        rows, size, width = settings.rows, settings.size, settings.width
-        new = settings.gain.new_empty
-        self.d_fast = new(count + 1, rows, width + 1, width)
-        self.d_qk, self.d_y = new(2, count, rows, 2 * size, width).unbind(0)
-        self.d_step_k = new(count, rows, size, width + 1)
-        self.pair = new(2, count, rows, size, width)
-        self.d_out, self.d_gradient, self.d_slope, self.z_hat, self.scratch = new(5, count, rows, size, width).unbind(0)
-        self.products, self.d_gain = new(2, rows, size, width), torch.zeros_like(self.scratch)
-        self.by_slope, self.zero = new(2, count, rows, size, 1).zero_().unbind(0)
-        self.d_mixing = new(count * rows, size, size)
-        self.d_scores = new(count * rows, 2 * size, 2 * size).zero_()
-
-    def restore_z_hat(self, kept: Kept) -> Tensor:
-        """Give the standardised rows of the keys."""
-        return torch.sub(kept.z, kept.mean, out=self.z_hat).mul_(kept.inverse_std)
-
-    def backward(self, group: Group, kept: Kept, d_out: Tensor, start: int, grads: Gradients) -> None:
-        """Add to the gradients, given those at the outputs; `group` stays as it was, `z_hat` is restored."""
-        s = self.settings
-        s.join(self.d_out).copy_(s.split(d_out, start, self.count).permute(1, 0, 3, 2, 4))
-        self.answer_backward(group, kept, grads)
-        self.d_fast[-1].copy_(grads.fast)
-        self.scan_backward(group, kept)
-        grads.fast = self.d_fast[0]
-        self.rates_backward(group, grads, start)
-        self.projections_backward(group, grads, start)
-
-    def answer_backward(self, group: Group, kept: Kept, grads: Gradients) -> None:
-        """Go back through the outputs of the queries."""
-        s = self.settings
-        self.d_gain.addcmul_(group.z_out_hat, self.d_out)
-        torch.mul(self.d_out, s.gain, out=self.scratch)
-        d_z_out = s.standardise_backward(self.scratch, group.z_out, self.zero, group.inverse_std_out)
-        self.d_y[:, :, : s.size].copy_(d_z_out)
-        d_z_out = d_z_out.flatten(0, 1)
-        torch.bmm(d_z_out, kept.gradient.flatten(0, 1).mT, out=self.d_mixing)
-        torch.bmm(group.mixing.mT, d_z_out, out=self.d_gradient.flatten(0, 1))
-
-    def scan_backward(self, group: Group, kept: Kept) -> None:
-        """
-        Go back through the mini-batches, and with the gradient at the fast weights.
-
-        Notes
-        -----
-        With P the projection in a LayerNorm's backward pass, the inner gradient is G = P(g) / std with the slope
-        g = squared_gain * z_hat + rest. Let w be the gradient at G. The one at g is P(w) / std; z gets that through g,
-        and, through P and std, the terms with the coefficients <w, z_hat>, <w, G> and <g, z_hat>.
-        """
-        s, d_slopes = self.settings, []
-        minus_inverse_std = torch.neg(kept.inverse_std)
-        torch.mul(group.slope, self.z_hat, out=self.scratch)
-        torch.mul(s.row_mean(self.scratch), minus_inverse_std, out=self.by_slope)
-        torch.mul(self.z_hat, minus_inverse_std, out=self.pair[0])
-        torch.mul(kept.gradient, minus_inverse_std, out=self.pair[1])
-        pair, d_fast, d_y_k = self.pair.transpose(0, 1), self.d_fast, self.d_y[:, :, s.size :]
-        views = (*kept[:4], self.d_gradient, group.step_k, pair, self.z_hat, self.by_slope)
-        views = (*views, d_y_k, group.qk.mT, self.d_y, d_fast[1:], d_fast[:-1])
-        for (
-            z,
-            gradient,
-            mean,
-            inverse_std,
-            w,
-            step_k,
-            scaled,
-            z_hat,
-            by_slope,
-            d_z_k,
-            qk,
-            d_y,
-            d_left,
-            d_entered,
-        ) in reversed(list(zip(*(x.unbind(0) for x in views), strict=True))):
-            w.baddbmm_(step_k, d_left)
-            d_slope = s.standardise_backward(w, z, mean, inverse_std)
-            by_z_hat, by_gradient = s.row_mean(torch.mul(scaled, w, out=self.products)).unbind(0)
-            d_z = s.standardise_backward(d_slope * s.squared_gain, z, mean, inverse_std)
-            d_z.addcmul_(d_slope, by_slope).addcmul_(gradient, by_z_hat)
-            torch.addcmul(d_z, z_hat, by_gradient, out=d_z_k)
-            torch.baddbmm(d_left, qk, d_y, out=d_entered)
-            d_slopes.append(d_slope)
-        torch.stack(d_slopes[::-1], out=self.d_slope)
-        torch.bmm(kept.gradient.flatten(0, 1), d_fast[1:].flatten(0, 1).mT, out=self.d_step_k.flatten(0, 1))
-
-    def rates_backward(self, group: Group, grads: Gradients, start: int) -> None:
-        """Add to the gradients at the inner learning rates and the scale of positions."""
-        s, rate = self.settings, group.rate.flatten(0, 1)  # (n * R, 1, M)
-        d_step = (self.d_step_k * group.k).sum(-1).view_as(rate)
-        d_mixing = group.score * self.d_mixing
-        d_rate = (d_mixing * s.triangle).sum(1, keepdim=True).addcmul_(d_step, s.last_step)
-        to = s.split(grads.inner_lr, start, self.count).permute(1, 0, 3, 2)  # (n, B, H, M)
-        to.copy_(d_rate.view(to.shape))
-        grads.token_scale -= d_mixing.mul_(rate).sum(0).tril_().sum(-1)
-        grads.token_scale[-1] -= d_step.mul_(rate).sum()
-
-    def projections_backward(self, group: Group, grads: Gradients, start: int) -> None:
-        """Write the gradients at the projections of a group."""
-        s = self.settings
-        slope_by_gain = torch.addcmul(group.shift, self.z_hat, 2.0 * s.gain, out=self.scratch)
-        self.d_gain.addcmul_(slope_by_gain, self.d_slope)
-        d_score = self.d_scores[:, : s.size, s.size :]
-        torch.mul(self.d_mixing.mul_(s.triangle), group.rate.flatten(0, 1), out=d_score)
-        self.d_scores[:, s.size :, : s.size] = d_score.mT
-        fast = group.fast[:-1, :, :-1].flatten(0, 1)
-        d_qk = torch.bmm(self.d_y.flatten(0, 1), fast.mT, out=self.d_qk.flatten(0, 1))
-        d_qk.baddbmm_(self.d_scores, group.qk[..., :-1].flatten(0, 1))
-        d_q, d_k = self.d_qk.split(s.size, 2)
-        d_q.add_(self.d_out)
-        d_k.addcmul_(self.d_slope, s.gain).addcmul_(self.d_step_k[..., :-1], group.step)
-        to = s.projections(grads.qkv, start, self.count)
-        torch.mul(s.join(self.d_slope), s.join(-s.gain.expand(self.count, -1, -1, -1)), out=to[:, :, :, 2])
-        back = s.rotation if s.rotation is None else torch.stack((s.rotation[0], -s.rotation[1]))
-        rotate(s.join(self.d_qk).unflatten(3, (2, s.size)), back, out=to[:, :, :, :2])
-
-
 def make_groups(settings: Settings, own: bool) -> list[Group]:
     """Make the buffers of every group: its own, or one for all groups of the same size."""
     counts = [count for _, count in settings.groups()]
     if own:
-        return [Group(settings, count) for count in counts]
-    shared = {count: Group(settings, count) for count in set(counts)}
+        return [Group.empty(settings, count) for count in counts]
+    shared = {count: Group.empty(settings, count) for count in set(counts)}
     return [shared[count] for count in counts]
 
 
 def rotate(x: Tensor, rotation: Tensor | None, out: Tensor) -> None:
-    """Write x, the halves of its last dimension rotated by (2, M, K / 2) cosine and sine, if there are any."""
+    """Write x into `out`; the halves of its last dimension are rotated by cosine and sine (2, M, K / 2), if given."""
     if rotation is None:
         out.copy_(x)
         return

@@ -5,7 +5,7 @@ Letters: B cells, L tokens, H heads, K head width, M mini-batch; at: which mini-
 
 One program owns one head of one cell: it goes from mini-batch to mini-batch with the fast weights, all in float32. The
 fast weights (K + 1, K) have the bias as their last row. A gradient at x is called d_x, the derivation is in
-`ttt_linear_groups.BackwardGroup`. No two programs write to one address, so results do not depend on their order.
+`ttt_linear_backward.BackwardGroup`. No two programs write to one address, so results do not depend on their order.
 """
 
 from typing import NamedTuple
