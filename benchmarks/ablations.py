@@ -130,7 +130,7 @@ def score_features(x: NDArray[np.float64], labels: NDArray[np.str_]) -> float:
     """Give the macro-F1 of logistic regression over the test cells of all folds."""
     predicted = np.empty_like(labels)
     for fold in k_folds(5, labels):
-        train, val, test = (fold.rows(part) for part in ("train", "val", "test"))
+        train, val, test = fold.partition.train, fold.partition.val, fold.partition.test
         scale = SPREAD / np.sqrt(x[train].var(0).sum())
         parts = [(x[rows] - x[train].mean(0)) * scale for rows in (train, val, test)]
         fitted = [LogisticRegression(C=c, max_iter=1000).fit(parts[0], labels[train]) for c in PENALTIES]

@@ -18,7 +18,7 @@ from scfusion_fm.evaluation.protocol.open_set import check_left_out
 from scfusion_fm.inference.batches import CellCollator, predict_rows
 from scfusion_fm.inference.export import export_model
 from scfusion_fm.inference.model_directory import load_pretrained
-from scfusion_fm.tasks.annotation.baselines import fit_annotation_baselines
+from scfusion_fm.tasks.annotation.baselines import name_by_baselines
 from scfusion_fm.tasks.annotation.calibrate import (
     calibrate_annotation,
     describe_calibration,
@@ -43,8 +43,8 @@ def main() -> None:
     pretrained, extractor = load_pretrained(Path(config.model), ScFusionTTTModel)
     file = LabelledFile.read(config, extractor)
     data = file.data
-    check_left_out(config.leave_out_types, data.classes, data.labels[file.rows["test"]])
-    seen = check_test_cells(config, data.aligned, extractor, file.rows)
+    check_left_out(config.leave_out_types, data.classes, data.labels[file.partition.test])
+    seen = check_test_cells(config, data.aligned, extractor, file.partition)
     settings = AnnotationSettings(
         config.optim, config.seed, output / "trainer", config.balance_classes, config.modality_dropout
     )
@@ -53,21 +53,21 @@ def main() -> None:
     output.mkdir(parents=True)
     save_config(config, output / "config.yaml")
     source = Source(Path(config.model))
-    fitted = fit_annotation(source, data, file.rows, settings)
+    fitted = fit_annotation(source, data, file.partition, settings)
 
     # Temperature and thresholds from held-out cells; and what becomes of types that training did not have.
-    calibration = calibrate_annotation(fitted, data, file.rows, config.unknown_score)
-    told = {"calibration": describe_calibration(calibration, fitted, data, file.rows["test"])}
+    calibration = calibrate_annotation(fitted, data, file.partition, config.unknown_score)
+    told = {"calibration": describe_calibration(calibration, fitted, data, file.partition.test)}
     if config.leave_out_types:
-        open_set = score_open_set(source, data, file.rows, settings, config.leave_out_types)
+        open_set = score_open_set(source, data, file.partition, settings, config.leave_out_types)
         open_set.to_csv(output / "open_set.csv", index=False)
         told["open_set"] = describe_open_set(open_set)
 
     # Held-out figures beside baselines that got the same cells and labels.
-    test = file.rows["test"]
+    test = file.partition.test
     logits = {name: fitted.predict(data.aligned, test, shown) for name, shown in data.inputs.items()}
     predicted = {("scFusionTTT", name): data.names_of(values) for name, values in logits.items()}
-    table = file.score(predicted | fit_annotation_baselines(data, file.rows))
+    table = file.score(predicted | name_by_baselines(data, file.partition, config.seed))
     embedding = predict_rows(pretrained, CellCollator(data.aligned, extractor), data.used, "pooler_output")
     facts = {"task": "cell-type annotation", "classes": ", ".join(data.classes), "fine-tuned on": config.data}
     files = {ANNOTATION_CALIBRATION: calibration.to_json().encode()}

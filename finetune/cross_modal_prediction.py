@@ -18,7 +18,7 @@ from scfusion_fm.evaluation.calibration.intervals import PROTEIN_INTERVALS
 from scfusion_fm.inference.export import export_model
 from scfusion_fm.inference.inputs import read_aligned
 from scfusion_fm.inference.model_directory import load_pretrained
-from scfusion_fm.tasks.cross_modal.baselines import fit_protein_baselines
+from scfusion_fm.tasks.cross_modal.baselines import predict_by_baselines
 from scfusion_fm.tasks.cross_modal.cells import PairedCells
 from scfusion_fm.tasks.cross_modal.fit import fit_cross_modal
 from scfusion_fm.tasks.cross_modal.intervals import (
@@ -32,7 +32,7 @@ from scfusion_fm.tasks.cross_modal.intervals import (
 from scfusion_fm.tasks.results import describe_provenance, write_results
 from scfusion_fm.tasks.seen import check_test_cells
 from scfusion_fm.tasks.settings import FitSettings
-from scfusion_fm.tasks.splits import rows_by_split, set_apart_calibration, split_cells
+from scfusion_fm.tasks.splits import split_cells
 from scfusion_fm.tasks.weights import Source
 
 
@@ -46,33 +46,32 @@ def main() -> None:
     _, extractor = load_pretrained(Path(config.model), ScFusionTTTModel)
     cells, aligned = read_aligned(Path(config.data), extractor)
     data = PairedCells(aligned, extractor, batches=read_groups(cells, config.background_key))
-    rows = rows_by_split(data.paired, split_cells(cells.obs, config.split))
-    left_out = read_left_out(cells, config, rows)
+    partition = data.keep_paired(split_cells(cells.obs, config.split))
+    left_out = read_left_out(cells, config, partition)
     if left_out is None:
-        rows = set_apart_calibration(rows, config.calibration_fraction, config.seed)
-    counts = {name: len(part) for name, part in rows.items()}
-    seen = check_test_cells(config, aligned, extractor, rows)
+        partition = partition.set_apart_calibration(config.calibration_fraction, config.seed)
+    seen = check_test_cells(config, aligned, extractor, partition)
     groups, donors = (read_groups(cells, key) for key in (config.interval_group_key, config.coverage_key))
-    print(f"{len(data.names)} proteins, cells: {counts}")
+    print(f"{len(data.names)} proteins, cells: {partition.counts}")
 
     # Fine-tune the pretraining pass with all proteins hidden.
     output.mkdir(parents=True)
     save_config(config, output / "config.yaml")
     settings = FitSettings(config.optim, config.seed, output / "trainer")
-    fitted = fit_cross_modal(Source(Path(config.model)), data, rows, settings)
+    fitted = fit_cross_modal(Source(Path(config.model)), data, partition, settings)
 
     # Held-out figures beside baselines that got the same cells.
-    test = rows["test"]
-    predictions = {"scFusionTTT": fitted.predict(test), **fit_protein_baselines(data, rows)}
+    test = partition.test
+    predictions = {"scFusionTTT": fitted.predict(test), **predict_by_baselines(data, partition, config.seed)}
     scores = {method: data.score(test, values) for method, values in predictions.items()}
     table = [{"method": method, **summary, "n_test": len(test)} for method, (_, summary) in scores.items()]
     facts = {"task": "protein from RNA", "proteins": ", ".join(data.names), "fine-tuned on": config.data}
 
     # Intervals from cells that the model did not learn from, and how often they hold what was measured in test cells.
     if left_out is None:
-        intervals = calibrate_intervals(data, rows["calibration"], fitted, groups)
+        intervals = calibrate_intervals(data, partition.calibration, fitted, groups)
     else:
-        intervals = calibrate_for_new_groups(Source(Path(config.model)), data, rows, settings, left_out)
+        intervals = calibrate_for_new_groups(Source(Path(config.model)), data, partition, settings, left_out)
     coverage = measure_coverage(data, test, intervals, predictions["scFusionTTT"], (groups, donors))
     coverage.to_csv(output / "interval_coverage.csv", index=False)
     files = {PROTEIN_INTERVALS: intervals.to_json().encode()}
@@ -86,7 +85,7 @@ def main() -> None:
     results = {
         "task": "cross_modal_prediction",
         "data": config.data,
-        "cells": counts,
+        "cells": partition.counts,
         "proteins": data.names,
         "unit": "CLR",
         "provenance": describe_provenance(cells.container),

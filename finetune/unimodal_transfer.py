@@ -20,7 +20,7 @@ from scfusion_fm.evaluation.calibration.classifier import ANNOTATION_CALIBRATION
 from scfusion_fm.evaluation.metrics.clusters import clustering_scores
 from scfusion_fm.inference.export import export_model
 from scfusion_fm.inference.model_directory import load_pretrained
-from scfusion_fm.tasks.annotation.baselines import fit_annotation_baselines
+from scfusion_fm.tasks.annotation.baselines import name_by_baselines
 from scfusion_fm.tasks.annotation.calibrate import calibrate_annotation, describe_calibration
 from scfusion_fm.tasks.annotation.fit import AnnotationSettings, choose_projected, fit_annotation
 from scfusion_fm.tasks.annotation.labelled_file import LabelledFile
@@ -40,7 +40,7 @@ def main() -> None:
     _, extractor = load_pretrained(Path(config.model), ScFusionTTTModel)
     file = LabelledFile.read(config, extractor, ("rna",))
     data = file.data
-    seen = check_test_cells(config, data.aligned, extractor, file.rows)
+    seen = check_test_cells(config, data.aligned, extractor, file.partition)
     projected = choose_projected(data, config.proteins) if config.projected_proteins else []
     proteins = [extractor.protein_names[place] for place in projected]
 
@@ -57,14 +57,14 @@ def main() -> None:
     # Fine-tune the projection and the head.
     output.mkdir(parents=True)
     save_config(config, output / "config.yaml")
-    fitted = fit_annotation(Source(Path(config.model)), data, file.rows, settings)
+    fitted = fit_annotation(Source(Path(config.model)), data, file.partition, settings)
 
     # Temperature and thresholds from held-out cells.
-    calibration = calibrate_annotation(fitted, data, file.rows, config.unknown_score)
+    calibration = calibrate_annotation(fitted, data, file.partition, config.unknown_score)
 
     # Held-out figures beside baselines that got the same cells, their RNA and their labels.
-    logits = fitted.predict(data.aligned, file.rows["test"])
-    predicted = {("scFusionTTT", "rna"): data.names_of(logits)} | fit_annotation_baselines(data, file.rows)
+    logits = fitted.predict(data.aligned, file.partition.test)
+    predicted = {("scFusionTTT", "rna"): data.names_of(logits)} | name_by_baselines(data, file.partition, config.seed)
     table = file.score(predicted)
     embedding = fitted.embed(data.aligned, data.used)
     facts = {
@@ -85,7 +85,7 @@ def main() -> None:
         "embedding": clustering_scores(embedding, data.labels[data.used]),
         "parameters": parameters,
         "seen_test_cells": seen.test_cells,
-        "calibration": describe_calibration(calibration, fitted, data, file.rows["test"]),
+        "calibration": describe_calibration(calibration, fitted, data, file.partition.test),
     }
     write_results(output, results)
     print(pd.DataFrame(table).round(3).to_string(index=False))

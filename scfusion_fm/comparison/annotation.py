@@ -6,23 +6,22 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 
-from scfusion_fm.comparison.experiment import Bench, Rows
+from scfusion_fm.comparison.experiment import Bench
 from scfusion_fm.comparison.scores import PAPER, PAPER_TEST, Scores
-from scfusion_fm.evaluation.baselines.annotation import fit_annotation
+from scfusion_fm.evaluation.baselines.annotation import fit_annotation_baselines
 from scfusion_fm.evaluation.baselines.features import build_inputs
 from scfusion_fm.evaluation.metrics.clusters import paper_protocol_scores
 from scfusion_fm.evaluation.metrics.labels import annotation_scores, class_scores
 from scfusion_fm.evaluation.metrics.probabilities import probability_scores
-from scfusion_fm.tasks.annotation import baselines as annotation_baselines
-from scfusion_fm.tasks.annotation import fit as annotation_task
-from scfusion_fm.tasks.annotation.fit import AnnotationSettings, choose_projected
-from scfusion_fm.tasks.splits import join_rows
+from scfusion_fm.evaluation.partition import Partition
+from scfusion_fm.tasks.annotation.baselines import build_annotation_task, show_features
+from scfusion_fm.tasks.annotation.fit import AnnotationSettings, choose_projected, fit_annotation
 
 
-def run_annotation(bench: Bench, rows: Rows, seed: int, scores: Scores) -> None:
+def run_annotation(bench: Bench, partition: Partition, seed: int, scores: Scores) -> None:
     """Annotate with baselines and fine-tuned models."""
     config, data = bench.config, bench.labelled
-    truth = data.labels[rows["test"]]
+    truth = data.labels[partition.test]
     scores.predictions["labels"] = truth
 
     def add(kind: str, method: str, inputs: str, probabilities: NDArray, classes: NDArray[np.str_]) -> None:
@@ -33,21 +32,21 @@ def run_annotation(bench: Bench, rows: Rows, seed: int, scores: Scores) -> None:
         scores.predictions[f"{method} ({inputs})"] = guess
 
     if bench.baselines:
-        fitted = fit_annotation(annotation_baselines.build_baseline_task(data, rows, seed), bench.baselines)
+        fitted = fit_annotation_baselines(build_annotation_task(data, partition, seed), bench.baselines)
         for (method, inputs), probabilities in fitted.test.items():
             if inputs in data.inputs:
                 add("baseline", method, inputs, probabilities, fitted.classes)
-    every = np.sort(np.concatenate(list(rows.values())))
+    every = np.sort(partition.rows)
     embeddings = {}
     for name, source in bench.sources().items():
-        fitted = annotation_task.fit_annotation(source, data, rows, _choose_settings(bench, name, seed))
+        fitted = fit_annotation(source, data, partition, _choose_settings(bench, name, seed))
         for inputs, shown in data.inputs.items():
-            logits = fitted.predict(data.aligned, rows["test"], shown).astype(np.float64)
+            logits = fitted.predict(data.aligned, partition.test, shown).astype(np.float64)
             add("model", name, inputs, softmax(logits, axis=1), np.array(data.classes))
             if config.protocol == PAPER:
                 embeddings["model", name, inputs] = fitted.embed(data.aligned, every, shown)
     if config.protocol == PAPER:
-        _add_paper(bench, rows, seed, scores, embeddings)
+        _add_paper(bench, partition, seed, scores, embeddings)
 
 
 def _choose_settings(bench: Bench, name: str, seed: int) -> AnnotationSettings:
@@ -68,15 +67,15 @@ def _choose_settings(bench: Bench, name: str, seed: int) -> AnnotationSettings:
 
 
 def _add_paper(
-    bench: Bench, rows: Rows, seed: int, scores: Scores, embeddings: dict[tuple[str, str, str], NDArray]
+    bench: Bench, partition: Partition, seed: int, scores: Scores, embeddings: dict[tuple[str, str, str], NDArray]
 ) -> None:
     """Score embeddings of all cells, and of test cells alone, as the papers do; beside principal components."""
     data = bench.labelled
-    used, split = join_rows(rows)
+    used, places = partition.join()
     order = np.argsort(used)
-    features = build_inputs(annotation_baselines.build_features(data, used), split, seed)
+    features = build_inputs(show_features(data, used), places.train, seed)
     embeddings |= {("baseline", "PCA", inputs): features[inputs][order] for inputs in data.inputs}
-    is_test, labels = split[order] == "test", data.labels[used[order]]
+    is_test, labels = np.isin(order, places.test), data.labels[used[order]]
     for name, embedding in embeddings.items():
         scores.add(*name, paper_protocol_scores(embedding, labels, seed), PAPER)
         scores.add(*name, paper_protocol_scores(embedding[is_test], labels[is_test], seed), PAPER_TEST)

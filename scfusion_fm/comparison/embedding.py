@@ -3,22 +3,22 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from scfusion_fm.comparison.experiment import Bench, Rows
+from scfusion_fm.comparison.experiment import Bench
 from scfusion_fm.comparison.scores import Scores
 from scfusion_fm.evaluation.baselines.features import build_inputs
 from scfusion_fm.evaluation.metrics.clusters import cluster_scores, clustering_scores
 from scfusion_fm.evaluation.metrics.integration import integration_scores
+from scfusion_fm.evaluation.partition import Partition
 from scfusion_fm.inference.batches import CellCollator, predict_rows
 from scfusion_fm.model import ScFusionTTTModel
-from scfusion_fm.tasks.annotation.baselines import build_features
-from scfusion_fm.tasks.splits import join_rows
+from scfusion_fm.tasks.annotation.baselines import show_features
 
 BIOLOGY, MIXING = ("label_asw", "clisi", "graph_connectivity"), ("batch_asw", "ilisi", "batch_entropy")
 
 
-def run_embedding(bench: Bench, rows: Rows, seed: int, scores: Scores) -> None:
+def run_embedding(bench: Bench, partition: Partition, seed: int, scores: Scores) -> None:
     """Score embeddings of the test cells; nothing is trained but the principal components of the baseline."""
-    data, test = bench.labelled, rows["test"]
+    data, test = bench.labelled, partition.test
     truth = data.labels[test]
     batches = bench.groups()[test] if bench.config.task == "integration" else None
 
@@ -32,10 +32,10 @@ def run_embedding(bench: Bench, rows: Rows, seed: int, scores: Scores) -> None:
         scores.predictions[f"{method} ({inputs})"] = np.asarray(embedding, np.float32)
 
     if bench.baselines:
-        used, split = join_rows(rows)
-        for inputs, x in build_inputs(build_features(data, used), split, seed).items():
+        used, places = partition.join()
+        for inputs, x in build_inputs(show_features(data, used), places.train, seed).items():
             if inputs in data.inputs:
-                add("baseline", "PCA", inputs, x[split == "test"])
+                add("baseline", "PCA", inputs, x[places.test])
     collator = CellCollator(data.aligned, data.extractor)
     for name, source in bench.sources().items():
         model = source.build(ScFusionTTTModel, seed)

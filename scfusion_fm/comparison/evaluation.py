@@ -137,7 +137,7 @@ class Evaluation:
         """Compute the methods that a unit lacks."""
         start = time.monotonic()
         bench = self.benches[file.unit.title].select(*file.list_missing())
-        scores = run_fold(bench, file.unit.rows, file.unit.seed)
+        scores = run_fold(bench, file.unit.fold.partition, file.unit.seed)
         file.add(scores, time.monotonic() - start)
 
 

@@ -17,19 +17,19 @@ from scfusion_fm.data.fingerprints.cells import CellFingerprints, fingerprint_ce
 from scfusion_fm.data.fingerprints.seen import load_seen
 from scfusion_fm.data.schema import DATASET, AlignedCells
 from scfusion_fm.evaluation.baselines.annotation import ANNOTATION_METHODS
+from scfusion_fm.evaluation.baselines.imputation import IMPUTATION_METHODS
 from scfusion_fm.evaluation.baselines.prediction import BLEND, OWN, PREDICTION_METHODS
-from scfusion_fm.evaluation.protocol.leaks import Evidence, Leak, find_leaks, find_seen
+from scfusion_fm.evaluation.protocol.leaks import Evidence, Leak, find_leaks, find_pretrained_cells
 from scfusion_fm.evaluation.protocol.splits import Fold, k_folds, leave_group_out, limit_labels
 from scfusion_fm.inference.inputs import read_aligned
 from scfusion_fm.inference.model_directory import load_extractor
 from scfusion_fm.model import ScFusionTTTFeatureExtractor
-from scfusion_fm.tasks.annotation.baselines import build_features
-from scfusion_fm.tasks.annotation.cells import INPUTS, LabelledCells, clean_labels
+from scfusion_fm.tasks.annotation.baselines import show_features
+from scfusion_fm.tasks.annotation.cells import INPUTS, LabelledCells, drop_rare_classes, read_labels
 from scfusion_fm.tasks.cross_modal.cells import PairedCells
 from scfusion_fm.tasks.seen import refuse_seen_cells
 from scfusion_fm.tasks.weights import Source
 
-Rows = dict[str, NDArray[np.int64]]
 TARGETS = {"protein_from_rna": "adt", "rna_from_protein": "rna"}
 BASELINES = {
     "annotation": tuple(ANNOTATION_METHODS),
@@ -37,7 +37,7 @@ BASELINES = {
     "rna_from_protein": (*PREDICTION_METHODS, OWN, BLEND),
     "clustering": ("PCA",),
     "integration": ("PCA",),
-    "imputation": ("gene mean", "PCA reconstruction", "kNN smoothing"),
+    "imputation": IMPUTATION_METHODS,
 }
 
 
@@ -109,9 +109,8 @@ class Bench:
             usable = np.flatnonzero(aligned.rna_present) if paired is None else paired
             strata = aligned.obs[DATASET].to_numpy(str)
         else:
-            labels, left_out = clean_labels(
-                aligned.obs, config.label_key, config.unlabelled, config.min_cells_per_class
-            )
+            labels = read_labels(aligned.obs, config.label_key, config.unlabelled)
+            labels, left_out = drop_rare_classes(labels, config.min_cells_per_class)
             shown = tuple({m: None for name in config.inputs or INPUTS for m in INPUTS[name]})
             labelled = LabelledCells(aligned, extractor, labels, shown)
             wanted = config.inputs or list(labelled.inputs)
@@ -124,7 +123,7 @@ class Bench:
 
     def folds(self, seed: int) -> list[Fold]:
         """
-        Divide the usable cells; the others have no role.
+        Divide the usable cells; the others are in no part.
 
         Raises
         ------
@@ -137,7 +136,7 @@ class Bench:
         else:
             groups = self.groups()[self.usable]
             folds = leave_group_out(groups, seed, split.val_fraction, strata, split.test_groups)
-        return [Fold(fold.name, self._widen(fold.split)) for fold in folds]
+        return [Fold(fold.name, fold.partition.of(self.usable)) for fold in folds]
 
     def groups(self) -> NDArray[np.str_]:
         """
@@ -170,15 +169,7 @@ class Bench:
 
     def limit(self, fold: Fold, budget: int | None, seed: int) -> Fold:
         """Keep as many labels of a fold as the budget allows; all for None."""
-        if budget is None:
-            return fold
-        few = limit_labels(Fold(fold.name, fold.split[self.usable]), self.strata[self.usable], budget, seed)
-        return Fold(fold.name, self._widen(few.split))
-
-    def _widen(self, split: NDArray[np.str_]) -> NDArray[np.str_]:
-        roles = np.full(len(self.aligned.obs), "", dtype="<U5")
-        roles[self.usable] = split
-        return roles
+        return fold if budget is None else limit_labels(fold, self.strata, budget, seed)
 
     def find_leaks(self, fold: Fold, seed: int, gates: bool) -> list[Leak]:
         """
@@ -190,42 +181,37 @@ class Bench:
             If a model has seen more of the test cells than chance explains, and `allow_seen_test_cells` is false.
         """
         config, labelled = self.config, self.labelled
-        prints = {"rna": self.prints.rna, "adt": self.prints.adt}
         source = config.label_derived_from
         inputs = ("rna+adt",) if labelled is None else labelled.inputs
         modalities = {}
         if gates and labelled is not None:
-            features = build_features(labelled, np.arange(len(self.strata)))
-            modalities = {"rna": features.rna, "adt": features.adt}
+            features = show_features(labelled, np.arange(len(self.strata)))
+            modalities = features.given
         evidence = Evidence(
-            fold=fold,
+            partition=fold.partition,
             tested=tuple({m: None for name in inputs for m in INPUTS[name]}),
-            fingerprints={name: np.stack([values, values], axis=1) for name, values in prints.items()},
+            fingerprints={"rna": self.prints.rna, "adt": self.prints.adt},
             labels=None if labelled is None else labelled.labels,
-            label_source=None if source == "unknown" else {"derived_from": source.split("+")},
-            modalities={name: values for name, values in modalities.items() if values is not None},
+            label_derived_from=None if source == "unknown" else source.split("+"),
+            modalities=modalities,
             datasets=self.aligned.obs[DATASET].to_numpy(str),
             donors=self.aligned.obs["donor"].to_numpy(str) if "donor" in self.aligned.obs else None,
         )
-        about_data = [leak for leak in find_leaks(evidence, seed) if not leak.kind.startswith("seen")]
-        advice = ("state `derived_from`", "set `label_derived_from`")
-        about_data = [dataclasses.replace(leak, message=leak.message.replace(*advice)) for leak in about_data]
-        return self._find_seen(fold) + about_data
+        return self._find_pretrained_cells(fold) + find_leaks(evidence, seed)
 
-    def _find_seen(self, fold: Fold) -> list[Leak]:
+    def _find_pretrained_cells(self, fold: Fold) -> list[Leak]:
         """Look up the test cells in what each model has seen; fresh weights have seen nothing."""
         found = []
         for name, model in self.config.models.items():
             if model.from_scratch:
                 continue
             seen = load_seen(Path(model.path))
-            answer = None if seen is None else seen.look_up(self.prints[fold.rows("test")])
+            answer = None if seen is None else seen.look_up(self.prints[fold.partition.test])
             if answer is not None:
                 refuse_seen_cells(answer, self.config.allow_seen_test_cells)
-            known = (None, 0.0) if answer is None else (answer.seen, answer.expected_by_chance)
+            known = (None,) if answer is None else (answer.seen, answer.expected_by_chance)
             found += [
-                dataclasses.replace(leak, message=f"{name}: {leak.message}")
-                for leak in find_seen(Evidence(fold, seen=known[0], expected_by_chance=known[1]))
+                dataclasses.replace(leak, message=f"{name}: {leak.message}") for leak in find_pretrained_cells(*known)
             ]
         return found
 

@@ -9,18 +9,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from scfusion_fm.comparison.experiment import Bench, Rows
+from scfusion_fm.comparison.experiment import Bench
 from scfusion_fm.comparison.scores import Scores
-from scfusion_fm.evaluation.baselines.imputation import ImputationTask, fit_imputation, imputation_scores
+from scfusion_fm.evaluation.baselines.imputation import ImputationTask, fit_imputation_baselines, imputation_scores
+from scfusion_fm.evaluation.partition import Partition
 from scfusion_fm.inference.batches import CellCollator, choose_device, predict_rows
 from scfusion_fm.inference.model_directory import load_pretrained
 from scfusion_fm.model import ScFusionTTTForPreTraining
 from scfusion_fm.tasks.cross_modal.cells import choose_genes
-from scfusion_fm.tasks.splits import join_rows
 from scfusion_fm.tasks.weights import Source
 
 
-def run_imputation(bench: Bench, rows: Rows, seed: int, scores: Scores) -> None:
+def run_imputation(bench: Bench, partition: Partition, seed: int, scores: Scores) -> None:
     """
     Fill in hidden RNA tokens from the other RNA of a cell, with baselines and pretrained models.
 
@@ -30,20 +30,20 @@ def run_imputation(bench: Bench, rows: Rows, seed: int, scores: Scores) -> None:
     was hidden.
     """
     aligned, extractor, config = bench.aligned, bench.extractor, bench.config
-    used, split = join_rows(rows)
+    used, places = partition.join()
     genes = np.flatnonzero(aligned.rna_observed)
     tokens = np.random.default_rng(seed).random((len(used), extractor.num_rna_tokens)) < config.hidden_fraction
     hidden = extractor.merge_patches(np.repeat(tokens[:, :, None], extractor.patch_size, axis=2))
     hidden = (hidden & aligned.rna_observed_in(used))[:, genes]  # (n, G)
     values = extractor.normalise_rna(aligned.rna[used][:, genes].toarray(), aligned.rna_total_counts[used])
-    test, train = split == "test", split == "train"
-    scored = np.isin(genes, choose_genes(aligned, extractor, rows["train"], config.scored_genes))
+    test, train = places.test, places.train
+    scored = np.isin(genes, choose_genes(aligned, extractor, partition.train, config.scored_genes))
     imputed = {}
     if bench.baselines:
-        found = fit_imputation(ImputationTask(values, hidden, split, seed)).test
+        found = fit_imputation_baselines(ImputationTask(values, hidden, places, seed))
         imputed = {("baseline", name): found[name] for name in bench.baselines}
     for name, source in bench.sources().items():
-        imputed["model", name] = impute(bench, source, rows["test"], tokens[test], seed)[:, genes]
+        imputed["model", name] = impute(bench, source, partition.test, tokens[test], seed)[:, genes]
     for (kind, method), guess in imputed.items():
         found = imputation_scores(
             values[test][:, scored], guess[:, scored], hidden[test][:, scored], values[train][:, scored].mean(0)

@@ -2,34 +2,35 @@
 
 import numpy as np
 
-from scfusion_fm.comparison.experiment import TARGETS, Bench, Rows
+from scfusion_fm.comparison.experiment import TARGETS, Bench
 from scfusion_fm.comparison.scores import Scores, to_plain
-from scfusion_fm.evaluation.baselines.prediction import fit_prediction
-from scfusion_fm.tasks.cross_modal.baselines import build_baseline_task
+from scfusion_fm.evaluation.baselines.prediction import fit_prediction_baselines
+from scfusion_fm.evaluation.partition import Partition
+from scfusion_fm.tasks.cross_modal.baselines import build_prediction_task
 from scfusion_fm.tasks.cross_modal.cells import SOURCE_OF, PairedCells, choose_genes
 from scfusion_fm.tasks.cross_modal.fit import fit_cross_modal
 from scfusion_fm.tasks.settings import FitSettings
 
 
-def run_prediction(bench: Bench, rows: Rows, seed: int, scores: Scores) -> None:
+def run_prediction(bench: Bench, partition: Partition, seed: int, scores: Scores) -> None:
     """Predict one modality from the other with baselines and fine-tuned models."""
     config, target = bench.config, TARGETS[bench.config.task]
     panel = None
     if target == "rna":
-        panel = choose_genes(bench.aligned, bench.extractor, rows["train"], config.scored_genes)
+        panel = choose_genes(bench.aligned, bench.extractor, partition.train, config.scored_genes)
     data = PairedCells(bench.aligned, bench.extractor, target, panel, bench.batches())
     predictions = {}
     if bench.baselines:
-        task = build_baseline_task(data, rows, seed)
-        predictions = {("baseline", m): p for m, p in fit_prediction(task, bench.baselines).test.items()}
+        task = build_prediction_task(data, partition, seed)
+        predictions = {("baseline", m): p for m, p in fit_prediction_baselines(task, bench.baselines).test.items()}
     for name, source in bench.sources().items():
-        fitted = fit_cross_modal(source, data, rows, FitSettings(config.optim, seed))
-        predictions["model", name] = fitted.predict(rows["test"])
-    test = rows["test"]
+        fitted = fit_cross_modal(source, data, partition, FitSettings(config.optim, seed))
+        predictions["model", name] = fitted.predict(partition.test)
+    test = partition.test
     scores.predictions["names"] = np.array(data.names)
     scores.predictions["measured"] = np.where(data.observed[test], data.measured[test], np.nan).astype(np.float32)
     for (kind, method), values in predictions.items():
-        table, summary = data.score(rows["test"], values)
+        table, summary = data.score(partition.test, values)
         parts = dict(zip(data.names, map(to_plain, table["pearson"]), strict=True))
         scores.add(kind, method, SOURCE_OF[target], {**summary, "parts": parts})
         scores.predictions[method] = np.asarray(values, np.float32)

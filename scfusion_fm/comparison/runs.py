@@ -1,19 +1,20 @@
-"""One fold of an experiment: models and baselines on the same rows, and their scores.
+"""One fold of an experiment: models and baselines on the same cells, and their scores.
 
 Letters: n cells, N RNA tokens, G genes.
 """
 
 from scfusion_fm.comparison.annotation import run_annotation
 from scfusion_fm.comparison.embedding import run_embedding
-from scfusion_fm.comparison.experiment import Bench, Rows
+from scfusion_fm.comparison.experiment import Bench
 from scfusion_fm.comparison.imputation import run_imputation
 from scfusion_fm.comparison.prediction import run_prediction
 from scfusion_fm.comparison.scores import Scores
+from scfusion_fm.evaluation.partition import Partition
 
 
-def run_fold(bench: Bench, rows: Rows, seed: int) -> Scores:
-    """Fit models and baselines on the same rows, and score them on the rows of `test`."""
-    test = rows["test"]
+def run_fold(bench: Bench, partition: Partition, seed: int) -> Scores:
+    """Fit models and baselines on the same cells, and score them on the test cells."""
+    test = partition.test
     scores = Scores([], {"test_rows": test, "cells": bench.aligned.obs.index.to_numpy(str)[test]})
     {
         "annotation": run_annotation,
@@ -22,5 +23,5 @@ def run_fold(bench: Bench, rows: Rows, seed: int) -> Scores:
         "clustering": run_embedding,
         "integration": run_embedding,
         "imputation": run_imputation,
-    }[bench.config.task](bench, rows, seed, scores)
+    }[bench.config.task](bench, partition, seed, scores)
     return scores

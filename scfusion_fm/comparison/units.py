@@ -20,7 +20,6 @@ from scfusion_fm.config.comparison import ExperimentConfig
 from scfusion_fm.config.loading import config_differences
 from scfusion_fm.evaluation.protocol.leaks import Leak
 from scfusion_fm.evaluation.protocol.splits import Fold
-from scfusion_fm.tasks.splits import rows_by_split
 
 # What units are listed from, and what says something about the cells but changes no score.
 LISTS = ("seeds", "label_budgets", "models", "baselines")
@@ -42,7 +41,7 @@ class Unit:
     seed
         Seed of everything in it.
     fold
-        Role of every cell, within the budget.
+        Its cells, within the budget.
     whole
         The same with all labels.
     budget
@@ -59,23 +58,18 @@ class Unit:
     budget: int | None
     leaks: list[Leak]
 
-    @property
-    def rows(self) -> dict[str, np.ndarray]:
-        """Rows of train, val and test."""
-        return rows_by_split(np.arange(len(self.fold.split)), self.fold.split)
-
     def describe(self) -> dict[str, Any]:
         """Give what the report tells of it, but for its scores."""
-        rows = self.rows
+        partition = self.fold.partition
         return {
             "id": self.id,
             "experiment": self.title,
             "seed": self.seed,
             "fold": self.whole.name,
             "budget": self.budget,
-            "cells": {name: len(part) for name, part in rows.items()},
-            "test_ratio": len(rows["test"]) / int(np.isin(self.whole.split, ("train", "val")).sum()),
-            "rows_sha256": {name: hashlib.sha256(part.tobytes()).hexdigest() for name, part in rows.items()},
+            "cells": partition.counts,
+            "test_ratio": len(partition.test) / len(self.whole.partition.known),
+            "rows_sha256": {name: hashlib.sha256(part.tobytes()).hexdigest() for name, part in partition.parts.items()},
             "leaks": [asdict(leak) for leak in self.leaks],
         }
 

@@ -5,13 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from scfusion_fm.config.finetune import AnnotationConfig, CrossModalConfig, UnimodalTransferConfig
 from scfusion_fm.data.fingerprints.cells import fingerprint_cells
 from scfusion_fm.data.fingerprints.seen import SeenAnswer, SeenCells, SeenPart, load_seen
 from scfusion_fm.data.schema import AlignedCells
+from scfusion_fm.evaluation.partition import Partition
 from scfusion_fm.model import ScFusionTTTFeatureExtractor
 
 FinetuneConfig = AnnotationConfig | CrossModalConfig | UnimodalTransferConfig
@@ -38,7 +36,7 @@ def check_test_cells(
     config: FinetuneConfig,
     aligned: AlignedCells,
     extractor: ScFusionTTTFeatureExtractor,
-    rows: dict[str, NDArray[np.int64]],
+    partition: Partition,
 ) -> SeenByModel:
     """
     Refuse test cells that the model was trained on.
@@ -51,8 +49,8 @@ def check_test_cells(
         All cells of the file.
     extractor
         Vocabulary of the model.
-    rows
-        Rows of `test`, and of `train` and others that the fine-tuning uses.
+    partition
+        Which cells are for what.
 
     Raises
     ------
@@ -69,11 +67,10 @@ def check_test_cells(
         warnings.warn(message, stacklevel=1)
         return SeenByModel(None, {"known": False})
     prints = fingerprint_cells(aligned, extractor.gene_ids, extractor.protein_names)
-    answer = seen.look_up(prints[rows["test"]])
+    answer = seen.look_up(prints[partition.test])
     refuse_seen_cells(answer, config.allow_seen_test_cells)
-    used = np.concatenate([part for name, part in rows.items() if name != "test"])
     return SeenByModel(
-        seen + SeenPart.build(f"fine-tuning on {Path(config.data).name}", prints[used]),
+        seen + SeenPart.build(f"fine-tuning on {Path(config.data).name}", prints[partition.known]),
         {
             "known": True,
             "seen": answer.seen,

@@ -4,14 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 from torch.utils.data import Dataset
 from transformers import EarlyStoppingCallback, PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 
 from scfusion_fm.config.finetune import FinetuneOptimConfig
+from scfusion_fm.evaluation.partition import Partition
 from scfusion_fm.inference.batches import CellCollator, CellRows
 from scfusion_fm.tasks.adapters import add_adapters, count_trained, merge_adapters
 from scfusion_fm.tasks.settings import FitSettings
@@ -20,7 +19,7 @@ from scfusion_fm.training.optimizer import parameter_groups
 
 def train_best(
     model: PreTrainedModel,
-    rows: dict[str, NDArray[np.int64]],
+    partition: Partition,
     collators: dict[str, CellCollator],
     score: Callable[[Any], dict[str, float]],
     settings: FitSettings,
@@ -33,10 +32,10 @@ def train_best(
     ----------
     model
         The model with its head.
-    rows
-        Rows of `train` and `val`.
+    partition
+        Which cells train, and which choose.
     collators
-        How to prepare the rows of `train` and `val`.
+        How to prepare cells, by `train` and `val`.
     score
         Turns predictions into {"score": higher is better, ...}.
     settings
@@ -52,8 +51,8 @@ def train_best(
         trainer = _FineTuner(
             model=model,
             args=_training_arguments(settings, directory, collators["val"].label_names),
-            train_dataset=CellRows(rows["train"]),
-            eval_dataset=CellRows(rows["val"]),
+            train_dataset=CellRows(partition.train),
+            eval_dataset=CellRows(partition.val),
             data_collator=collators["train"],
             compute_metrics=score,
             compute_loss_func=loss,

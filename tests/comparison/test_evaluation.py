@@ -12,14 +12,14 @@ from make_cells import make_modalities, write_h5mu
 from mudata import MuData
 
 from scfusion_fm.cli.main import main
+from scfusion_fm.comparison import annotation as annotation_runs
 from scfusion_fm.comparison import evaluation as evaluating
 from scfusion_fm.comparison import runs as evaluation_runs
 from scfusion_fm.comparison.evaluation import Evaluation
 from scfusion_fm.config.comparison import EvaluateConfig
 from scfusion_fm.config.loading import load_config
 from scfusion_fm.evaluation.metrics import clusters as clustering
-from scfusion_fm.tasks.annotation import baselines as annotation_baselines
-from scfusion_fm.tasks.annotation import fit as annotation_task
+from scfusion_fm.evaluation.partition import Partition
 from scfusion_fm.tasks.cross_modal.cells import PairedCells
 
 # Of cells made up at random, gates and few proteins look suspicious; scikit-learn tells of tiny folds.
@@ -98,11 +98,11 @@ def test_an_interrupted_run_goes_on_and_ends_alike(build, monkeypatch):
     whole.run()
     calls = []
 
-    def run_until_third(bench, rows, seed):
+    def run_until_third(bench, partition, seed):
         calls.append(seed)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return evaluation_runs.run_fold(bench, rows, seed)
+        return evaluation_runs.run_fold(bench, partition, seed)
 
     monkeypatch.setattr(evaluating, "run_fold", run_until_third)
     with pytest.raises(KeyboardInterrupt):
@@ -155,9 +155,9 @@ def test_what_is_added_to_a_finished_run_is_all_that_is_computed(build, model_di
     path = build({"types": few}).run()
     calls = []
 
-    def record(bench, rows, seed):
+    def record(bench, partition, seed):
         calls.append((seed, list(bench.config.models), list(bench.baselines)))
-        return evaluation_runs.run_fold(bench, rows, seed)
+        return evaluation_runs.run_fold(bench, partition, seed)
 
     monkeypatch.setattr(evaluating, "run_fold", record)
     models = {"tiny": {"path": str(model_dir)}, "fresh": {"path": str(model_dir), "from_scratch": True}}
@@ -214,20 +214,20 @@ def test_transfer_to_rna_alone_stands_with_and_without_projected_proteins(build,
     models = {"whole": {"path": path}, "with": {"path": path, "projected_proteins": True}}
     models |= {"without": {"path": path, "projected_proteins": False}}
     used = {}
-    real = annotation_task.fit_annotation
+    real = annotation_runs.fit_annotation
 
-    def record(source, data, rows, settings):
-        fitted = real(source, data, rows, settings)
+    def record(source, data, partition, settings):
+        fitted = real(source, data, partition, settings)
         before = source.build(type(fitted.model), 0, num_labels=len(data.classes)).model.state_dict()
         after = fitted.model.model.state_dict()
         changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name].cpu())}
         used[len(used)] = (fitted.model.config.projected_proteins, changed)
         return fitted
 
-    monkeypatch.setattr(annotation_task, "fit_annotation", record)
+    monkeypatch.setattr(annotation_runs, "fit_annotation", record)
     evaluation = build({"transfer": {"task": "annotation", "inputs": ["rna"]}}, models=models)
-    rows = {role: evaluation.units[0].fold.rows(role) for role in ("train", "val", "test")}
-    scores = evaluation_runs.run_fold(evaluation.benches["transfer"], rows, 0).rows
+    partition = evaluation.units[0].fold.partition
+    scores = evaluation_runs.run_fold(evaluation.benches["transfer"], partition, 0).rows
     assert [row["method"] for row in scores if row["kind"] == "model"] == list(models)
     whole, with_proteins, without = used.values()
     assert whole[0] is None
@@ -242,20 +242,18 @@ def test_transfer_to_rna_alone_stands_with_and_without_projected_proteins(build,
 def test_models_and_baselines_see_the_same_rows(build, monkeypatch):
     evaluation = build({"types": TWO["types"]})
     seen = []
-    for module, name in ((annotation_task, "fit_annotation"), (annotation_baselines, "build_baseline_task")):
-        real = getattr(module, name)
+    for name in ("fit_annotation", "build_annotation_task"):
+        real = getattr(annotation_runs, name)
 
         def record(*args, name=name, real=real, **kwargs):
-            rows = next(a for a in args if isinstance(a, dict))
-            seen.append((name, {k: v.tolist() for k, v in rows.items()}))
+            seen.append((name, next(a for a in args if isinstance(a, Partition))))
             return real(*args, **kwargs)
 
-        monkeypatch.setattr(module, name, record)
-    rows = {role: evaluation.units[0].fold.rows(role) for role in ("train", "val", "test")}
-    evaluation_runs.run_fold(evaluation.benches["types"], rows, 0)
-    assert [name for name, _ in seen] == ["build_baseline_task", "fit_annotation"]
-    assert seen[0][1] == seen[1][1] == {role: part.tolist() for role, part in rows.items()}
-    assert not set(seen[0][1]["test"]) & {*seen[0][1]["train"], *seen[0][1]["val"]}
+        monkeypatch.setattr(annotation_runs, name, record)
+    partition = evaluation.units[0].fold.partition
+    evaluation_runs.run_fold(evaluation.benches["types"], partition, 0)
+    assert [name for name, _ in seen] == ["build_annotation_task", "fit_annotation"]
+    assert seen[0][1] is seen[1][1] is partition
 
 
 @pytest.mark.slow
@@ -333,8 +331,8 @@ def test_values_that_a_file_did_not_measure_are_not_scored(model_dir, data_dir, 
     assert len(paired.names) == 5
     assert paired.observed[:90].all()
     assert (paired.observed[90:].sum(1) == 3).all()
-    rows = {role: evaluation.units[0].fold.rows(role) for role in ("train", "val", "test")}
-    assert all(np.isfinite(s["rmse"]) for s in evaluation_runs.run_fold(bench, rows, 0).rows)
+    partition = evaluation.units[0].fold.partition
+    assert all(np.isfinite(s["rmse"]) for s in evaluation_runs.run_fold(bench, partition, 0).rows)
 
 
 def test_intervals_hold_for_cells_like_others_and_new_files_need_three(build):

@@ -25,7 +25,7 @@ from scfusion_fm.tasks.annotation.fit import AnnotationSettings, fit_annotation
 from scfusion_fm.tasks.cross_modal.cells import PairedCells
 from scfusion_fm.tasks.cross_modal.fit import fit_cross_modal
 from scfusion_fm.tasks.settings import FitSettings
-from scfusion_fm.tasks.splits import rows_by_split, split_cells
+from scfusion_fm.tasks.splits import split_cells
 from scfusion_fm.tasks.weights import Source
 
 pytest.importorskip("peft")
@@ -120,11 +120,12 @@ def test_adapters_depend_on_the_seed_alone(config):
 def test_fitted_model_is_saved_without_adapters_and_gives_the_same(model_dir, paired_file, tmp_path):
     extractor = load_extractor(model_dir)
     cells, aligned = read_aligned(paired_file, extractor)
-    rows = rows_by_split(np.arange(160), split_cells(cells.obs, SplitConfig(val_fraction=0.2, test_fraction=0.2)))
+    partition = split_cells(cells.obs, SplitConfig(val_fraction=0.2, test_fraction=0.2))
     data = LabelledCells(aligned, extractor, cells.obs["cell_type"].astype(str).to_numpy())
-    fitted = fit_annotation(Source(model_dir), data, rows, AnnotationSettings(OPTIM, directory=tmp_path / "trainer"))
-    predicted = fitted.predict(aligned, rows["test"])
-    assert (data.names_of(predicted) == data.labels[rows["test"]]).mean() > 0.6
+    settings = AnnotationSettings(OPTIM, directory=tmp_path / "trainer")
+    fitted = fit_annotation(Source(model_dir), data, partition, settings)
+    predicted = fitted.predict(aligned, partition.test)
+    assert (data.names_of(predicted) == data.labels[partition.test]).mean() > 0.6
     assert 0 < fitted.num_trained < sum(p.numel() for p in fitted.model.parameters())
     export_model(fitted.model, ScFusionTTTFeatureExtractor.from_pretrained(model_dir), tmp_path / "model", {})
     assert json.loads((tmp_path / "model" / "config.json").read_text())["model_type"] == "scfusion_ttt"
@@ -149,8 +150,8 @@ def test_fitted_model_is_saved_without_adapters_and_gives_the_same(model_dir, pa
     assert added.abs().max() > 1e-4
 
     paired = PairedCells(aligned, extractor)
-    predictor = fit_cross_modal(Source(model_dir), paired, rows, FitSettings(OPTIM))
-    assert np.isfinite(predictor.predict(rows["test"])).all()
+    predictor = fit_cross_modal(Source(model_dir), paired, partition, FitSettings(OPTIM))
+    assert np.isfinite(predictor.predict(partition.test)).all()
     assert predictor.num_trained > 0
 
 

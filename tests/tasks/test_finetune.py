@@ -15,12 +15,13 @@ from launch import ROOT, run
 from make_cells import make_modalities
 
 from scfusion_fm import ScFusionTTTFeatureExtractor, ScFusionTTTForCellTypeAnnotation
-from scfusion_fm.config.finetune import CrossModalConfig, FinetuneOptimConfig
+from scfusion_fm.config.finetune import AnnotationConfig, CrossModalConfig, FinetuneOptimConfig
 from scfusion_fm.config.split import SplitConfig
 from scfusion_fm.data.fingerprints.seen import SeenCells
 from scfusion_fm.data.split import assign_split
 from scfusion_fm.evaluation.calibration.classifier import AnnotationCalibration
 from scfusion_fm.evaluation.calibration.intervals import ProteinIntervals
+from scfusion_fm.evaluation.partition import Partition
 from scfusion_fm.inference.annotate import AnnotationRequest, annotate
 from scfusion_fm.inference.batches import CellCollator, predict_rows
 from scfusion_fm.inference.inputs import read_aligned
@@ -28,11 +29,13 @@ from scfusion_fm.inference.job import FileRequest
 from scfusion_fm.inference.predict_protein import predict_protein
 from scfusion_fm.tasks.annotation.cells import LabelledCells
 from scfusion_fm.tasks.annotation.fit import choose_projected
+from scfusion_fm.tasks.annotation.labelled_file import LabelledFile
+from scfusion_fm.tasks.cross_modal.cells import PairedCells
 from scfusion_fm.tasks.cross_modal.intervals import read_left_out
 from scfusion_fm.tasks.loss import BalancedCrossEntropy
 from scfusion_fm.tasks.seen import check_test_cells
 from scfusion_fm.tasks.settings import FitSettings
-from scfusion_fm.tasks.splits import rows_by_split, split_cells
+from scfusion_fm.tasks.splits import split_cells
 from scfusion_fm.tasks.trainer import fine_tuning_groups
 from scfusion_fm.tasks.weights import Source
 
@@ -104,7 +107,7 @@ def test_annotation_learns_and_its_model_reproduces_the_predictions(annotation, 
 def test_protein_prediction_stands_beside_baselines(cross_modal):
     results = json.loads((cross_modal / "results.json").read_text())
     methods = [row["method"] for row in results["table"]]
-    assert methods == ["scFusionTTT", "mean", "own gene RNA", "PCA + kNN", "PCA + ridge"]
+    assert methods == ["scFusionTTT", "mean", "own gene", "PCA + kNN", "PCA + ridge"]
     table = {row["method"]: row["pearson_per_protein"] for row in results["table"]}
     assert table["scFusionTTT"] > 0.3 > abs(table["mean"])
     stored = np.load(cross_modal / "test_predictions.npz")
@@ -175,11 +178,11 @@ def test_intervals_for_new_donors_come_from_fits_without_each(model_dir, paired_
 
 def test_groups_to_leave_out_are_checked_before_anything_is_fitted():
     obs = pd.DataFrame({"donor": ["a", "b", "c", "c", "d"], "lab": ["x", "x", "y", "y", None]})
-    rows = {"train": np.array([0, 2]), "val": np.array([1, 3]), "test": np.array([4])}
+    partition = Partition([0, 2], [1, 3], [4])
     cells = SimpleNamespace(obs=obs)
 
-    def read(rows=rows, **settings):
-        return read_left_out(cells, CrossModalConfig(**settings), rows)
+    def read(partition=partition, **settings):
+        return read_left_out(cells, CrossModalConfig(**settings), partition)
 
     assert read() is None
     assert read(interval_left_out_key="donor").tolist() == obs["donor"].tolist()
@@ -188,7 +191,7 @@ def test_groups_to_leave_out_are_checked_before_anything_is_fitted():
     with pytest.raises(ValueError, match=r"at least 3 groups of cells .*, got 2 in 'lab', and 0 cells without"):
         read(interval_left_out_key="lab")
     with pytest.raises(ValueError, match="got 2 in 'lab', and 1 cells without"):
-        read(rows | {"val": np.array([1, 4])}, interval_left_out_key="lab")
+        read(Partition([0, 2], [1, 3, 4]), interval_left_out_key="lab")
 
 
 def test_seen_test_cells_are_counted_and_the_memory_grows(annotation, model_dir):
@@ -204,21 +207,21 @@ def test_seen_test_cells_are_counted_and_the_memory_grows(annotation, model_dir)
 def test_going_on_with_seen_test_cells_is_possible_and_told(model_dir, paired_file):
     extractor = ScFusionTTTFeatureExtractor.from_pretrained(model_dir)
     cells, aligned = read_aligned(paired_file, extractor)
-    rows = rows_by_split(np.arange(160), split_cells(cells.obs, SplitConfig(seed=1)))
+    partition = split_cells(cells.obs, SplitConfig(seed=1))
     config = CrossModalConfig(str(model_dir), str(paired_file), allow_seen_test_cells=True)
-    found = check_test_cells(config, aligned, extractor, rows).test_cells
+    found = check_test_cells(config, aligned, extractor, partition).test_cells
     assert found["beyond_chance"]
-    assert 0 < found["seen"] <= found["of"] == len(rows["test"])
+    assert 0 < found["seen"] <= found["of"] == len(partition.test)
     config.allow_seen_test_cells = False
     with pytest.raises(ValueError, match=rf"got {found['seen']} of {found['of']} that it was \(\d+ in pretraining"):
-        check_test_cells(config, aligned, extractor, rows)
+        check_test_cells(config, aligned, extractor, partition)
 
 
 def test_a_model_without_memory_is_used_with_a_warning(model_dir, paired_file, tmp_path):
     extractor = ScFusionTTTFeatureExtractor.from_pretrained(model_dir)
     config = CrossModalConfig(str(tmp_path), str(paired_file))
     with pytest.warns(UserWarning, match="does not tell which cells it was trained on"):
-        found = check_test_cells(config, read_aligned(paired_file, extractor)[1], extractor, {})
+        found = check_test_cells(config, read_aligned(paired_file, extractor)[1], extractor, Partition())
     assert found.test_cells == {"known": False}
     assert found.cells is None
 
@@ -375,15 +378,40 @@ def test_balanced_loss_weighs_classes_and_not_cells():
 
 def test_groups_stay_together(paired_file, model_dir):
     cells, _ = read_aligned(paired_file, ScFusionTTTFeatureExtractor.from_pretrained(model_dir))
-    split = split_cells(cells.obs, SplitConfig(0.3, 0.3, 1, group_key="donor"))
-    assert pd.Series(split).groupby(cells.obs["donor"].to_numpy()).nunique().max() == 1
+    roles = split_cells(cells.obs, SplitConfig(0.3, 0.3, 0, group_key="donor")).roles(160)
+    assert pd.Series(roles).groupby(cells.obs["donor"].to_numpy()).nunique().max() == 1
     with pytest.raises(ValueError, match=r"`split.group_key` must be a column of obs"):
         split_cells(cells.obs, SplitConfig(group_key="nope"))
 
 
-def test_rows_need_all_three_parts():
-    with pytest.raises(ValueError, match=r"got none for \['test'\]"):
-        rows_by_split(np.arange(3), np.array(["train", "val", "train"]))
+def test_an_emptied_part_names_what_emptied_it(paired_file, model_dir):
+    extractor = ScFusionTTTFeatureExtractor.from_pretrained(model_dir)
+    cells, aligned = read_aligned(paired_file, extractor)
+    with pytest.raises(ValueError, match=r"`split` must leave cells .*, got none for \['test'\] of 160 cells"):
+        split_cells(cells.obs, SplitConfig(test_fraction=0.0))
+    test = split_cells(cells.obs, SplitConfig()).test
+    types = cells.obs["cell_type"].astype(str)
+    cells.obs = cells.obs.assign(
+        rare=np.where(np.isin(np.arange(160), test), "rare", types),
+        unlabelled=np.where(np.isin(np.arange(160), test), "unknown", types),
+    )
+    others = ~np.isin(np.arange(160), test)
+    no_rna, no_adt = (dataclasses.replace(aligned, **{f"{name}_present": others}) for name in ("rna", "adt"))
+
+    def divide(given, label_key):
+        config = AnnotationConfig(label_key=label_key, min_cells_per_class=len(test) + 1)
+        return LabelledFile.divide(config, cells, given, extractor, ("rna",)).partition.counts
+
+    assert divide(aligned, "cell_type")["test"] == len(test)
+    number = f"got none of {len(test)} for test"
+    with pytest.raises(ValueError, match=f"`label_key` must label cells of each part, {number}; choose another column"):
+        divide(aligned, "unlabelled")
+    with pytest.raises(ValueError, match=f"`min_cells_per_class` must leave cells of each part, {number}; lower it"):
+        divide(aligned, "rare")
+    with pytest.raises(ValueError, match=f"`data` must hold rna of labelled cells in each part, {number}"):
+        divide(no_rna, "cell_type")
+    with pytest.raises(ValueError, match=f"`data` must hold cells with RNA and protein in each part, {number}"):
+        PairedCells(no_adt, extractor).keep_paired(split_cells(cells.obs, SplitConfig()))
 
 
 def test_embeddings_learn_slowly_and_the_classifier_fast_unless_all_is_new(model_dir):

@@ -1,130 +1,175 @@
-"""Simple methods that see the same cells and labels as the model.
+"""Classifiers of cell types, each in the settings that validation cells choose from.
 
-Whatever is fitted (means, scales, principal components, coefficients) is fitted on the cells with
-`split == "train"`; hyper-parameters are chosen on `"val"`; the cells of `"test"` are only predicted.
-
-Shapes: n cells, G genes, P proteins, F features.
+Shapes: n cells, F features, K cell types of the training cells.
 """
 
-import logging
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
+from sklearn.dummy import DummyClassifier
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import f1_score
 from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neural_network import MLPClassifier
 
-from scfusion_fm.evaluation.baselines.features import (
-    SPLITS,
-    Features,
-    build_inputs,
-    check_split,
-)
+from scfusion_fm.evaluation.baselines.networks import MlpSettings, train_until_worse
 
 INVERSE_PENALTIES = tuple(10.0**exponent for exponent in range(-1, 5))
 NEIGHBOUR_COUNTS = (3, 5, 10, 15, 30, 50)
 
-logger = logging.getLogger(__name__)
 
+@dataclass
+class KnownLabels:
+    """What a classifier may see: training and validation cells, never test cells.
 
-def annotate_baselines(
-    features: Features, labels: np.ndarray, split: np.ndarray, seed: int = 0
-) -> dict[tuple[str, str], np.ndarray]:
-    """Predict the cell types of the test cells with every baseline and every available input.
-
-    Parameters
+    Attributes
     ----------
-    features
-        The modalities of all n cells.
-    labels
-        (n,), cell types; those of the test cells are not read.
-    split
-        (n,), "train", "val" or "test".
-    seed
-        Seed of the principal components' solver.
-
-    Returns
-    -------
-    Predicted labels of the test cells, in their order, by (method, inputs). Methods: "majority",
-    "PCA + logistic regression", "PCA + kNN"; inputs: "rna", "adt", "rna+adt".
-
-    Raises
-    ------
-    ValueError
-        If no modality is given, lengths differ, a split is unknown or empty, a value is not finite, or the
-        training cells have fewer than two cell types.
-
-    Notes
-    -----
-    Penalty and number of neighbours maximise macro F1 on the validation cells. Nothing is refitted on them
-    afterwards: the model, too, uses them only to choose a checkpoint.
-    """
-    labels = np.asarray(labels).astype(str)
-    check_split(split, len(labels))
-    fit, select, test = (np.flatnonzero(np.asarray(split) == name) for name in SPLITS)
-    known, counts = np.unique(labels[fit], return_counts=True)
-    if len(known) < 2:
-        raise ValueError(
-            f"`labels` must hold at least two cell types in the training cells, got {known.tolist()}; "
-            "pass more cells or another split."
-        )
-    predictions = {}
-    for inputs, x in build_inputs(features, split, seed).items():
-        train_and_val = (x[fit], labels[fit], x[select], labels[select])
-        predictions["majority", inputs] = np.full(len(test), known[counts.argmax()])
-        for method, candidates in (
-            ("PCA + logistic regression", build_logistic_candidates()),
-            ("PCA + kNN", build_knn_candidates(len(fit))),
-        ):
-            predictions[method, inputs] = tune_classifier(candidates, *train_and_val).predict(x[test])
-    return predictions
-
-
-def build_logistic_candidates() -> Iterable[LogisticRegression]:
-    """Yield logistic regressions that weigh all classes alike, from the strongest penalty to the weakest."""
-    return (LogisticRegression(C=inverse, class_weight="balanced", max_iter=5000) for inverse in INVERSE_PENALTIES)
-
-
-def build_knn_candidates(n_train: int) -> Iterable[KNeighborsClassifier]:
-    """Yield nearest-neighbour classifiers that the number of training cells allows.
-
-    Parameters
-    ----------
-    n_train
-        Number of training cells.
-    """
-    counts = [count for count in NEIGHBOUR_COUNTS if count <= n_train] or [n_train]
-    return (KNeighborsClassifier(n_neighbors=count) for count in counts)
-
-
-def tune_classifier(
-    candidates: Iterable, x_train: np.ndarray, y_train: np.ndarray, x_val: np.ndarray, y_val: np.ndarray
-):
-    """Fit every candidate on the training cells and keep the first with the best macro F1 on validation.
-
-    Parameters
-    ----------
-    candidates
-        scikit-learn classifiers, the simplest first.
-    x_train
+    x
         (n_train, F), features.
-    y_train
+    labels
         (n_train,), cell types.
     x_val
         (n_val, F), features.
-    y_val
+    labels_val
         (n_val,), cell types.
-
-    Returns
-    -------
-    The fitted classifier.
+    seed
+        Seed of networks.
+    mlp
+        How networks are trained.
     """
-    fitted = [candidate.fit(x_train, y_train) for candidate in candidates]
-    present = np.unique(y_val)
-    scores = [
-        f1_score(y_val, classifier.predict(x_val), labels=present, average="macro", zero_division=0)
-        for classifier in fitted
-    ]
-    best = int(np.argmax(scores))
-    logger.info("chose %s: macro F1 %.3f on %d validation cells", fitted[best], scores[best], len(y_val))
-    return fitted[best]
+
+    x: NDArray[np.float64]
+    labels: NDArray[np.str_]
+    x_val: NDArray[np.float64]
+    labels_val: NDArray[np.str_]
+    seed: int = 0
+    mlp: MlpSettings = field(default_factory=MlpSettings)
+
+
+def fit_majority(cells: KnownLabels) -> Iterable[DummyClassifier]:
+    """Yield the classifier that always gives the training cells' shares."""
+    yield DummyClassifier(strategy="prior").fit(cells.x, cells.labels)
+
+
+def fit_logistic(cells: KnownLabels) -> Iterable[LogisticRegression]:
+    """Yield logistic regressions that weigh all classes alike, from the strongest penalty to the weakest."""
+    for inverse in INVERSE_PENALTIES:
+        yield LogisticRegression(C=inverse, class_weight="balanced", max_iter=5000).fit(cells.x, cells.labels)
+
+
+def fit_neighbour_votes(cells: KnownLabels) -> Iterable[KNeighborsClassifier]:
+    """Yield nearest-neighbour classifiers that the number of training cells allows, from few neighbours to many."""
+    counts = [count for count in NEIGHBOUR_COUNTS if count <= len(cells.x)] or [len(cells.x)]
+    yield from (KNeighborsClassifier(n_neighbors=count).fit(cells.x, cells.labels) for count in counts)
+
+
+def fit_ensembles(cells: KnownLabels) -> Iterable["Scaled"]:
+    """Yield ensembles of networks on features of variance 1 in all, scaled up so that a network can read them."""
+    scale = np.sqrt(cells.x.shape[1])
+    x, x_val = cells.x * scale, cells.x_val * scale
+    for alpha in sorted(cells.mlp.alphas, reverse=True):
+        for balanced in (False, True):
+            ensemble = MlpEnsemble(cells.mlp, alpha, balanced, cells.seed)
+            yield Scaled(ensemble.fit(x, cells.labels, x_val, cells.labels_val), scale)
+
+
+class MlpEnsemble:
+    """Small networks that differ in their seed; their probabilities are averaged.
+
+    Attributes
+    ----------
+    classes_
+        (K,), cell types.
+    members
+        The fitted networks.
+    """
+
+    def __init__(self, settings: MlpSettings, alpha: float, balanced: bool, seed: int) -> None:
+        self.settings, self.alpha, self.balanced, self.seed = settings, alpha, balanced, seed
+        self.classes_: NDArray[np.str_] = np.empty(0, str)
+        self.members: list[MLPClassifier] = []
+
+    def __repr__(self) -> str:
+        return f"{len(self.members)} networks, alpha={self.alpha:g}, balanced={self.balanced}"
+
+    def fit(self, x: NDArray, y: NDArray, x_val: NDArray, y_val: NDArray) -> "MlpEnsemble":
+        """Train every network until the validation cells' log loss stops falling, and keep its best state.
+
+        Parameters
+        ----------
+        x
+            (n_train, F), features.
+        y
+            (n_train,), cell types.
+        x_val
+            (n_val, F), features.
+        y_val
+            (n_val,), cell types; those that training lacks do not count.
+        """
+        self.classes_, codes, counts = np.unique(y, return_inverse=True, return_counts=True)
+        shares = 1 / counts[codes] / len(counts)
+        known = np.isin(y_val, self.classes_)
+        targets = np.searchsorted(self.classes_, y_val[known])
+        for member in range(self.settings.n_members):
+            rng = np.random.default_rng([self.seed, member])
+            network = MLPClassifier(
+                **self.settings.to_sklearn(len(x)), alpha=self.alpha, random_state=self.seed + member
+            )
+
+            def step(network=network, rng=rng) -> None:
+                rows = rng.choice(len(x), len(x), p=shares) if self.balanced else slice(None)
+                network.partial_fit(x[rows], y[rows], classes=self.classes_)
+
+            def loss(network=network) -> float:
+                if not len(targets):
+                    return 0.0
+                probability = network.predict_proba(x_val[known])[np.arange(len(targets)), targets]
+                return float(-np.log(np.maximum(probability, 1e-9)).mean())
+
+            self.members.append(train_until_worse(network, step, loss, self.settings))
+        return self
+
+    def predict_proba(self, x: NDArray) -> NDArray[np.float64]:
+        """Average the networks' probabilities.
+
+        Parameters
+        ----------
+        x
+            (n, F), features.
+        """
+        return np.mean([network.predict_proba(x) for network in self.members], axis=0)
+
+
+@dataclass
+class Scaled:
+    """A classifier that reads its features times a number.
+
+    Attributes
+    ----------
+    classifier
+        The fitted classifier.
+    scale
+        The number.
+    """
+
+    classifier: MlpEnsemble
+    scale: float
+
+    def __repr__(self) -> str:
+        return repr(self.classifier)
+
+    @property
+    def classes_(self) -> NDArray[np.str_]:
+        """(K,), cell types."""
+        return self.classifier.classes_
+
+    def predict_proba(self, x: NDArray) -> NDArray[np.float64]:
+        """Return the classifier's probabilities.
+
+        Parameters
+        ----------
+        x
+            (n, F), features.
+        """
+        return self.classifier.predict_proba(x * self.scale)

@@ -3,14 +3,15 @@
 Shapes: n cells, G genes, P proteins, F features.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import sparse
 from sklearn.decomposition import PCA
 
 N_COMPONENTS = 50
-SPLITS = ("train", "val", "test")
 
 
 @dataclass
@@ -25,19 +26,24 @@ class Features:
         (n, P), normalised abundance, e.g. CLR; NaN where a protein was not measured.
     """
 
-    rna: np.ndarray | sparse.csr_matrix | sparse.csr_array | None = None
-    adt: np.ndarray | None = None
+    rna: NDArray | sparse.csr_matrix | sparse.csr_array | None = None
+    adt: NDArray | None = None
+
+    @property
+    def given(self) -> dict[str, NDArray | sparse.csr_matrix | sparse.csr_array]:
+        """The modalities that are there, by name."""
+        return {name: values for name, values in (("rna", self.rna), ("adt", self.adt)) if values is not None}
 
 
-def build_inputs(features: Features, split: np.ndarray, seed: int = 0) -> dict[str, np.ndarray]:
+def build_inputs(features: Features, train: NDArray[np.int64], seed: int = 0) -> dict[str, NDArray[np.float64]]:
     """Turn the modalities into the matrices that the annotation baselines read.
 
     Parameters
     ----------
     features
         The modalities of all n cells.
-    split
-        (n,), "train", "val" or "test".
+    train
+        Rows to fit on.
     seed
         Seed of the principal components' solver.
 
@@ -49,15 +55,12 @@ def build_inputs(features: Features, split: np.ndarray, seed: int = 0) -> dict[s
     Raises
     ------
     ValueError
-        If no modality is given, lengths differ or a value is not finite.
+        If no modality is given or a value is not finite.
     """
-    train = np.asarray(split) == "train"
     blocks = {}
     if features.rna is not None:
-        check_length("features.rna", features.rna, len(train))
         blocks["rna"] = scale_block(project_rna(features.rna, train, seed), train)
     if features.adt is not None:
-        check_length("features.adt", features.adt, len(train))
         blocks["adt"] = scale_block(standardise_proteins(features.adt, train), train)
     if not blocks:
         raise ValueError("`features` must hold at least one modality, got neither `rna` nor `adt`; pass one.")
@@ -66,7 +69,7 @@ def build_inputs(features: Features, split: np.ndarray, seed: int = 0) -> dict[s
     return blocks
 
 
-def project_rna(rna: np.ndarray | sparse.csr_matrix, train: np.ndarray, seed: int = 0) -> np.ndarray:
+def project_rna(rna: NDArray | sparse.csr_matrix, train: NDArray[np.int64], seed: int = 0) -> NDArray[np.float64]:
     """Project all cells on the principal components of the training cells.
 
     Parameters
@@ -74,7 +77,7 @@ def project_rna(rna: np.ndarray | sparse.csr_matrix, train: np.ndarray, seed: in
     rna
         (n, G), normalised expression; dense or CSR.
     train
-        (n,), bool: the cells to fit on.
+        Rows to fit on.
     seed
         Seed of the solver.
 
@@ -90,17 +93,17 @@ def project_rna(rna: np.ndarray | sparse.csr_matrix, train: np.ndarray, seed: in
     values = rna.data if sparse.issparse(rna) else rna
     if not np.isfinite(values).all():
         raise ValueError("`rna` must be finite, got NaN or infinity; fill or drop such genes first.")
-    n_components = min(N_COMPONENTS, train.sum() - 1, rna.shape[1] - 1)
+    n_components = min(N_COMPONENTS, len(train) - 1, rna.shape[1] - 1)
     if n_components < 1:
         raise ValueError(
-            f"`rna` must have at least two training cells and two genes, got {train.sum()} and "
+            f"`rna` must have at least two training cells and two genes, got {len(train)} and "
             f"{rna.shape[1]}; pass more."
         )
     pca = PCA(n_components=int(n_components), svd_solver="arpack", random_state=seed)
     return pca.fit(rna[train]).transform(rna)
 
 
-def standardise_proteins(adt: np.ndarray, train: np.ndarray) -> np.ndarray:
+def standardise_proteins(adt: NDArray, train: NDArray[np.int64]) -> NDArray[np.float64]:
     """Centre and scale every protein by its training cells; a missing value becomes the mean.
 
     Parameters
@@ -108,7 +111,7 @@ def standardise_proteins(adt: np.ndarray, train: np.ndarray) -> np.ndarray:
     adt
         (n, P), normalised abundance; NaN where not measured.
     train
-        (n,), bool: the cells to fit on.
+        Rows to fit on.
 
     Returns
     -------
@@ -128,7 +131,7 @@ def standardise_proteins(adt: np.ndarray, train: np.ndarray) -> np.ndarray:
     return np.where(usable, (masked - mean).filled(0.0) / np.where(usable, std, 1.0), 0.0)
 
 
-def scale_block(block: np.ndarray, train: np.ndarray) -> np.ndarray:
+def scale_block(block: NDArray, train: NDArray[np.int64]) -> NDArray[np.float64]:
     """Divide a block of features by the root of its total variance over the training cells.
 
     Parameters
@@ -136,54 +139,27 @@ def scale_block(block: np.ndarray, train: np.ndarray) -> np.ndarray:
     block
         (n, F), features of one modality.
     train
-        (n,), bool: the cells to fit on.
+        Rows to fit on.
     """
     total = np.sqrt(block[train].var(axis=0).sum())
     return block / total if total > 0 else block
 
 
-def check_split(split: np.ndarray, n_cells: int) -> None:
-    """Raise unless every cell has a known split and none of the three is empty.
+def check_methods(methods: Sequence[str], known: Iterable[str]) -> None:
+    """Raise unless all methods are known.
 
     Parameters
     ----------
-    split
-        (n,), "train", "val" or "test".
-    n_cells
-        Number of cells it must cover.
+    methods
+        Names asked for.
+    known
+        Names there are.
 
     Raises
     ------
     ValueError
-        If the length differs, a name is unknown or a split has no cells.
+        If a name is unknown.
     """
-    check_length("split", split, n_cells)
-    names = np.unique(np.asarray(split).astype(str))
-    if set(names) != set(SPLITS):
-        raise ValueError(
-            f"`split` must hold 'train', 'val' and 'test' and nothing else, got {names.tolist()}; "
-            "leave other cells out and give every split some cells."
-        )
-
-
-def check_length(name: str, values: np.ndarray | sparse.csr_matrix, n_cells: int) -> None:
-    """Raise unless there is one row per cell.
-
-    Parameters
-    ----------
-    name
-        What the message calls `values`.
-    values
-        (n, ...), any array.
-    n_cells
-        Number of cells it must cover.
-
-    Raises
-    ------
-    ValueError
-        If the length differs.
-    """
-    if np.shape(values)[0] != n_cells:
-        raise ValueError(
-            f"`{name}` must have one row per cell ({n_cells}), got {np.shape(values)[0]}; select the same cells."
-        )
+    unknown = sorted(set(methods) - set(known))
+    if unknown:
+        raise ValueError(f"`methods` must be among {sorted(known)}, got {unknown}; correct the names.")

@@ -5,7 +5,7 @@ Shapes: n cells, G genes, C components.
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,9 +14,10 @@ from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 
 from scfusion_fm.evaluation.baselines.classifiers import NEIGHBOUR_COUNTS
-from scfusion_fm.evaluation.baselines.features import check_length, check_split
 from scfusion_fm.evaluation.metrics.proteins import protein_scores
+from scfusion_fm.evaluation.partition import Partition
 
+IMPUTATION_METHODS = ("gene mean", "PCA reconstruction", "kNN smoothing")
 COMPONENT_COUNTS = (5, 10, 20, 50)
 MAX_ROUNDS = 20
 
@@ -34,58 +35,36 @@ class ImputationTask:
         settings, those of test cells never.
     hidden
         (n, G), bool: values that are hidden from the method. Training cells are used whole.
-    split
-        (n,), "train", "val", "test", or "" where the cell is not used.
+    partition
+        What the cells are for.
     seed
         Seed of principal components.
     """
 
     x: NDArray | sparse.csr_matrix | sparse.csr_array
     hidden: NDArray[np.bool_]
-    split: NDArray[np.str_]
+    partition: Partition
     seed: int = 0
 
 
-@dataclass
-class Imputation:
-    """What baselines put in place of hidden values.
-
-    Attributes
-    ----------
-    test
-        (n_test, G) by method; where nothing was hidden the value itself.
-    chosen
-        The setting that the validation cells chose.
-    fitted_on
-        Rows that each fitted object was fitted on.
-    tuned_on
-        Rows on which settings were chosen.
-    """
-
-    test: dict[str, NDArray[np.float64]] = field(default_factory=dict)
-    chosen: dict[str, int] = field(default_factory=dict)
-    fitted_on: dict[str, NDArray[np.int64]] = field(default_factory=dict)
-    tuned_on: dict[str, NDArray[np.int64]] = field(default_factory=dict)
-
-
-def fit_imputation(task: ImputationTask) -> Imputation:
+def fit_imputation_baselines(task: ImputationTask) -> dict[str, NDArray[np.float64]]:
     """Guess the hidden values of the test cells by baselines.
 
     Parameters
     ----------
     task
-        Values, what is hidden, and split.
+        Values, what is hidden, and partition.
 
     Returns
     -------
-    Methods: "gene mean" of the training cells; "PCA reconstruction", hidden values start at the mean and are replaced
-    by the reconstruction until that is stable; "kNN smoothing", the mean of the training cells that are nearest by the
-    components so found.
+    (n_test, G) by method, what was not hidden as it is. "gene mean" of the training cells; "PCA reconstruction", hidden
+    values start at the mean and are replaced by the reconstruction until that is stable; "kNN smoothing", the mean of
+    the training cells that are nearest by the components so found.
 
     Raises
     ------
     ValueError
-        If a role has no cells, shapes differ, `hidden` is not bool or hides nothing in validation or test cells, or a
+        If a part has no cells, shapes differ, `hidden` is not bool or hides nothing in validation or test cells, or a
         value is not finite.
 
     Notes
@@ -93,20 +72,19 @@ def fit_imputation(task: ImputationTask) -> Imputation:
     Numbers of components and neighbours minimise the squared error of the validation cells' hidden values. Values that
     were normalised by the total of a cell tell a little of what was hidden: normalise after hiding.
     """
-    split = np.asarray(task.split).astype(str)
-    check_split(split[split != ""], int((split != "").sum()))
-    check_length("x", task.x, len(split))
-    fit, select, test = (np.flatnonzero(split == role) for role in ("train", "val", "test"))
-    x_train, x_val, x_test = (take_rows(task.x, rows) for rows in (fit, select, test))
-    check_hidden(task, select, test)
-    hidden_val, hidden_test = task.hidden[select], task.hidden[test]
+    part = task.partition
+    part.check()
+    part.check_arrays({"x": task.x})
+    check_hidden(task)
+    x_train, x_val, x_test = (take_rows(task.x, rows) for rows in (part.train, part.val, part.test))
+    hidden_val, hidden_test = task.hidden[part.val], task.hidden[part.test]
     mean = x_train.mean(axis=0)
-    result = Imputation({"gene mean": np.where(hidden_test, mean, x_test)})
+    imputed = {"gene mean": np.where(hidden_test, mean, x_test)}
 
-    def error(imputed: NDArray) -> float:
-        return float(np.square(imputed - x_val)[hidden_val].mean())
+    def error(guess: NDArray) -> float:
+        return float(np.square(guess - x_val)[hidden_val].mean())
 
-    full = min(max(COMPONENT_COUNTS), len(fit) - 1, x_train.shape[1] - 1)
+    full = min(max(COMPONENT_COUNTS), len(x_train) - 1, x_train.shape[1] - 1)
     pca = PCA(n_components=full, svd_solver="arpack", random_state=task.seed).fit(x_train)
     counts = sorted({min(count, full) for count in COMPONENT_COUNTS})
     guesses = ((count, reconstruct(x_val, hidden_val, pca, count)) for count in counts)
@@ -115,22 +93,19 @@ def fit_imputation(task: ImputationTask) -> Imputation:
         name: reconstruct(x, hidden, pca, n_components)
         for name, x, hidden in (("val", x_val, hidden_val), ("test", x_test, hidden_test))
     }
-    result.test["PCA reconstruction"] = reconstructed["test"]
+    imputed["PCA reconstruction"] = reconstructed["test"]
 
     project = pca.components_[:n_components].T
     index = NearestNeighbors().fit(x_train @ project)
     nearest_val, nearest_test = (
-        index.kneighbors(reconstructed[name] @ project, min(max(NEIGHBOUR_COUNTS), len(fit)), return_distance=False)
+        index.kneighbors(reconstructed[name] @ project, min(max(NEIGHBOUR_COUNTS), len(x_train)), return_distance=False)
         for name in ("val", "test")
     )
-    counts = sorted({min(count, len(fit)) for count in NEIGHBOUR_COUNTS})
+    counts = sorted({min(count, len(x_train)) for count in NEIGHBOUR_COUNTS})
     smoothed = ((count, error(smooth(x_train, nearest_val, count))) for count in counts)
     n_neighbors = choose(smoothed, "neighbours")
-    result.test["kNN smoothing"] = np.where(hidden_test, smooth(x_train, nearest_test, n_neighbors), x_test)
-    result.chosen = {"PCA reconstruction": n_components, "kNN smoothing": n_neighbors}
-    result.fitted_on = dict.fromkeys(result.test, fit)
-    result.tuned_on = dict.fromkeys(result.chosen, select)
-    return result
+    imputed["kNN smoothing"] = np.where(hidden_test, smooth(x_train, nearest_test, n_neighbors), x_test)
+    return imputed
 
 
 def reconstruct(x: NDArray, hidden: NDArray[np.bool_], pca: PCA, n_components: int) -> NDArray[np.float64]:
@@ -248,17 +223,13 @@ def take_rows(x: NDArray | sparse.csr_matrix, rows: NDArray[np.int64]) -> NDArra
     return np.asarray(part.todense() if sparse.issparse(part) else part, np.float64)
 
 
-def check_hidden(task: ImputationTask, select: NDArray[np.int64], test: NDArray[np.int64]) -> None:
+def check_hidden(task: ImputationTask) -> None:
     """Raise unless the mask and the values can be used.
 
     Parameters
     ----------
     task
         Values and mask.
-    select
-        Positions of the validation cells.
-    test
-        Positions of the test cells.
 
     Raises
     ------
@@ -272,10 +243,10 @@ def check_hidden(task: ImputationTask, select: NDArray[np.int64], test: NDArray[
             f"`hidden` must be bool of shape {task.x.shape}, got {hidden.dtype} of shape {hidden.shape}; "
             "mark the values to impute."
         )
-    if not (hidden[select].any() and hidden[test].any()):
+    val, test = task.partition.val, task.partition.test
+    if not (hidden[val].any() and hidden[test].any()):
         raise ValueError("`hidden` must hide a value in validation and in test cells, got none; hide some in both.")
-    used = np.isin(np.asarray(task.split).astype(str), ("train", "val"))
     visible = np.where(hidden[test], 0.0, take_rows(task.x, test))
-    n_bad = int((~np.isfinite(take_rows(task.x, np.flatnonzero(used)))).sum() + (~np.isfinite(visible)).sum())
+    n_bad = int((~np.isfinite(take_rows(task.x, task.partition.known))).sum() + (~np.isfinite(visible)).sum())
     if n_bad:
         raise ValueError(f"`x` must be finite, got {n_bad} values that are not; fill or drop such genes first.")

@@ -4,7 +4,7 @@ Shapes: n cells, F input columns, T targets, C features made of the inputs, M me
 """
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -12,30 +12,27 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 from scipy.optimize import nnls
-from sklearn.neural_network import MLPRegressor
 
-from scfusion_fm.evaluation.baselines.annotation import check_methods
 from scfusion_fm.evaluation.baselines.features import (
     N_COMPONENTS,
-    check_length,
-    check_split,
+    check_methods,
     project_rna,
     standardise_proteins,
 )
 from scfusion_fm.evaluation.baselines.kernels import fit_kernel_ridges
-from scfusion_fm.evaluation.baselines.networks import MlpSettings, train_until_worse
+from scfusion_fm.evaluation.baselines.networks import MlpSettings
 from scfusion_fm.evaluation.baselines.regressors import (
+    KnownTargets,
     Predictor,
     Targets,
-    check_observed,
-    check_own_genes,
     fit_neighbours,
+    fit_networks,
     fit_ridges,
     predict_from_own_gene,
 )
+from scfusion_fm.evaluation.partition import Partition
 
-INPUTS = ("rna", "adt")
-OWN = "own column"
+OWN = "own gene"
 BLEND = "blend"
 
 logger = logging.getLogger(__name__)
@@ -52,14 +49,14 @@ class PredictionTask:
     y
         (n, T), the targets in the unit in which they are scored; read only where observed, never in test cells.
     observed
-        (n, T) or (T,), bool: where the target was measured.
-    split
-        (n,), "train", "val", "test", or "" where the cell is not used.
+        (n, T), bool: where the target was measured.
+    partition
+        What the cells are for.
     inputs
         What `x` is: "rna" (projected on principal components) or "adt" (standardised, then projected if wide).
     own_columns
         For each target the column of `x` that measures the same gene or its protein, or `None`. Without the list there
-        is no baseline "own column".
+        is no baseline "own gene".
     seed
         Seed of principal components, networks and the sample of kernel ridge.
     mlp
@@ -74,7 +71,7 @@ class PredictionTask:
     x: NDArray | sparse.csr_matrix | sparse.csr_array
     y: NDArray
     observed: NDArray[np.bool_]
-    split: NDArray[np.str_]
+    partition: Partition
     inputs: str = "rna"
     own_columns: list[int | None] | None = None
     seed: int = 0
@@ -93,90 +90,39 @@ class Prediction:
         (n_val, T), validation cells.
     weights
         Weight of each method in the blend.
-    fitted_on
-        Rows that each fitted object was fitted on.
-    tuned_on
-        Rows on which settings and weights were chosen.
     """
 
     test: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     val: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
-    fitted_on: dict[str, NDArray[np.int64]] = field(default_factory=dict)
-    tuned_on: dict[str, NDArray[np.int64]] = field(default_factory=dict)
 
 
-@dataclass
-class Cells:
-    """What a method may see: training and validation cells, never test cells.
-
-    Attributes
-    ----------
-    x
-        (n_train, C), features.
-    targets
-        Targets of the training cells.
-    x_val
-        (n_val, C), features.
-    y_val
-        (n_val, T), targets.
-    observed_val
-        (n_val, T), bool.
-    task
-        Seed and settings.
-    """
-
-    x: NDArray[np.float64]
-    targets: Targets
-    x_val: NDArray[np.float64]
-    y_val: NDArray[np.float64]
-    observed_val: NDArray[np.bool_]
-    task: PredictionTask
-
-    def tune(self, candidates: Iterable[tuple[str, Predictor]]) -> Predictor:
-        """Return the candidate with the smallest relative squared error on the validation cells.
-
-        Parameters
-        ----------
-        candidates
-            Names and fitted predictors.
-        """
-        return self.targets.tune(candidates, self.x_val, self.y_val, self.observed_val)
-
-    def fill(self) -> NDArray[np.float64]:
-        """Return the (n_train, T) centred targets; what was not observed is predicted by the tuned ridge."""
-        if self.targets.observed.all():
-            return self.targets.centred
-        ridge = self.tune(fit_ridges(self.x, self.targets))
-        return np.where(self.targets.observed, self.targets.centred, ridge(self.x) - self.targets.mean)
-
-
-def fit_mean(cells: Cells) -> Predictor:
+def fit_mean(cells: KnownTargets) -> Predictor:
     """Return the predictor that always gives the training cells' mean."""
     return lambda query: np.tile(cells.targets.mean, (len(query), 1))
 
 
-def fit_knn(cells: Cells) -> Predictor:
+def fit_knn(cells: KnownTargets) -> Predictor:
     """Return the average of the nearest training cells; the validation cells choose how many."""
     return cells.tune(fit_neighbours(cells.x, cells.targets))
 
 
-def fit_ridge(cells: Cells) -> Predictor:
+def fit_ridge(cells: KnownTargets) -> Predictor:
     """Return the ridge regression whose penalty the validation cells choose."""
     return cells.tune(fit_ridges(cells.x, cells.targets))
 
 
-def fit_kernel_ridge(cells: Cells) -> Predictor:
+def fit_kernel_ridge(cells: KnownTargets) -> Predictor:
     """Return the kernel ridge regression whose kernel and penalty the validation cells choose."""
-    return cells.tune(fit_kernel_ridges(cells.x, cells.targets, cells.fill(), cells.task.seed))
+    return cells.tune(fit_kernel_ridges(cells.x, cells.targets, cells.fill(), cells.seed))
 
 
-def fit_mlp(cells: Cells) -> Predictor:
+def fit_mlp(cells: KnownTargets) -> Predictor:
     """Return the average of small networks; the validation cells choose the penalty and stop them."""
     return cells.tune(fit_networks(cells))
 
 
-PREDICTION_METHODS: dict[str, Callable[[Cells], Predictor]] = {
+PREDICTION_METHODS: dict[str, Callable[[KnownTargets], Predictor]] = {
     "mean": fit_mean,
     "PCA + kNN": fit_knn,
     "PCA + ridge": fit_ridge,
@@ -185,21 +131,23 @@ PREDICTION_METHODS: dict[str, Callable[[Cells], Predictor]] = {
 }
 
 
-def fit_prediction(task: PredictionTask, methods: Sequence[str] = (*PREDICTION_METHODS, OWN, BLEND)) -> Prediction:
+def fit_prediction_baselines(
+    task: PredictionTask, methods: Sequence[str] = (*PREDICTION_METHODS, OWN, BLEND)
+) -> Prediction:
     """Predict the targets of the test and validation cells with baselines.
 
     Parameters
     ----------
     task
-        Inputs, targets and split.
+        Inputs, targets and partition.
     methods
-        Names out of `PREDICTION_METHODS`, "own column" (a line through the coding gene or its protein; left out where
-        the task has no `own_columns`) and "blend" (weights of all the others).
+        Names out of `PREDICTION_METHODS`, "own gene" (a line through the coding gene's RNA or its protein; left out
+        where the task has no `own_columns`) and "blend" (weights of all the others).
 
     Raises
     ------
     ValueError
-        If a method or `inputs` is unknown, or the task does not hold what it needs: cells of every role, one row per
+        If a method or `inputs` is unknown, or the task does not hold what it needs: cells of every part, one row per
         cell, finite values, a measured target in the training cells.
 
     Notes
@@ -209,41 +157,68 @@ def fit_prediction(task: PredictionTask, methods: Sequence[str] = (*PREDICTION_M
     that no training cell has gets the mean of all training values.
     """
     check_methods(methods, (*PREDICTION_METHODS, OWN, BLEND))
-    split = np.asarray(task.split).astype(str)
-    check_split(split[split != ""], int((split != "").sum()))
-    check_length("x", task.x, len(split))
-    check_length("y", task.y, len(split))
-    observed = check_observed(task.y, task.observed, np.isin(split, ("train", "val")))
-    fit, select, test = (np.flatnonzero(split == role) for role in ("train", "val", "test"))
-    features = build_features(task, split == "train")
-    targets = Targets.from_training(task.y[fit], observed[fit])
-    cells = Cells(features[fit], targets, features[select], task.y[select], observed[select], task)
-    result = Prediction(fitted_on={"features": fit})
+    part = task.partition
+    part.check()
+    part.check_arrays({"x": task.x, "y": task.y})
+    check_targets(task)
+    x = project_inputs(task)
+    targets = Targets.from_training(task.y[part.train], task.observed[part.train])
+    val = (x[part.val], task.y[part.val], task.observed[part.val])
+    cells = KnownTargets(x[part.train], targets, *val, task.seed, task.mlp)
+    result = Prediction()
     for method in methods:
         if method in PREDICTION_METHODS:
             predict = PREDICTION_METHODS[method](cells)
-            result.test[method], result.val[method] = predict(features[test]), predict(features[select])
-            result.fitted_on[method], result.tuned_on[method] = fit, select
+            result.test[method], result.val[method] = predict(x[part.test]), predict(x[part.val])
     if OWN in methods and task.own_columns is not None:
-        check_own_genes(task.own_columns, task.y.shape[1])
-        x = fill_missing(task.x, split == "train") if task.inputs == "adt" else task.x
-        predict_own = partial(predict_from_own_gene, x, task.own_columns, fit, targets=targets)
-        result.test[OWN], result.val[OWN], result.fitted_on[OWN] = predict_own(test), predict_own(select), fit
+        values = fill_missing(task.x, part.train) if task.inputs == "adt" else task.x
+        predict_own = partial(predict_from_own_gene, values, task.own_columns, part.train, targets=targets)
+        result.test[OWN], result.val[OWN] = predict_own(part.test), predict_own(part.val)
     if BLEND in methods:
         add_blend(result, cells)
-        result.tuned_on[BLEND] = select
     return result
 
 
-def build_features(task: PredictionTask, train: NDArray[np.bool_]) -> NDArray[np.float64]:
+def check_targets(task: PredictionTask) -> None:
+    """Raise unless targets, where they were measured, and own columns fit one another.
+
+    Parameters
+    ----------
+    task
+        Targets and own columns.
+
+    Raises
+    ------
+    ValueError
+        If `observed` does not fit `y`, an observed value of training or validation cells is not finite, or the number
+        of own columns differs from that of targets.
+    """
+    observed = np.asarray(task.observed)
+    if observed.dtype != bool or observed.shape != task.y.shape:
+        raise ValueError(
+            f"`observed` must be bool of shape {task.y.shape}, got {observed.dtype} of shape {observed.shape}; "
+            "pass the presence mask of `y`."
+        )
+    n_bad = int((observed & ~np.isfinite(task.y))[task.partition.known].sum())
+    if n_bad:
+        raise ValueError(
+            f"`y` must be finite wherever `observed` is true, got {n_bad} values that are not; "
+            "mark missing measurements as not observed."
+        )
+    if task.own_columns is not None and len(task.own_columns) != task.y.shape[1]:
+        raise ValueError(
+            f"`own_columns` must have one entry per target, got {len(task.own_columns)} for {task.y.shape[1]} "
+            "targets; use None where the gene is absent."
+        )
+
+
+def project_inputs(task: PredictionTask) -> NDArray[np.float64]:
     """Turn the inputs into features, fitted on the training cells.
 
     Parameters
     ----------
     task
-        Inputs and seed.
-    train
-        (n,), bool.
+        Inputs, partition and seed.
 
     Returns
     -------
@@ -255,8 +230,9 @@ def build_features(task: PredictionTask, train: NDArray[np.bool_]) -> NDArray[np
     ValueError
         If `inputs` is unknown or a value cannot be used.
     """
-    if task.inputs not in INPUTS:
-        raise ValueError(f"`inputs` must be one of {INPUTS}, got {task.inputs!r}; say what `x` holds.")
+    train = task.partition.train
+    if task.inputs not in ("rna", "adt"):
+        raise ValueError(f"`inputs` must be 'rna' or 'adt', got {task.inputs!r}; say what `x` holds.")
     if task.inputs == "rna":
         features = project_rna(task.x, train, task.seed)
     else:
@@ -268,7 +244,7 @@ def build_features(task: PredictionTask, train: NDArray[np.bool_]) -> NDArray[np
     return features / scale if scale > 0 else features
 
 
-def fill_missing(x: NDArray, train: NDArray[np.bool_]) -> NDArray[np.float64]:
+def fill_missing(x: NDArray, train: NDArray[np.int64]) -> NDArray[np.float64]:
     """Replace NaN by the mean of the training cells, 0 where they have none.
 
     Parameters
@@ -276,44 +252,13 @@ def fill_missing(x: NDArray, train: NDArray[np.bool_]) -> NDArray[np.float64]:
     x
         (n, F), abundance.
     train
-        (n,), bool.
+        Rows of the training cells.
     """
     x = np.ma.masked_invalid(np.asarray(x, np.float64))
     return np.where(x.mask, x[train].mean(axis=0).filled(0.0), x.data)
 
 
-def fit_networks(cells: Cells) -> Iterable[tuple[str, Predictor]]:
-    """Yield averages of networks that predict all targets together, from the strongest penalty to the weakest.
-
-    Parameters
-    ----------
-    cells
-        Training and validation cells. Targets that were not observed in training are filled by the ridge regression,
-        since a network learns all of them together.
-    """
-    scale, settings = np.sqrt(cells.targets.variance), cells.task.mlp
-    y = cells.fill() / scale
-    y = y.ravel() if y.shape[1] == 1 else y
-
-    def predict(query: NDArray, members: list[MLPRegressor]) -> NDArray:
-        mean = np.mean([network.predict(query).reshape(len(query), -1) for network in members], axis=0)
-        return cells.targets.mean + mean * scale
-
-    for alpha in sorted(settings.alphas, reverse=True):
-        members = []
-        for member in range(settings.n_members):
-            network = MLPRegressor(**settings.to_sklearn(len(y)), alpha=alpha, random_state=cells.task.seed + member)
-
-            def loss(network=network) -> float:
-                error = np.where(cells.observed_val, cells.y_val - predict(cells.x_val, [network]), 0.0) / scale
-                return float(np.square(error).sum())
-
-            step = partial(network.partial_fit, cells.x, y)
-            members.append(train_until_worse(network, step, loss, settings))
-        yield f"alpha={alpha:g}", partial(predict, members=members)
-
-
-def add_blend(result: Prediction, cells: Cells) -> None:
+def add_blend(result: Prediction, cells: KnownTargets) -> None:
     """Add the weighted sum of all predictions so far; the validation cells choose weights of at least 0.
 
     Parameters

@@ -14,8 +14,8 @@ from scipy.stats import poisson
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.tree import DecisionTreeClassifier
 
-from scfusion_fm.evaluation.baselines.features import check_length
-from scfusion_fm.evaluation.protocol.splits import UNKNOWN, Fold
+from scfusion_fm.evaluation.partition import Partition
+from scfusion_fm.evaluation.protocol.splits import UNKNOWN
 
 SEVERITIES = ("leak", "warning", "note")
 CHANCE = 1e-3
@@ -54,42 +54,33 @@ class Evidence:
 
     Attributes
     ----------
-    fold
-        Role of each of the n cells.
+    partition
+        What the n cells are for.
     tested
         The modalities that the model under test reads, e.g. ("rna", "adt").
     fingerprints
-        By modality (n, 2), uint64, equal for cells with equal counts; 0, 0 where a cell has none.
-    seen
-        Number of test cells that the model is known to have been trained on before; `None` if nobody knows.
-    expected_by_chance
-        How many the filter that was asked would find if there were none.
+        By modality (n,), uint64, equal for cells with equal counts; 0 where a cell has none.
     labels
         (n,), what is predicted, or `None` if it is not a label.
-    label_source
-        What labels were made from, e.g. {"derived_from": "adt"} or {"derived_from": ["rna", "adt"]}; `None` if nobody
-        said. Anything but the name of a modality, e.g. "flow cytometry", counts as independent.
+    label_derived_from
+        What labels were made from, e.g. ("rna", "adt"); other names than those of modalities count as independent.
+        `None` if nobody said.
     modalities
         By modality (n, F), counts or normalised values, in which gates are looked for.
     datasets
         (n,), data set of each cell; gates are looked for within each.
     donors
         (n,), donor of each cell, "" or "unknown" where nobody knows.
-    fitted_on
-        Rows (positions or a mask) that each fitted object was fitted on.
     """
 
-    fold: Fold
+    partition: Partition
     tested: Sequence[str] = ("rna", "adt")
     fingerprints: Mapping[str, NDArray[np.uint64]] = field(default_factory=dict)
-    seen: int | None = None
-    expected_by_chance: float = 0.0
     labels: NDArray[np.str_] | None = None
-    label_source: Mapping[str, str | Sequence[str]] | None = None
+    label_derived_from: Sequence[str] | None = None
     modalities: Mapping[str, NDArray | sparse.csr_matrix] = field(default_factory=dict)
     datasets: NDArray[np.str_] | None = None
     donors: NDArray[np.str_] | None = None
-    fitted_on: Mapping[str, NDArray] = field(default_factory=dict)
 
 
 def find_leaks(evidence: Evidence, seed: int = 0) -> list[Leak]:
@@ -105,40 +96,38 @@ def find_leaks(evidence: Evidence, seed: int = 0) -> list[Leak]:
     Raises
     ------
     ValueError
-        If an array does not have one row per cell, or fitted rows lie outside the cells.
+        If an array does not have one row per cell.
     """
-    n_cells = len(evidence.fold.split)
-    per_cell = {"labels": evidence.labels, "datasets": evidence.datasets, "donors": evidence.donors}
-    for name, values in (per_cell | dict(evidence.fingerprints) | dict(evidence.modalities)).items():
-        if values is not None:
-            check_length(name, values, n_cells)
+    per_cell = {"datasets": evidence.datasets, "labels": evidence.labels, "donors": evidence.donors}
+    per_cell |= dict(evidence.fingerprints) | dict(evidence.modalities)
+    evidence.partition.check_arrays({name: values for name, values in per_cell.items() if values is not None})
     found = [
-        *find_seen(evidence),
         *find_declared_sources(evidence),
         *find_gates(evidence, seed),
-        *find_fitted_rows(evidence),
         *find_duplicates(evidence),
         *find_shared_donors(evidence),
     ]
     return sorted(found, key=lambda leak: SEVERITIES.index(leak.severity))
 
 
-def find_seen(evidence: Evidence) -> Iterator[Leak]:
+def find_pretrained_cells(seen: int | None, expected_by_chance: float = 0.0) -> Iterator[Leak]:
     """Yield a leak if the model was trained on more test cells than chance explains, a note if nobody knows.
 
     Parameters
     ----------
-    evidence
-        `seen` and `expected_by_chance`.
+    seen
+        Number of test cells that the model is known to have been trained on before; `None` if nobody knows.
+    expected_by_chance
+        How many the filter that was asked would find if there were none.
     """
-    if evidence.seen is None:
+    if seen is None:
         yield Leak("seen_unknown", "note", "nobody knows whether the model has seen test cells; ask `scfusion seen`", 0)
-    elif evidence.seen and poisson.sf(evidence.seen - 1, evidence.expected_by_chance) < CHANCE:
+    elif seen and poisson.sf(seen - 1, expected_by_chance) < CHANCE:
         message = (
-            f"the model has seen {evidence.seen} test cells in pretraining ({evidence.expected_by_chance:.3g} by "
-            "chance); leave them out or pretrain without them"
+            f"the model has seen {seen} test cells in pretraining ({expected_by_chance:.3g} by chance); leave them out "
+            "or pretrain without them"
         )
-        yield Leak("seen_in_pretraining", "leak", message, evidence.seen)
+        yield Leak("seen_in_pretraining", "leak", message, seen)
 
 
 def find_declared_sources(evidence: Evidence) -> Iterator[Leak]:
@@ -147,19 +136,18 @@ def find_declared_sources(evidence: Evidence) -> Iterator[Leak]:
     Parameters
     ----------
     evidence
-        `labels`, `label_source` and `tested`.
+        `labels`, `label_derived_from` and `tested`.
     """
     if evidence.labels is None:
         return
-    if not evidence.label_source or not evidence.label_source.get("derived_from"):
-        message = "nobody said what the labels were made from; state `derived_from`"
+    if evidence.label_derived_from is None:
+        message = "nobody said what the labels were made from; set `label_derived_from`"
         yield Leak("label_source_unknown", "note", message, 0)
         return
-    sources = evidence.label_source["derived_from"]
-    read = sorted({sources} & set(evidence.tested) if isinstance(sources, str) else set(sources) & set(evidence.tested))
+    read = sorted(set(evidence.label_derived_from) & set(evidence.tested))
     if read:
         message = f"labels were made from {' and '.join(read)}, which the model reads; test without, or say so"
-        yield Leak("label_from_tested_modality", "leak", message, len(evidence.fold.rows("test")))
+        yield Leak("label_from_tested_modality", "leak", message, len(evidence.partition.test))
 
 
 def find_gates(evidence: Evidence, seed: int = 0) -> Iterator[Leak]:
@@ -184,7 +172,7 @@ def find_gates(evidence: Evidence, seed: int = 0) -> Iterator[Leak]:
         return
     labels = np.asarray(evidence.labels).astype(str)
     datasets = np.zeros(len(labels), "U1") if evidence.datasets is None else np.asarray(evidence.datasets).astype(str)
-    usable = (evidence.fold.split != "") & ~np.isin(labels, UNKNOWN)
+    usable = np.isin(np.arange(len(labels)), evidence.partition.rows) & ~np.isin(labels, UNKNOWN)
     for modality in evidence.tested:
         if modality not in evidence.modalities:
             continue
@@ -232,46 +220,13 @@ def measure_gates(x: NDArray | sparse.csr_matrix, labels: NDArray[np.str_], seed
     return float((predicted == labels).mean()), float(counts.max() / counts.sum()), len(labels)
 
 
-def find_fitted_rows(evidence: Evidence) -> Iterator[Leak]:
-    """Yield a leak for every object fitted on test cells, a note for those fitted on cells that the fold leaves out.
-
-    Parameters
-    ----------
-    evidence
-        `fitted_on` and the fold.
-
-    Raises
-    ------
-    ValueError
-        If rows lie outside the cells.
-    """
-    split = evidence.fold.split
-    for name, rows in evidence.fitted_on.items():
-        rows = np.asarray(rows)
-        if rows.dtype == bool:
-            check_length(f"fitted_on[{name!r}]", rows, len(split))
-            rows = np.flatnonzero(rows)
-        if len(rows) and (rows.min() < 0 or rows.max() >= len(split)):
-            raise ValueError(
-                f"`fitted_on[{name!r}]` must hold positions in [0, {len(split)}), got {rows.min()} to {rows.max()}; "
-                "count them in the cells of the fold."
-            )
-        roles = split[np.unique(rows).astype(np.int64)]
-        n_test, n_unused = int((roles == "test").sum()), int((roles == "").sum())
-        if n_test:
-            yield Leak("fitted_on_test", "leak", f"{name} was fitted on {n_test} test cells; fit it without", n_test)
-        if n_unused:
-            message = f"{name} was fitted on {n_unused} cells that the fold does not use, which others did not get"
-            yield Leak("fitted_on_unused", "note", message, n_unused)
-
-
 def find_duplicates(evidence: Evidence) -> Iterator[Leak]:
     """Yield findings for test cells with the same counts as a training or validation cell.
 
     Parameters
     ----------
     evidence
-        `fingerprints` and the fold.
+        `fingerprints` and the partition.
 
     Notes
     -----
@@ -282,8 +237,8 @@ def find_duplicates(evidence: Evidence) -> Iterator[Leak]:
     if not names:
         return
     keys = pd.DataFrame({name: number_fingerprints(evidence.fingerprints[name]) for name in names})
-    known = keys[np.isin(evidence.fold.split, ("train", "val"))].drop_duplicates()
-    test = keys[evidence.fold.split == "test"]
+    known = keys.iloc[evidence.partition.known].drop_duplicates()
+    test = keys.iloc[evidence.partition.test]
     whole, partial = set(), {name: set() for name in names}
     for name in names:
         mine = test[test[name] > 0].reset_index().merge(known[known[name] > 0], on=name, suffixes=("", "_known"))
@@ -309,7 +264,7 @@ def number_fingerprints(fingerprints: NDArray[np.uint64]) -> NDArray[np.int64]:
     Parameters
     ----------
     fingerprints
-        (n, 2), uint64.
+        (n,), uint64.
 
     Raises
     ------
@@ -317,13 +272,13 @@ def number_fingerprints(fingerprints: NDArray[np.uint64]) -> NDArray[np.int64]:
         If it has another shape or type.
     """
     fingerprints = np.asarray(fingerprints)
-    if fingerprints.ndim != 2 or fingerprints.shape[1] != 2 or fingerprints.dtype != np.uint64:
+    if fingerprints.ndim != 1 or fingerprints.dtype != np.uint64:
         raise ValueError(
-            f"`fingerprints` must be uint64 of shape (cells, 2), got {fingerprints.dtype} of shape "
+            f"`fingerprints` must be uint64 of shape (cells,), got {fingerprints.dtype} of shape "
             f"{fingerprints.shape}; pass what the data package computes."
         )
-    _, numbers = np.unique(fingerprints, axis=0, return_inverse=True)
-    return np.where(fingerprints.any(axis=1), numbers.ravel() + 1, 0)
+    _, numbers = np.unique(fingerprints, return_inverse=True)
+    return np.where(fingerprints > 0, numbers + 1, 0)
 
 
 def find_shared_donors(evidence: Evidence) -> Iterator[Leak]:
@@ -332,15 +287,16 @@ def find_shared_donors(evidence: Evidence) -> Iterator[Leak]:
     Parameters
     ----------
     evidence
-        `donors` and the fold.
+        `donors` and the partition.
     """
     if evidence.donors is None:
         return
-    donors, split = np.asarray(evidence.donors).astype(str), evidence.fold.split
+    donors = np.asarray(evidence.donors).astype(str)
     donors = np.where(np.isin(donors, UNKNOWN), "", donors)
-    shared = (set(donors[split == "test"]) & set(donors[np.isin(split, ("train", "val"))])) - {""}
+    tested = donors[evidence.partition.test]
+    shared = (set(tested) & set(donors[evidence.partition.known])) - {""}
     if shared:
-        count = int(np.isin(donors[split == "test"], sorted(shared)).sum())
+        count = int(np.isin(tested, sorted(shared)).sum())
         message = (
             f"{count} test cells are of {len(shared)} donors that training has, too: the score is one for known "
             "donors; hold out donors for new ones"

@@ -8,7 +8,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
-from scfusion_fm.evaluation.baselines.annotation import AnnotationTask, fit_annotation
+from scfusion_fm.evaluation.baselines.annotation import LOGISTIC, AnnotationTask, fit_annotation_baselines
 from scfusion_fm.evaluation.baselines.features import Features
 from scfusion_fm.evaluation.calibration.unknown import (
     SCORES,
@@ -17,8 +17,7 @@ from scfusion_fm.evaluation.calibration.unknown import (
     reject_thresholds,
     score_unknown,
 )
-
-BASELINE = "PCA + logistic regression"
+from scfusion_fm.evaluation.partition import Partition
 
 
 @dataclass
@@ -32,8 +31,8 @@ class OpenSetTask:
         What baselines read.
     labels
         (n,), cell types.
-    split
-        (n,), train, val (chooses the score), calibration (sets the threshold) or test.
+    partition
+        What the cells are for; `val` chooses the score, and `calibration` sets the threshold.
     rate
         False-reject rate of the threshold.
     seed
@@ -42,7 +41,7 @@ class OpenSetTask:
 
     features: Features
     labels: NDArray[np.str_]
-    split: NDArray[np.str_]
+    partition: Partition
     rate: float = 0.05
     seed: int = 0
 
@@ -81,22 +80,21 @@ def leave_types_out(task: OpenSetTask, fit: Fit, types: list[str] | None = None)
     `choose_score` chooses among the model's scores by `auroc_val`, so that the test cells do not. The false-accept rate
     is an estimate for types that differ from the known ones as these do from one another; a new type may be nearer.
     """
-    labels, split = np.asarray(task.labels).astype(str), np.asarray(task.split).astype(str)
+    labels, part = np.asarray(task.labels).astype(str), task.partition
     present = np.unique(labels).tolist()
     types = present if types is None else types
-    check_left_out(types, present, labels[split == "test"])
+    check_left_out(types, present, labels[part.test])
     rows = []
     for left_out in types:
         known = labels != left_out
         cells = fit(known)
-        training = known & (split == "train")
+        training = part.train[known[part.train]]
         gaussians = ClassGaussians.fit(cells.embedding[training], labels[training])
         for name in SCORES:
             scores = score_unknown(name, cells, gaussians, cells.embedding[training])
-            rows.append({"left_out": left_out, "method": "model", "score": name, **_tell(scores, known, split, task)})
-        scores = _score_baseline(task, known, labels, split)
-        told = _tell(scores, known, split, task)
-        rows.append({"left_out": left_out, "method": BASELINE, "score": "max_softmax", **told})
+            rows.append({"left_out": left_out, "method": "model", "score": name, **_tell(scores, known, task)})
+        told = _tell(_score_baseline(task, known, labels), known, task)
+        rows.append({"left_out": left_out, "method": LOGISTIC, "score": "max_softmax", **told})
     return pd.DataFrame(rows)
 
 
@@ -133,35 +131,35 @@ def choose_score(table: pd.DataFrame) -> str:
     return str(mean.fillna(-np.inf).idxmax())
 
 
-def _tell(
-    scores: NDArray[np.float64], known: NDArray[np.bool_], split: NDArray[np.str_], task: OpenSetTask
-) -> dict[str, float]:
-    threshold = reject_thresholds(scores[known & (split == "calibration")], (task.rate,))[0]
-    test, rejected = split == "test", scores > threshold
+def _tell(scores: NDArray[np.float64], known: NDArray[np.bool_], task: OpenSetTask) -> dict[str, float]:
+    """Say how well scores tell known cells from others, with a threshold from the known calibration cells."""
+    calibration, test = task.partition.calibration, task.partition.test
+    threshold = reject_thresholds(scores[calibration[known[calibration]]], (task.rate,))[0]
+    rejected, familiar = scores[test] > threshold, known[test]
     return {
         "auroc": _auroc(scores, known, test),
-        "auroc_val": _auroc(scores, known, split == "val"),
-        "false_accept": float((~rejected[test & ~known]).mean()),
-        "false_reject": float(rejected[test & known].mean()),
-        "n_unknown": int((test & ~known).sum()),
-        "n_known": int((test & known).sum()),
+        "auroc_val": _auroc(scores, known, task.partition.val),
+        "false_accept": float((~rejected[~familiar]).mean()),
+        "false_reject": float(rejected[familiar].mean()),
+        "n_unknown": int((~familiar).sum()),
+        "n_known": int(familiar.sum()),
     }
 
 
-def _score_baseline(
-    task: OpenSetTask, known: NDArray[np.bool_], labels: NDArray[np.str_], split: NDArray[np.str_]
-) -> NDArray[np.float64]:
+def _score_baseline(task: OpenSetTask, known: NDArray[np.bool_], labels: NDArray[np.str_]) -> NDArray[np.float64]:
     """Give 1 - the highest probability of the baseline for all cells but its training cells, which get NaN."""
-    roles = np.where(known & np.isin(split, ["train", "val"]), split, "test")
-    roles[~known & (split == "train")] = ""
-    fitted = fit_annotation(AnnotationTask(task.features, labels, roles, task.seed), [BASELINE])
+    part = task.partition
+    train, val = (rows[known[rows]] for rows in (part.train, part.val))
+    seen = Partition(train, val, np.setdiff1d(part.rows, np.concatenate([part.train, val])))
+    fitted = fit_annotation_baselines(AnnotationTask(task.features, labels, seen, task.seed), [LOGISTIC])
     key = list(fitted.test)[-1]  # with all modalities
     scores = np.full(len(labels), np.nan)
-    scores[roles == "test"] = 1 - fitted.test[key].max(1)
-    scores[roles == "val"] = 1 - fitted.val[key].max(1)
+    scores[seen.test] = 1 - fitted.test[key].max(1)
+    scores[seen.val] = 1 - fitted.val[key].max(1)
     return scores
 
 
-def _auroc(scores: NDArray[np.float64], known: NDArray[np.bool_], rows: NDArray[np.bool_]) -> float:
-    both = 0 < known[rows].sum() < rows.sum()
+def _auroc(scores: NDArray[np.float64], known: NDArray[np.bool_], rows: NDArray[np.int64]) -> float:
+    """Give the AUROC of unknown cells among some rows; NaN where all or none are known."""
+    both = 0 < known[rows].sum() < len(rows)
     return float(roc_auc_score(~known[rows], scores[rows])) if both else float("nan")

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-ROLES = ("train", "val", "test", "")
+from scfusion_fm.evaluation.partition import Partition
+
 UNKNOWN = ("", "unknown", "nan", "None")
 VAL_EVERY = 5
 VAL_PLACE = 2
@@ -24,37 +25,12 @@ class Fold:
     ----------
     name
         What is held out, e.g. "fold 1 of 5" or the name of a donor.
-    split
-        (n,), "train", "val", "test", or "" where the cell is not used.
-
-    Raises
-    ------
-    ValueError
-        If a role is unknown.
+    partition
+        What the cells are for.
     """
 
     name: str
-    split: NDArray[np.str_]
-
-    def __post_init__(self) -> None:
-        roles = np.asarray(self.split).astype(str)
-        unknown = sorted(set(roles.ravel().tolist()) - set(ROLES))
-        if roles.ndim != 1 or unknown:
-            raise ValueError(
-                f"`split` must be one of {ROLES} for every cell, got {unknown} in shape {roles.shape}; "
-                "use '' for cells that are not used."
-            )
-        object.__setattr__(self, "split", roles)
-
-    def rows(self, role: str) -> NDArray[np.int64]:
-        """Return the positions of the cells with a role.
-
-        Parameters
-        ----------
-        role
-            "train", "val", "test" or "".
-        """
-        return np.flatnonzero(self.split == role)
+    partition: Partition
 
 
 def k_folds(n_folds: int, strata: ArrayLike, seed: int = 0, val_fraction: float = 0.1) -> list[Fold]:
@@ -175,12 +151,12 @@ def limit_labels(fold: Fold, labels: ArrayLike, budget: int, seed: int = 0) -> F
 
     Returns
     -------
-    A fold in which all other training and validation cells are "".
+    A fold without all other training and validation cells.
 
     Raises
     ------
     ValueError
-        If `labels` has another length, or `budget` is below 3 or above the number of labelled cells.
+        If the fold is of more cells than `labels`, or `budget` is below 3 or above the number of labelled cells.
 
     Notes
     -----
@@ -190,15 +166,12 @@ def limit_labels(fold: Fold, labels: ArrayLike, budget: int, seed: int = 0) -> F
     those of a larger one with the same seed. Of a class's cells, the third and every fifth after it (the 8th, the
     13th, ...) become validation cells, about one in five; a class with one or two cells only trains. If no class has
     three cells, the last cell taken whose class has another one becomes the only validation cell; if no class has two
-    either, simply the last one. A cell keeps its role for all budgets above that.
+    either, simply the last one. A cell keeps its part for all budgets above that.
     """
     labels = np.asarray(labels).astype(str)
-    if labels.shape != fold.split.shape:
-        raise ValueError(
-            f"`labels` must have one entry per cell ({len(fold.split)}), got shape {labels.shape}; "
-            "select the same cells."
-        )
-    pool = np.flatnonzero(np.isin(fold.split, ("train", "val")) & ~np.isin(labels, UNKNOWN))
+    fold.partition.check_arrays({"labels": labels})
+    pool = fold.partition.known
+    pool = pool[~np.isin(labels[pool], UNKNOWN)]
     if not MIN_BUDGET <= budget <= len(pool):
         raise ValueError(
             f"`budget` must lie in [{MIN_BUDGET}, {len(pool)}], the number of labelled cells, got {budget}; "
@@ -210,9 +183,7 @@ def limit_labels(fold: Fold, labels: ArrayLike, budget: int, seed: int = 0) -> F
     if not is_val.any():
         second = np.flatnonzero(places > 0)
         is_val[second[-1] if len(second) else -1] = True
-    split = np.where(fold.split == "test", "test", "").astype("U5")
-    split[chosen] = np.where(is_val, "val", "train")
-    return Fold(f"{fold.name}, {budget} labels", split)
+    return Fold(f"{fold.name}, {budget} labels", Partition(chosen[~is_val], chosen[is_val], fold.partition.test))
 
 
 def rank_cells(labels: NDArray[np.str_], rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -264,7 +235,6 @@ def divide(
     ValueError
         If no validation cell can be drawn.
     """
-    split = np.where(test, "test", "train").astype("U5")
     rest = np.flatnonzero(~test)
     _, codes, counts = np.unique(strata[rest], return_inverse=True, return_counts=True)
     candidates = rest[counts[codes] > 1]
@@ -276,8 +246,8 @@ def divide(
     order = candidates[shuffle_by_stratum(strata[candidates], rng)]
     n_val = max(1, round(val_fraction * len(order)))
     steps = np.floor((np.arange(len(order) + 1) + rng.random()) * n_val / len(order))
-    split[order[np.diff(steps) > 0]] = "val"
-    return Fold(name, split)
+    val = order[np.diff(steps) > 0]
+    return Fold(name, Partition(np.setdiff1d(rest, val), val, np.flatnonzero(test)))
 
 
 def shuffle_by_stratum(strata: NDArray[np.str_], rng: np.random.Generator) -> NDArray[np.int64]:

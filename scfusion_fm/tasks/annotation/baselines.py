@@ -3,13 +3,15 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from scfusion_fm.evaluation.baselines.annotation import AnnotationTask
-from scfusion_fm.evaluation.baselines.classifiers import Features, annotate_baselines
+from scfusion_fm.evaluation.baselines.annotation import LOGISTIC, AnnotationTask, fit_annotation_baselines
+from scfusion_fm.evaluation.baselines.features import Features
+from scfusion_fm.evaluation.partition import Partition
 from scfusion_fm.tasks.annotation.cells import LabelledCells
-from scfusion_fm.tasks.splits import join_rows
+
+SHOWN_METHODS = ("majority", LOGISTIC, "PCA + kNN")
 
 
-def build_features(data: LabelledCells, rows: NDArray[np.int64]) -> Features:
+def show_features(data: LabelledCells, rows: NDArray[np.int64]) -> Features:
     """Give the baselines what the model gets of some cells: RNA with 0, proteins with NaN where not measured."""
     aligned, extractor = data.aligned, data.extractor
     shown = {modality for part in data.inputs.values() for modality in part}
@@ -24,15 +26,12 @@ def build_features(data: LabelledCells, rows: NDArray[np.int64]) -> Features:
     return Features(rna=rna, adt=adt)
 
 
-def build_baseline_task(data: LabelledCells, rows: dict[str, NDArray[np.int64]], seed: int = 0) -> AnnotationTask:
+def build_annotation_task(data: LabelledCells, partition: Partition, seed: int) -> AnnotationTask:
     """Give the baselines the cells and features that the model gets."""
-    used, split = join_rows(rows)
-    return AnnotationTask(build_features(data, used), data.labels[used], split, seed)
+    used, places = partition.join()
+    return AnnotationTask(show_features(data, used), data.labels[used], places, seed)
 
 
-def fit_annotation_baselines(
-    data: LabelledCells, rows: dict[str, NDArray[np.int64]], seed: int = 0
-) -> dict[tuple[str, str], NDArray[np.str_]]:
-    """Fit the quick baselines; names for `test` by method and inputs."""
-    task = build_baseline_task(data, rows, seed)
-    return annotate_baselines(task.features, task.labels, task.split, seed)
+def name_by_baselines(data: LabelledCells, partition: Partition, seed: int) -> dict[tuple[str, str], NDArray[np.str_]]:
+    """Fit the baselines that stand beside a fine-tuned model; names for the test cells by method and inputs."""
+    return fit_annotation_baselines(build_annotation_task(data, partition, seed), SHOWN_METHODS).name_test_cells()

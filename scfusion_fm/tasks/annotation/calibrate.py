@@ -11,13 +11,12 @@ from scipy.special import softmax
 from scfusion_fm.evaluation.calibration.classifier import AnnotationCalibration, calibrate_input
 from scfusion_fm.evaluation.calibration.unknown import CellOutputs, ClassGaussians
 from scfusion_fm.evaluation.metrics.probabilities import expected_calibration_error
+from scfusion_fm.evaluation.partition import PARTS, Partition
 from scfusion_fm.evaluation.protocol.open_set import OpenSetTask, choose_score, leave_types_out
-from scfusion_fm.tasks.annotation.baselines import build_features
+from scfusion_fm.tasks.annotation.baselines import show_features
 from scfusion_fm.tasks.annotation.cells import LabelledCells
 from scfusion_fm.tasks.annotation.fit import AnnotationSettings, FittedAnnotation, fit_annotation
 from scfusion_fm.tasks.weights import Source
-
-Rows = dict[str, NDArray[np.int64]]
 
 
 def give_outputs(
@@ -28,10 +27,10 @@ def give_outputs(
 
 
 def calibrate_annotation(
-    fitted: FittedAnnotation, data: LabelledCells, rows: Rows, score: str = "mahalanobis"
+    fitted: FittedAnnotation, data: LabelledCells, partition: Partition, score: str = "mahalanobis"
 ) -> AnnotationCalibration:
     """
-    Fit temperatures and thresholds on the rows of `calibration`, by what is shown of the cells.
+    Fit temperatures and thresholds on the calibration cells, by what is shown of them.
 
     Parameters
     ----------
@@ -39,19 +38,19 @@ def calibrate_annotation(
         The classifier.
     data
         All cells.
-    rows
-        Rows of `train` and `calibration`; the latter neither trained nor chose anything.
+    partition
+        Which cells trained, and which calibrate.
     score
         How unknown cells are recognised.
     """
     found = {}
     for name, inputs in data.inputs.items():
-        held_out = _having(data, rows["calibration"], inputs)
+        held_out = _having(data, partition.calibration, inputs)
         if len(held_out) == 0:
             continue
         gaussians = None
         if score == "mahalanobis":
-            training = _having(data, rows["train"], inputs)
+            training = _having(data, partition.train, inputs)
             embedding = give_outputs(fitted, data, training, inputs).embedding
             gaussians = ClassGaussians.fit(embedding, data.codes[training])
         cells = give_outputs(fitted, data, held_out, inputs)
@@ -83,7 +82,7 @@ def describe_calibration(
 
 
 def score_open_set(
-    source: Source, data: LabelledCells, rows: Rows, settings: AnnotationSettings, types: list[str]
+    source: Source, data: LabelledCells, partition: Partition, settings: AnnotationSettings, types: list[str]
 ) -> pd.DataFrame:
     """
     Fine-tune once without each of some cell types, and tell how their cells are recognised; see `leave_types_out`.
@@ -94,24 +93,23 @@ def score_open_set(
         Where the weights come from.
     data
         All cells, shown with all modalities that they have.
-    rows
-        Rows of `train`, `val`, `calibration` and `test`.
+    partition
+        Which cells are for what.
     settings
         How to train.
     types
         Cell types to leave out in turn.
     """
-    every = np.concatenate(list(rows.values()))
-    split = np.repeat(list(rows), [len(part) for part in rows.values()])
+    every, places = partition.join(PARTS)
 
     def fit(known: NDArray[np.bool_]) -> CellOutputs:
         labels = np.where(np.isin(np.arange(len(data.labels)), every[known]), data.labels, "")
         part = LabelledCells(data.aligned, data.extractor, labels, data.modalities)
-        chosen = {name: every[known & (split == name)] for name in ("train", "val")}
+        chosen = Partition(*(every[rows[known[rows]]] for rows in (places.train, places.val)))
         fitted = fit_annotation(source, part, chosen, dataclasses.replace(settings, directory=None))
         return give_outputs(fitted, part, every, data.modalities)
 
-    return leave_types_out(OpenSetTask(build_features(data, every), data.labels[every], split), fit, types)
+    return leave_types_out(OpenSetTask(show_features(data, every), data.labels[every], places), fit, types)
 
 
 def describe_open_set(table: pd.DataFrame) -> dict[str, Any]:

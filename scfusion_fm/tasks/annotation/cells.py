@@ -27,6 +27,8 @@ class LabelledCells:
         (n,), cell types; '' for none.
     modalities
         What may be shown of the cells.
+    readable
+        (n,), whether a cell has something to show.
     used
         Rows with a label and something to show.
     classes
@@ -44,8 +46,8 @@ class LabelledCells:
 
     def __post_init__(self):
         present = {"rna": self.aligned.rna_present, "adt": self.aligned.adt_present}
-        readable = np.any([present[m] for m in self.modalities], axis=0)
-        self.used = np.flatnonzero((self.labels != "") & readable)
+        self.readable = np.any([present[m] for m in self.modalities], axis=0)
+        self.used = np.flatnonzero((self.labels != "") & self.readable)
         self.classes = sorted(set(self.labels[self.used]))
         if len(self.classes) < 2:
             raise ValueError(f"`label_key` must give at least two classes of enough cells, got {self.classes}.")
@@ -60,11 +62,9 @@ class LabelledCells:
         return np.array(self.classes)[codes.argmax(1) if codes.ndim == 2 else codes]
 
 
-def clean_labels(
-    obs: pd.DataFrame, label_key: str, unlabelled: list[str], min_cells: int
-) -> tuple[NDArray[np.str_], dict[str, int]]:
+def read_labels(obs: pd.DataFrame, label_key: str, unlabelled: list[str]) -> NDArray[np.str_]:
     """
-    Give the labels of cells, '' for none, and the cells of each class that has too few and is left out.
+    Give the labels of cells, '' for none.
 
     Raises
     ------
@@ -75,7 +75,13 @@ def clean_labels(
         raise ValueError(f"`label_key` must be a column of obs, got {label_key!r}; it has {list(obs.columns)}.")
     labels = obs[label_key].astype(str).to_numpy(dtype=object)
     labels[np.isin(labels, unlabelled)] = ""
-    counts = pd.Series(labels[labels != ""]).value_counts()
+    return labels.astype(str)
+
+
+def drop_rare_classes(labels: NDArray[np.str_], min_cells: int) -> tuple[NDArray[np.str_], dict[str, int]]:
+    """Give the labels without those of classes that have too few cells, and the number of cells of each such class."""
+    counts = pd.Series(labels[labels != ""], dtype=object).value_counts()
     rare = counts[counts < min_cells]
-    labels[np.isin(labels, rare.index)] = ""
-    return labels.astype(str), {str(k): int(v) for k, v in rare.items()}
+    kept = labels.astype(object)
+    kept[np.isin(labels, rare.index)] = ""
+    return kept.astype(str), {str(k): int(v) for k, v in rare.items()}

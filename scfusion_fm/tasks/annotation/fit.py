@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from scfusion_fm.data.schema import AlignedCells
 from scfusion_fm.evaluation.calibration.unknown import CellOutputs
 from scfusion_fm.evaluation.metrics.labels import annotation_scores
+from scfusion_fm.evaluation.partition import Partition
 from scfusion_fm.inference.batches import CellCollator, check_modality_dropout, predict_fields
 from scfusion_fm.model import ScFusionTTTFeatureExtractor, ScFusionTTTForCellTypeAnnotation
 from scfusion_fm.tasks.annotation.cells import LabelledCells
@@ -86,7 +87,7 @@ class FittedAnnotation:
 
 
 def fit_annotation(
-    source: Source, data: LabelledCells, rows: dict[str, NDArray[np.int64]], settings: AnnotationSettings
+    source: Source, data: LabelledCells, partition: Partition, settings: AnnotationSettings
 ) -> FittedAnnotation:
     """
     Fine-tune a classifier that starts as a logistic regression; what did best on the validation cells is kept.
@@ -97,8 +98,8 @@ def fit_annotation(
         Where the weights come from.
     data
         All cells.
-    rows
-        Rows of `train` and `val`.
+    partition
+        Which cells train, and which choose.
     settings
         How to train.
     """
@@ -131,10 +132,12 @@ def fit_annotation(
         scores = annotation_scores(data.names_of(prediction.label_ids), data.names_of(prediction.predictions))
         return {"score": scores["macro_f1"], **scores}
 
-    start_classifier(model, collators["val"], data.codes, rows, data.inputs, settings.balance_classes, settings.seed)
-    codes = data.codes[rows["train"]]
+    start_classifier(
+        model, collators["val"], data.codes, partition, data.inputs, settings.balance_classes, settings.seed
+    )
+    codes = data.codes[partition.train]
     loss = BalancedCrossEntropy(codes, len(data.classes)) if settings.balance_classes else None
-    num_trained = train_best(model, rows, collators, score, source.suit(settings), loss)
+    num_trained = train_best(model, partition, collators, score, source.suit(settings), loss)
     return FittedAnnotation(model, data.extractor, data.classes, settings.modalities, num_trained)
 
 

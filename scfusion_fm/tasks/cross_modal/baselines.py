@@ -3,15 +3,16 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from scfusion_fm.evaluation.baselines.prediction import PredictionTask
-from scfusion_fm.evaluation.baselines.regressors import predict_protein_baselines
+from scfusion_fm.evaluation.baselines.prediction import OWN, PredictionTask, fit_prediction_baselines
+from scfusion_fm.evaluation.partition import Partition
 from scfusion_fm.tasks.cross_modal.cells import SOURCE_OF, PairedCells
-from scfusion_fm.tasks.splits import join_rows
+
+SHOWN_METHODS = ("mean", OWN, "PCA + kNN", "PCA + ridge")
 
 
-def build_baseline_task(data: PairedCells, rows: dict[str, NDArray[np.int64]], seed: int = 0) -> PredictionTask:
+def build_prediction_task(data: PairedCells, partition: Partition, seed: int) -> PredictionTask:
     """Give the baselines the cells and features that the model gets."""
-    used, split = join_rows(rows)
+    used, places = partition.join()
     aligned, extractor = data.aligned, data.extractor
     if data.target == "adt":
         shown = np.flatnonzero(aligned.rna_observed)
@@ -27,16 +28,13 @@ def build_baseline_task(data: PairedCells, rows: dict[str, NDArray[np.int64]], s
         x=x,
         y=data.measured[used],
         observed=data.observed[used],
-        split=split,
+        partition=places,
         inputs=SOURCE_OF[data.target],
         own_columns=[column.get(wanted[i]) for i in data.panel],
         seed=seed,
     )
 
 
-def fit_protein_baselines(
-    data: PairedCells, rows: dict[str, NDArray[np.int64]], seed: int = 0
-) -> dict[str, NDArray[np.float64]]:
-    """Fit the quick baselines that predict proteins; predictions for `test` by method."""
-    task = build_baseline_task(data, rows, seed)
-    return predict_protein_baselines(task.x, task.y, task.observed, task.own_columns, task.split, seed)
+def predict_by_baselines(data: PairedCells, partition: Partition, seed: int) -> dict[str, NDArray[np.float64]]:
+    """Fit the baselines that stand beside a fine-tuned model; predictions for the test cells by method."""
+    return fit_prediction_baselines(build_prediction_task(data, partition, seed), SHOWN_METHODS).test

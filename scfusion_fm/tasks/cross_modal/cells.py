@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from scfusion_fm.data.schema import AlignedCells
 from scfusion_fm.evaluation.metrics.proteins import protein_scores
+from scfusion_fm.evaluation.partition import Partition
 from scfusion_fm.model import ScFusionTTTFeatureExtractor
 
 SOURCE_OF = {"adt": "rna", "rna": "adt"}
@@ -69,6 +70,19 @@ class PairedCells:
             self.observed = aligned.rna_observed_in(every)[:, self.panel]
             counts = aligned.rna[:, self.panel].toarray()
             self.measured = extractor.normalise_rna(counts, aligned.rna_total_counts)
+
+    def keep_paired(self, split: Partition) -> Partition:
+        """
+        Leave cells without one of the modalities out.
+
+        Raises
+        ------
+        ValueError
+            If a part has no others.
+        """
+        paired = self.aligned.rna_present & self.aligned.adt_present
+        rule = "`data` must hold cells with RNA and protein in each part"
+        return split.keep(paired, rule, "choose another file, or change `split`")
 
     def level(self, rows: NDArray[np.int64]) -> tuple["PairedCells", NDArray[np.float32]]:
         """

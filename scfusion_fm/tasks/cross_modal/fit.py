@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
+from scfusion_fm.evaluation.partition import Partition
 from scfusion_fm.inference.batches import CellCollator, predict_rows
 from scfusion_fm.model import ScFusionTTTForCrossModalPrediction
 from scfusion_fm.tasks.cross_modal.cells import SOURCE_OF, PairedCells
@@ -66,9 +67,7 @@ class FittedCrossModal:
         return _columns(self.data, predict_rows(self.model, collator, rows, modalities=shown))
 
 
-def fit_cross_modal(
-    source: Source, data: PairedCells, rows: dict[str, NDArray[np.int64]], settings: FitSettings
-) -> FittedCrossModal:
+def fit_cross_modal(source: Source, data: PairedCells, partition: Partition, settings: FitSettings) -> FittedCrossModal:
     """
     Fine-tune the pretraining pass with the target hidden; the epoch with the best validation correlation is kept.
 
@@ -82,21 +81,22 @@ def fit_cross_modal(
         Where the weights come from.
     data
         All cells.
-    rows
-        Rows of `train` and `val`.
+    partition
+        Which cells train, and which choose.
     settings
         How to train.
     """
-    levelled, offsets = data.level(rows["train"])
+    train, val = partition.train, partition.val
+    levelled, offsets = data.level(train)
     model = source.build(
         ScFusionTTTForCrossModalPrediction,
         settings.seed,
         target_modality=data.target,
         predicted_features=data.names,
-        **size_kernel(settings.optim, data.target, len(rows["train"])),
+        **size_kernel(settings.optim, data.target, len(train)),
     )
     if data.target == "adt":
-        model.weigh_targets(_weigh_targets(levelled, rows["train"]))
+        model.weigh_targets(_weigh_targets(levelled, train))
     collators = {
         name: TargetCollator(data, offsets, settings.seed, token_dropout)
         for name, token_dropout in (("train", settings.optim.token_dropout), ("val", 0.0))
@@ -105,14 +105,13 @@ def fit_cross_modal(
     def score(prediction) -> dict[str, float]:
         logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
         guess = _columns(data, logits)
-        return {"score": mean_correlation(levelled, rows["val"], guess), **levelled.score(rows["val"], guess)[1]}
+        return {"score": mean_correlation(levelled, val, guess), **levelled.score(val, guess)[1]}
 
-    num_trained = train_best(model, rows, collators, score, source.suit(settings))
+    num_trained = train_best(model, partition, collators, score, source.suit(settings))
     fitted = FittedCrossModal(model, data, num_trained)
     if model.config.num_landmarks:
         targets = KernelTargets(levelled.measured, levelled.observed, levelled.panel)
-        fit_kernel(model, collators["val"], targets, rows, settings.seed)
-        val = rows["val"]
+        fit_kernel(model, collators["val"], targets, partition, settings.seed)
         choose_share(
             model, data.panel, lambda: fitted.predict(val), lambda guess: mean_correlation(levelled, val, guess)
         )

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scfusion_fm.config.finetune import CrossModalConfig
 from scfusion_fm.data.schema import Cells
 from scfusion_fm.evaluation.calibration.intervals import ProteinIntervals, coverage_by
+from scfusion_fm.evaluation.partition import Partition
 from scfusion_fm.tasks.cross_modal.cells import PairedCells
 from scfusion_fm.tasks.cross_modal.fit import FittedCrossModal, fit_cross_modal
 from scfusion_fm.tasks.settings import FitSettings
@@ -34,9 +35,7 @@ def read_groups(cells: Cells, key: str | None) -> NDArray[np.object_] | None:
     return cells.obs[key].astype(object).to_numpy()
 
 
-def read_left_out(
-    cells: Cells, config: CrossModalConfig, rows: dict[str, NDArray[np.int64]]
-) -> NDArray[np.object_] | None:
+def read_left_out(cells: Cells, config: CrossModalConfig, partition: Partition) -> NDArray[np.object_] | None:
     """
     Read the groups to leave out in turn; None without a key.
 
@@ -55,18 +54,13 @@ def read_left_out(
             f"got both, {key!r} and {config.interval_group_key!r}: choose one."
         )
     groups = read_groups(cells, key)
-    used = pd.Series(groups[_join_known(rows)])
+    used = pd.Series(groups[partition.known])
     if used.isna().any() or used.nunique() < MIN_LEFT_OUT:
         raise ValueError(
             f"`interval_left_out_key` must name at least {MIN_LEFT_OUT} groups of cells that are not test cells, and "
             f"one for each such cell, got {used.nunique()} in {key!r}, and {int(used.isna().sum())} cells without."
         )
     return groups
-
-
-def _join_known(rows: dict[str, NDArray[np.int64]]) -> NDArray[np.int64]:
-    """Give all rows but those of `test`, in order."""
-    return np.sort(np.concatenate([part for name, part in rows.items() if name != "test"]))
 
 
 def calibrate_intervals(
@@ -80,25 +74,25 @@ def calibrate_intervals(
 def calibrate_for_new_groups(
     source: Source,
     data: PairedCells,
-    rows: dict[str, NDArray[np.int64]],
+    partition: Partition,
     settings: FitSettings,
     groups: NDArray[np.object_],
 ) -> ProteinIntervals:
     """
     Calibrate on the cells of each group, predicted by a model of its own that was fitted without the group.
 
-    Every such fit draws as large a share of its cells for validation as `rows` has, as a group may hold all of those.
+    Every such fit draws as large a share of its cells for validation as the partition has: a group may hold them all.
     """
-    known = _join_known(rows)
+    known = partition.known
     predicted = np.zeros((len(known), len(data.names)), np.float32)
     names = pd.unique(groups[known])
     for number, name in enumerate(names, 1):
         print(f"intervals: fit {number} of {len(names)}, without {name}", flush=True)
         own = groups[known] == name
         kept = np.random.default_rng([settings.seed, number]).permutation(known[~own])
-        num_val = max(1, round(len(kept) * len(rows["val"]) / len(known)))
-        parts = {"train": np.sort(kept[num_val:]), "val": np.sort(kept[:num_val])}
-        fitted = fit_cross_modal(source, data, parts, dataclasses.replace(settings, directory=None))
+        num_val = max(1, round(len(kept) * len(partition.val) / len(known)))
+        part = Partition(train=kept[num_val:], val=kept[:num_val])
+        fitted = fit_cross_modal(source, data, part, dataclasses.replace(settings, directory=None))
         predicted[own] = fitted.predict(known[own])
     arrays = data.measured[known], predicted, data.observed[known]
     return ProteinIntervals.calibrate_left_out(*arrays, data.names, groups[known])

@@ -16,6 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.utils.class_weight import compute_sample_weight
 from transformers import PreTrainedModel
 
+from scfusion_fm.evaluation.partition import Partition
 from scfusion_fm.inference.batches import CellCollator, predict_rows
 from scfusion_fm.training.components import READ_ROWS, start_coordinates
 
@@ -44,7 +45,7 @@ def start_classifier(
     model: PreTrainedModel,
     collator: CellCollator,
     codes: NDArray[np.int64],
-    rows: dict[str, NDArray[np.int64]],
+    partition: Partition,
     inputs: dict[str, tuple[str, ...]],
     balanced: bool,
     seed: int,
@@ -60,9 +61,9 @@ def start_classifier(
         How to prepare cells, whole and without random choices.
     codes
         Class index of every cell.
-    rows
-        Rows of `train`, to fit it, and of `val`, to choose the penalty and how much proteins count, by the likelihood
-        at the best temperature.
+    partition
+        Training cells to fit it, and validation cells to choose the penalty and how much proteins count, by the
+        likelihood at the best temperature.
     inputs
         Modalities of each input; the one classifier is fitted for all of them.
     balanced
@@ -76,7 +77,7 @@ def start_classifier(
     penalties are right most often, and far too unsure: without a temperature, the likelihood would choose weak ones
     (docs/experiments.md). The classifier gets the temperature, too.
     """
-    train, val = choose_cells(rows["train"], seed), rows["val"]
+    train, val = choose_cells(partition.train, seed), partition.val
     if model.config.num_coordinates:
         start_coordinates(model, prepare_cells(collator, train), seed)
     if len(np.unique(codes[train])) < 2:

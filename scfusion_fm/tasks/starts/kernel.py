@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from scfusion_fm.config.finetune import FinetuneOptimConfig
 from scfusion_fm.evaluation.metrics.proteins import protein_scores
+from scfusion_fm.evaluation.partition import Partition
 from scfusion_fm.inference.batches import CellCollator
 from scfusion_fm.tasks.starts.classifier import choose_cells, prepare_cells
 from scfusion_fm.training.components import SPREAD, start_coordinates
@@ -45,7 +46,7 @@ def fit_kernel(
     model: PreTrainedModel,
     collator: CellCollator,
     targets: KernelTargets,
-    rows: dict[str, NDArray[np.int64]],
+    partition: Partition,
     seed: int,
 ) -> None:
     """
@@ -59,8 +60,8 @@ def fit_kernel(
         How to prepare cells, whole and without random choices.
     targets
         Of all cells.
-    rows
-        Rows of `train` and `val`.
+    partition
+        Which cells train, and which choose.
     seed
         Of components and landmarks.
 
@@ -70,9 +71,9 @@ def fit_kernel(
     Camoriano and Rosasco 2015), which is kernel ridge regression where all cells are landmarks. The penalty does not
     grow with the number of cells.
     """
-    readout, train = model.kernel_readout, choose_cells(rows["train"], seed)
+    readout, train, val = model.kernel_readout, choose_cells(partition.train, seed), partition.val
     start_coordinates(model, prepare_cells(collator, train), seed)
-    found = {"train": _find_coordinates(model, collator, train), "val": _find_coordinates(model, collator, rows["val"])}
+    found = {"train": _find_coordinates(model, collator, train), "val": _find_coordinates(model, collator, val)}
     chosen = np.sort(np.random.default_rng(seed).permutation(len(train))[: len(readout.landmarks)])
     readout.landmarks.copy_(found["train"][chosen])
     values, observed = targets.values[train].astype(np.float64), targets.observed[train]
@@ -84,7 +85,7 @@ def fit_kernel(
         for penalty in PENALTIES:
             weight, bias = _solve(kernels["train"], between, values, observed, penalty)
             predicted = kernels["val"] @ weight + bias
-            summary = protein_scores(targets.values[rows["val"]], predicted, targets.observed[rows["val"]])[1]
+            summary = protein_scores(targets.values[val], predicted, targets.observed[val])[1]
             score = np.nan_to_num(summary["pearson_per_protein"], nan=-1.0)
             if score > best_score:
                 best, best_score = (float(readout.inverse_width), weight, bias), score

@@ -1,3 +1,5 @@
+"""Baselines that predict one modality from the other: they find what is there, from training cells alone."""
+
 import numpy as np
 import pytest
 from scipy import sparse
@@ -10,17 +12,19 @@ from scfusion_fm.evaluation.baselines.prediction import (
     OWN,
     PREDICTION_METHODS,
     PredictionTask,
-    build_features,
     fill_missing,
-    fit_prediction,
+    fit_prediction_baselines,
+    project_inputs,
 )
-from scfusion_fm.evaluation.baselines.regressors import Targets, predict_protein_baselines
+from scfusion_fm.evaluation.baselines.regressors import Targets
 from scfusion_fm.evaluation.metrics.proteins import protein_scores
+from scfusion_fm.evaluation.partition import Partition
 
 N, G, P = 240, 40, 6
 QUICK = MlpSettings(hidden_sizes=(16,), alphas=(0.1,), n_members=2, learning_rate=0.02, max_epochs=15)
 FLOORS = {"mean": 0, OWN: 0.4}
 LINEAR = ["mean", "PCA + kNN", "PCA + ridge", OWN]
+ROLES = np.array([""] * 10 + ["train", "train", "train", "val", "test"] * (N // 5 - 2))
 
 
 def build_task(inputs="rna", **changes):
@@ -30,14 +34,13 @@ def build_task(inputs="rna", **changes):
     rna = hidden @ rng.normal(size=(5, G)) + 0.3 * rng.normal(size=(N, G))
     adt = hidden @ rng.normal(size=(5, P)) + rna[:, :P] + 0.3 * rng.normal(size=(N, P)) + 2
     x, y = (rna, adt) if inputs == "rna" else (adt, rna[:, :P])
-    split = np.array(["train", "train", "train", "val", "test"] * (N // 5))
-    split[:10] = ""
-    task = {"x": x, "y": y, "observed": np.ones(y.shape, bool), "split": split, "own_columns": list(range(P))}
+    task = {"x": x, "y": y, "observed": np.ones(y.shape, bool), "own_columns": list(range(P))}
+    task["partition"] = Partition.from_roles(ROLES)
     return PredictionTask(**(task | {"inputs": inputs, "mlp": QUICK} | changes))
 
 
 def score(task, predicted):
-    truth = task.y[task.split == "test"]
+    truth = task.y[ROLES == "test"]
     return protein_scores(truth, predicted, np.ones_like(truth, bool))[1]["pearson_per_protein"]
 
 
@@ -48,45 +51,34 @@ def task():
 
 @pytest.fixture(scope="module")
 def result(task):
-    return fit_prediction(task)
+    return fit_prediction_baselines(task)
 
 
 @pytest.mark.parametrize("inputs", ["rna", "adt"])
 def test_all_methods_find_a_planted_signal_in_both_directions(inputs):
     task = build_task(inputs)
-    result = fit_prediction(task)
+    result = fit_prediction_baselines(task)
     assert set(result.test) == {*PREDICTION_METHODS, OWN, BLEND} == set(result.val)
     for method, predicted in result.test.items():
-        assert predicted.shape == ((task.split == "test").sum(), P)
+        assert predicted.shape == ((ROLES == "test").sum(), P)
         assert score(task, predicted) >= FLOORS.get(method, 0.7), method
     assert score(task, result.test["mean"]) == 0
 
 
-def test_the_methods_shared_with_the_plain_baselines_agree_with_them(task, result):
-    used = task.split != ""
-    plain = predict_protein_baselines(
-        task.x[used], task.y[used], task.observed[used], task.own_columns, task.split[used]
-    )
-    for name, ours in {"mean": "mean", "own gene RNA": OWN, "PCA + kNN": "PCA + kNN"}.items():
-        np.testing.assert_allclose(result.test[ours], plain[name], atol=1e-8)
-
-
 def test_neither_targets_nor_inputs_of_test_and_unused_cells_reach_others(task, result):
-    hidden = np.isin(task.split, ["test", ""])
+    hidden = np.isin(ROLES, ["test", ""])
     y = np.where(hidden[:, None], np.nan, task.y)
-    hidden[np.flatnonzero(task.split == "test")[5:]] = False
-    changed = fit_prediction(build_task(x=np.where(hidden[:, None], 30.0, task.x), y=y))
+    hidden[np.flatnonzero(ROLES == "test")[5:]] = False
+    changed = fit_prediction_baselines(build_task(x=np.where(hidden[:, None], 30.0, task.x), y=y))
     for method, predicted in result.test.items():
         np.testing.assert_allclose(changed.test[method][5:], predicted[5:], atol=1e-6)
-    assert {tuple(rows) for rows in result.fitted_on.values()} == {tuple(np.flatnonzero(task.split == "train"))}
-    assert {tuple(rows) for rows in result.tuned_on.values()} == {tuple(np.flatnonzero(task.split == "val"))}
 
 
 def test_unobserved_targets_enter_no_fit(task):
     observed = np.random.default_rng(3).random(task.y.shape) > 0.4
     observed[:, :2] = observed[:, [0]]
-    before = fit_prediction(build_task(y=np.where(observed, task.y, np.nan), observed=observed))
-    after = fit_prediction(build_task(y=np.where(observed, task.y, 1e6), observed=observed))
+    before = fit_prediction_baselines(build_task(y=np.where(observed, task.y, np.nan), observed=observed))
+    after = fit_prediction_baselines(build_task(y=np.where(observed, task.y, 1e6), observed=observed))
     for method, predicted in before.test.items():
         np.testing.assert_allclose(after.test[method], predicted)
         assert np.isfinite(predicted).all()
@@ -99,31 +91,31 @@ def test_a_target_of_another_panel_is_learned_from_the_cells_that_have_it(task):
     x, observed = task.x.copy(), task.observed.copy()
     x[np.ix_(second, np.arange(30, G))] = 0
     observed[second, 3:] = False
-    result = fit_prediction(build_task(x=x, observed=observed))
+    result = fit_prediction_baselines(build_task(x=x, observed=observed))
     for method in ("PCA + ridge", "PCA + kernel ridge", "PCA + MLP", BLEND):
         assert score(task, result.test[method]) > 0.6, method
 
 
 def test_a_target_that_no_training_cell_has_gets_the_mean_of_all_training_values(task):
     observed = task.observed.copy()
-    observed[task.split == "train", 1] = False
-    train = task.split == "train"
+    observed[ROLES == "train", 1] = False
+    train = ROLES == "train"
     mean = task.y[train][:, [0, 2, 3, 4, 5]].mean()
-    result = fit_prediction(build_task(observed=observed))
+    result = fit_prediction_baselines(build_task(observed=observed))
     for method in set(result.test) - {"PCA + MLP", BLEND}:
         np.testing.assert_allclose(result.test[method][:, 1], mean, rtol=1e-6, err_msg=method)
 
 
 def test_sparse_and_dense_expression_give_the_same_predictions(task):
     x = np.where(task.x > 0, task.x, 0)
-    dense = fit_prediction(build_task(x=x), LINEAR)
-    for method, predicted in fit_prediction(build_task(x=sparse.csr_matrix(x)), LINEAR).test.items():
+    dense = fit_prediction_baselines(build_task(x=x), LINEAR)
+    for method, predicted in fit_prediction_baselines(build_task(x=sparse.csr_matrix(x)), LINEAR).test.items():
         np.testing.assert_allclose(predicted, dense.test[method], atol=1e-6)
 
 
 def test_the_blend_is_no_worse_on_validation_than_any_of_its_parts(task, result):
-    val = task.y[task.split == "val"]
-    scale = task.y[task.split == "train"].std(axis=0)
+    val = task.y[ROLES == "val"]
+    scale = task.y[ROLES == "train"].std(axis=0)
     errors = {method: np.square((predicted - val) / scale).mean() for method, predicted in result.val.items()}
     assert errors[BLEND] <= min(errors.values()) + 1e-9
     assert min(result.weights.values()) >= 0
@@ -131,27 +123,33 @@ def test_the_blend_is_no_worse_on_validation_than_any_of_its_parts(task, result)
 
 
 def test_without_observed_validation_values_the_blend_is_the_average(task):
-    observed = task.observed & (task.split != "val")[:, None]
-    result = fit_prediction(build_task(observed=observed), ["PCA + ridge", "PCA + kNN", BLEND])
+    observed = task.observed & (ROLES != "val")[:, None]
+    result = fit_prediction_baselines(build_task(observed=observed), ["PCA + ridge", "PCA + kNN", BLEND])
     assert result.weights == {"PCA + ridge": 0.5, "PCA + kNN": 0.5}
     np.testing.assert_allclose(result.test[BLEND], (result.test["PCA + ridge"] + result.test["PCA + kNN"]) / 2)
 
 
+def test_noise_correlates_with_nothing(task):
+    x = np.random.default_rng(2).normal(size=task.x.shape)
+    for predicted in fit_prediction_baselines(build_task(x=x), LINEAR).test.values():
+        assert abs(score(task, predicted)) < 0.25
+
+
 def test_without_own_columns_there_is_no_such_baseline():
-    assert OWN not in fit_prediction(build_task(own_columns=None), LINEAR).test
+    assert OWN not in fit_prediction_baselines(build_task(own_columns=None), LINEAR).test
 
 
 def test_one_target_alone_can_be_predicted(task):
-    result = fit_prediction(build_task(y=task.y[:, :1], observed=task.observed[:, :1], own_columns=[0]))
-    assert {predicted.shape for predicted in result.test.values()} == {((task.split == "test").sum(), 1)}
+    result = fit_prediction_baselines(build_task(y=task.y[:, :1], observed=task.observed[:, :1], own_columns=[0]))
+    assert {predicted.shape for predicted in result.test.values()} == {((ROLES == "test").sum(), 1)}
 
 
 def test_wide_protein_panels_are_projected_and_missing_proteins_filled():
-    train = np.arange(80) < 60
+    train = np.arange(60)
     x = np.random.default_rng(0).normal(size=(80, 70))
     x[::3, 0], x[:, 1] = np.nan, np.nan
-    task = PredictionTask(x, x[:, :2], np.ones((80, 2), bool), np.where(train, "train", "test"), inputs="adt")
-    assert build_features(task, train).shape == (80, 50)
+    task = PredictionTask(x, x[:, :2], np.ones((80, 2), bool), Partition(train, test=np.arange(60, 80)), inputs="adt")
+    assert project_inputs(task).shape == (80, 50)
     filled = fill_missing(x, train)
     np.testing.assert_allclose(filled[::3, 0], np.nanmean(x[train, 0]))
     assert (filled[:, 1] == 0).all()
@@ -210,14 +208,18 @@ def test_kernels_are_what_they_are_called():
 
 def test_tasks_that_cannot_be_fitted_are_refused(task):
     with pytest.raises(ValueError, match=r"`methods` must be among .* got \['magic'\]"):
-        fit_prediction(task, ["magic"])
+        fit_prediction_baselines(task, ["magic"])
     with pytest.raises(ValueError, match="`methods` must hold a method to blend, got only 'blend'"):
-        fit_prediction(task, [BLEND])
-    with pytest.raises(ValueError, match=r"`inputs` must be one of \('rna', 'adt'\), got 'atac'"):
-        fit_prediction(build_task(inputs="adt").__class__(**(vars(task) | {"inputs": "atac"})))
-    with pytest.raises(ValueError, match=r"`x` must have one row per cell \(240\), got 239"):
-        fit_prediction(build_task(x=task.x[1:]))
-    with pytest.raises(ValueError, match=r"`y` must have one row per cell \(240\), got 239"):
-        fit_prediction(build_task(y=task.y[1:]))
-    with pytest.raises(ValueError, match="must have one entry per protein, got 2 for 6"):
-        fit_prediction(build_task(own_columns=[0, 1]))
+        fit_prediction_baselines(task, [BLEND])
+    for changes, message in (
+        ({"inputs": "atac"}, "`inputs` must be 'rna' or 'adt', got 'atac'"),
+        ({"y": task.y[1:]}, r"`y` must have one row per cell \(240\), got 239"),
+        ({"partition": Partition([0, 1], [2])}, r"got none for \['test'\] of 3 cells"),
+        ({"partition": Partition([0], [1], [240])}, "must hold rows below 240, the number of cells, got 240"),
+        ({"own_columns": [0, 1]}, "`own_columns` must have one entry per target, got 2 for 6"),
+        ({"observed": np.ones((N, P))}, r"`observed` must be bool of shape \(240, 6\), got float64"),
+        ({"observed": np.ones(P, bool)}, r"`observed` must be bool of shape \(240, 6\), got bool of shape \(6,\)"),
+        ({"y": np.where(np.arange(P) == 1, np.nan, task.y)}, "`y` must be finite wherever `observed` is true, got 184"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fit_prediction_baselines(PredictionTask(**(vars(task) | changes)))

@@ -1,8 +1,10 @@
+"""Clusterings and neighbours of an embedding, compared with cell types."""
+
 import numpy as np
 import pytest
 from sklearn.metrics import silhouette_score
 
-from scfusion_fm.evaluation.metrics.clusters import cluster_scores, paper_protocol_scores
+from scfusion_fm.evaluation.metrics.clusters import cluster_scores, clustering_scores, paper_protocol_scores
 
 
 @pytest.fixture
@@ -63,3 +65,54 @@ def test_indices_on_a_umap_flatter_an_embedding_that_separates_little(blobs):
 def test_labels_that_do_not_repeat_are_refused(blobs):
     with pytest.raises(ValueError, match="`labels` must repeat, got 120 labels in 120 cells"):
         paper_protocol_scores(blobs[0], np.arange(120))
+
+
+def test_clustering_scores_agree_with_sklearn_and_a_plain_neighbour_count():
+    rng = np.random.default_rng(0)
+    embedding, labels = rng.normal(size=(50, 4)), rng.choice(["a", "b"], 50)
+    scores = clustering_scores(embedding, labels, n_neighbors=7)
+    assert scores["silhouette"] == pytest.approx(silhouette_score(embedding, labels))
+    distances = np.linalg.norm(embedding[:, None] - embedding, axis=2)
+    nearest = np.argsort(distances, axis=1)[:, 1:8]
+    assert scores["knn_purity"] == pytest.approx((labels[nearest] == labels[:, None]).mean())
+
+
+def test_separate_groups_score_near_one_and_shuffled_labels_do_not():
+    rng = np.random.default_rng(0)
+    labels = np.repeat(["a", "b"], 30)
+    embedding = rng.normal(size=(60, 3)) + 100 * (labels == "b")[:, None]
+    scores = clustering_scores(embedding, labels)
+    assert scores["knn_purity"] == 1
+    assert scores["silhouette"] > 0.9
+    assert clustering_scores(embedding, rng.permutation(labels))["silhouette"] < 0.2
+
+
+def test_identical_cells_do_not_count_as_their_own_neighbours():
+    labels = np.array(["a", "b"] * 10)
+    assert clustering_scores(np.zeros((20, 2)), labels, n_neighbors=19)["knn_purity"] == pytest.approx(9 / 19)
+
+
+def test_the_silhouette_of_many_cells_comes_from_a_sample(monkeypatch):
+    rng = np.random.default_rng(0)
+    labels = rng.choice(["a", "b"], 400)
+    embedding = rng.normal(size=(400, 3)) + 2 * (labels == "b")[:, None]
+    full = clustering_scores(embedding, labels)["silhouette"]
+    monkeypatch.setattr("scfusion_fm.evaluation.metrics.clusters.MAX_SILHOUETTE_CELLS", 200)
+    sampled = clustering_scores(embedding, labels)["silhouette"]
+    assert sampled != full
+    assert sampled == pytest.approx(full, abs=0.05)
+    assert sampled == clustering_scores(embedding, labels)["silhouette"]
+
+
+@pytest.mark.parametrize(
+    ("embedding", "labels", "message"),
+    [
+        (np.zeros((3, 2)), ["a", "b"], r"one of `labels` per cell, got \(3, 2\) and \(2,\)"),
+        (np.full((3, 2), np.nan), ["a", "a", "b"], "`embedding` must be finite"),
+        (np.zeros((3, 2)), ["a", "a", "a"], "got 1 classes in 3 cells"),
+        (np.zeros((3, 2)), ["a", "b", "c"], "got 3 classes in 3 cells"),
+    ],
+)
+def test_an_embedding_that_cannot_be_scored_is_refused(embedding, labels, message):
+    with pytest.raises(ValueError, match=message):
+        clustering_scores(embedding, np.array(labels))

@@ -8,8 +8,8 @@ from make_cells import TYPES
 
 from scfusion_fm.config.finetune import FinetuneOptimConfig
 from scfusion_fm.config.split import SplitConfig
+from scfusion_fm.evaluation.baselines.annotation import LOGISTIC
 from scfusion_fm.evaluation.calibration.unknown import SCORES
-from scfusion_fm.evaluation.protocol.open_set import BASELINE
 from scfusion_fm.inference.inputs import read_aligned
 from scfusion_fm.inference.model_directory import load_extractor
 from scfusion_fm.tasks.annotation.calibrate import (
@@ -21,7 +21,7 @@ from scfusion_fm.tasks.annotation.calibrate import (
 )
 from scfusion_fm.tasks.annotation.cells import LabelledCells
 from scfusion_fm.tasks.annotation.fit import AnnotationSettings, fit_annotation
-from scfusion_fm.tasks.splits import rows_by_split, set_apart_calibration, split_cells
+from scfusion_fm.tasks.splits import split_cells
 from scfusion_fm.tasks.weights import Source
 
 SETTINGS = AnnotationSettings(FinetuneOptimConfig(epochs=2, batch_size=32, lr=0.02, threads=1), modality_dropout=0.3)
@@ -31,8 +31,8 @@ SETTINGS = AnnotationSettings(FinetuneOptimConfig(epochs=2, batch_size=32, lr=0.
 def data(model_dir, paired_file):
     cells, aligned = read_aligned(paired_file, load_extractor(model_dir))
     labels = cells.obs["cell_type"].astype(str).to_numpy()
-    rows = rows_by_split(np.arange(160), split_cells(cells.obs, SplitConfig(val_fraction=0.3, test_fraction=0.2)))
-    return LabelledCells(aligned, load_extractor(model_dir), labels), set_apart_calibration(rows, 0.5, 0)
+    partition = split_cells(cells.obs, SplitConfig(val_fraction=0.3, test_fraction=0.2))
+    return LabelledCells(aligned, load_extractor(model_dir), labels), partition.set_apart_calibration(0.5, 0)
 
 
 @pytest.fixture(scope="module")
@@ -40,67 +40,51 @@ def fitted(model_dir, data):
     return fit_annotation(Source(model_dir), *data, SETTINGS)
 
 
-def test_calibration_cells_are_set_apart_from_validation():
-    rows = {"train": np.arange(10), "val": np.arange(10, 30), "test": np.arange(30, 40)}
-    found = set_apart_calibration(rows, 0.25, 3)
-    assert (len(found["val"]), len(found["calibration"])) == (15, 5)
-    assert sorted([*found["val"], *found["calibration"]]) == list(range(10, 30))
-    assert found["train"] is rows["train"]
-    assert found["test"] is rows["test"]
-    again = set_apart_calibration(rows, 0.25, 3)
-    assert np.array_equal(found["calibration"], again["calibration"])
-    assert not np.array_equal(found["calibration"], set_apart_calibration(rows, 0.25, 4)["calibration"])
-    for fraction in (0, 1, -1):
-        with pytest.raises(ValueError, match=r"`calibration_fraction` must lie in \(0, 1\)"):
-            set_apart_calibration(rows, fraction, 0)
-    with pytest.raises(ValueError, match="`calibration_fraction` must leave cells for validation and calibration"):
-        set_apart_calibration(rows | {"val": np.arange(1)}, 0.5, 0)
-
-
 @pytest.mark.parametrize("score", ["energy", "mahalanobis"])
 def test_every_input_is_calibrated_on_calibration_cells_alone(fitted, data, score):
-    cells, rows = data
-    found = calibrate_annotation(fitted, cells, rows, score)
+    cells, partition = data
+    found = calibrate_annotation(fitted, cells, partition, score)
     assert set(found.inputs) == {"rna", "adt", "rna+adt"}
-    assert {x.n for x in found.inputs.values()} == {len(rows["calibration"])}
-    untouched = calibrate_annotation(fitted, cells, rows | {"val": rows["val"][:1], "test": rows["test"][:1]}, score)
+    assert {x.n for x in found.inputs.values()} == {len(partition.calibration)}
+    fewer = dataclasses.replace(partition, val=partition.val[:1], test=partition.test[:1])
+    untouched = calibrate_annotation(fitted, cells, fewer, score)
     assert untouched.to_json() == found.to_json()
-    told = describe_calibration(found, fitted, cells, rows["test"])
+    told = describe_calibration(found, fitted, cells, partition.test)
     assert told["unknown_score"] == score
     both = told["inputs"]["rna+adt"]
-    assert both["test_cells"] == len(rows["test"])
+    assert both["test_cells"] == len(partition.test)
     assert 0 <= both["ece"] <= 1
     assert list(both["false_reject"].values()) == sorted(both["false_reject"].values())
-    logits = fitted.predict(cells.aligned, rows["test"], ("rna",))
-    np.testing.assert_array_equal(give_outputs(fitted, cells, rows["test"], ("rna",)).logits, logits)
+    logits = fitted.predict(cells.aligned, partition.test, ("rna",))
+    np.testing.assert_array_equal(give_outputs(fitted, cells, partition.test, ("rna",)).logits, logits)
     assert np.array_equal(found.scale(logits, "rna"), logits / found.inputs["rna"].temperature)
     assert found.scale(logits, "none") is logits
 
 
 def test_inputs_without_calibration_cells_are_left_out(fitted, data):
-    cells, rows = data
+    cells, partition = data
     present = cells.aligned.adt_present.copy()
-    present[rows["calibration"]] = False
+    present[partition.calibration] = False
     part = LabelledCells(dataclasses.replace(cells.aligned, adt_present=present), cells.extractor, cells.labels)
-    assert set(calibrate_annotation(fitted, part, rows).inputs) == {"rna"}
-    found = calibrate_annotation(fitted, cells, rows)
+    assert set(calibrate_annotation(fitted, part, partition).inputs) == {"rna"}
+    found = calibrate_annotation(fitted, cells, partition)
     none = dataclasses.replace(cells.aligned, adt_present=np.zeros_like(present))
     bare = dataclasses.replace(cells, aligned=none)
     bare.inputs = cells.inputs
-    assert "ece" not in describe_calibration(found, fitted, bare, rows["test"])["inputs"]["adt"]
+    assert "ece" not in describe_calibration(found, fitted, bare, partition.test)["inputs"]["adt"]
 
 
 def test_types_left_out_are_told_from_the_others(model_dir, data):
-    cells, rows = data
-    table = score_open_set(Source(model_dir), cells, rows, SETTINGS, ["Mono"])
+    cells, partition = data
+    table = score_open_set(Source(model_dir), cells, partition, SETTINGS, ["Mono"])
     assert set(table["left_out"]) == {"Mono"}
     assert set(table["score"]) == set(SCORES)
-    assert (table["n_unknown"] == (cells.labels[rows["test"]] == "Mono").sum()).all()
+    assert (table["n_unknown"] == (cells.labels[partition.test] == "Mono").sum()).all()
     assert table["auroc"].max() > 0.8
     told = describe_open_set(table)
     assert told["chosen_score"] in SCORES
     assert told["false_reject_rate"] == 0.05
-    assert [row["method"] for row in told["table"]] == ["model"] * 4 + [BASELINE]
+    assert [row["method"] for row in told["table"]] == ["model"] * 4 + [LOGISTIC]
     assert set(TYPES) == set(cells.classes)
     without = describe_open_set(table.assign(auroc_val=np.nan))
     assert without["chosen_score"] == "max_softmax"

@@ -9,6 +9,7 @@ from scipy.sparse import diags
 
 from scfusion_fm.config.finetune import FinetuneOptimConfig
 from scfusion_fm.data.files.stack import stack_aligned
+from scfusion_fm.evaluation.partition import Partition
 from scfusion_fm.inference.inputs import read_aligned
 from scfusion_fm.inference.model_directory import load_extractor
 from scfusion_fm.tasks.cross_modal.cells import PairedCells
@@ -71,19 +72,19 @@ def test_a_batch_that_is_predicted_does_not_change_the_level(data):
 
 def test_models_learn_the_level_and_predict_at_it(data, model_dir):
     known = np.flatnonzero(data.batches != "c")
-    rows = {"train": known[::2], "val": known[1::2]}
-    levelled, offsets = data.level(rows["train"])
-    batch = TargetCollator(data, offsets)(rows["train"])
-    observed = data.observed[rows["train"]]
+    partition = Partition(known[::2], known[1::2])
+    levelled, offsets = data.level(partition.train)
+    batch = TargetCollator(data, offsets)(partition.train)
+    observed = data.observed[partition.train]
     values = batch["adt_values"].numpy()[:, data.panel]
-    np.testing.assert_allclose(values[observed], levelled.measured[rows["train"]][observed], atol=1e-6)
+    np.testing.assert_allclose(values[observed], levelled.measured[partition.train][observed], atol=1e-6)
 
     optim = FinetuneOptimConfig(epochs=2, batch_size=16, lr=0.01, threads=1)
     learned = []
     for cells in (data, PairedCells(data.aligned, data.extractor)):
-        fitted = fit_cross_modal(Source(Path(model_dir), from_scratch=True), cells, rows, FitSettings(optim))
-        predicted = fitted.predict(rows["val"])[:, 0]
-        between = [predicted[data.batches[rows["val"]] == x].mean() for x in "ab"]
+        fitted = fit_cross_modal(Source(Path(model_dir), from_scratch=True), cells, partition, FitSettings(optim))
+        predicted = fitted.predict(partition.val)[:, 0]
+        between = [predicted[data.batches[partition.val] == x].mean() for x in "ab"]
         learned.append(abs(between[0] - between[1]))
     assert learned[0] < 0.3 * learned[1]  # genes tell the batch, and so the antibody
 

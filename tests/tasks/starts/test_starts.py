@@ -1,5 +1,6 @@
 """Heads that start from what a linear or kernel method makes of their training cells: against scikit-learn."""
 
+import dataclasses
 from itertools import product
 
 import numpy as np
@@ -13,6 +14,7 @@ from sklearn.linear_model import LogisticRegression
 
 from scfusion_fm import ScFusionTTTForCellTypeAnnotation, ScFusionTTTForCrossModalPrediction
 from scfusion_fm.config.finetune import FinetuneOptimConfig
+from scfusion_fm.evaluation.partition import Partition
 from scfusion_fm.inference.batches import CellCollator, predict_rows
 from scfusion_fm.inference.export import export_model
 from scfusion_fm.inference.inputs import read_aligned
@@ -35,7 +37,7 @@ from scfusion_fm.tasks.trainer import train_best
 from scfusion_fm.tasks.weights import Source
 from scfusion_fm.training.components import start_coordinates
 
-ROWS = {"train": np.arange(100), "val": np.arange(100, 130), "test": np.arange(130, 160)}
+CELLS = Partition(np.arange(100), np.arange(100, 130), np.arange(130, 160))
 K = 4
 
 
@@ -78,7 +80,7 @@ def read_features(model, collator, rows, shown):
 
 def test_coordinates_are_principal_components_of_the_training_cells(model_dir, data):
     model, collator = build_classifier(model_dir), CellCollator(data.aligned, data.extractor, data.codes)
-    batch = collator(ROWS["train"])
+    batch = collator(CELLS.train)
     start_coordinates(model, [batch], seed=0)
     for name, scaled in (("rna", False), ("adt", True)):
         values, observed = batch[f"{name}_values"], batch[f"{name}_observed"]
@@ -95,10 +97,9 @@ def test_coordinates_are_principal_components_of_the_training_cells(model_dir, d
 
 def test_a_missing_modality_has_no_coordinates_and_the_other_one_twice_as_large(model_dir, data):
     model, collator = build_classifier(model_dir), CellCollator(data.aligned, data.extractor, data.codes)
-    start_coordinates(model, [collator(ROWS["train"])], seed=0)
+    start_coordinates(model, [collator(CELLS.train)], seed=0)
     both, rna, adt = (
-        read_features(model, collator, ROWS["val"], shown)[:, -2 * K :]
-        for shown in (("rna", "adt"), ("rna",), ("adt",))
+        read_features(model, collator, CELLS.val, shown)[:, -2 * K :] for shown in (("rna", "adt"), ("rna",), ("adt",))
     )
     assert np.abs(rna[:, K:]).max() == np.abs(adt[:, :K]).max() == 0
     np.testing.assert_allclose(both, (rna + adt) / 2, rtol=1e-5, atol=1e-5)
@@ -111,11 +112,11 @@ def test_a_classifier_starts_as_a_logistic_regression(model_dir, data, num_class
     codes = np.minimum(data.codes, num_classes - 1)
     model = build_classifier(model_dir, num_classes, num_coordinates)
     collator = CellCollator(data.aligned, data.extractor, codes)
-    start_classifier(model, collator, codes, ROWS, data.inputs, balanced=True, seed=0)
-    x = np.concatenate([read_features(model, collator, ROWS["train"], shown) for shown in data.inputs.values()])
-    y = np.tile(codes[ROWS["train"]], len(data.inputs))
-    found = special.softmax(predict_rows(model, collator, ROWS["test"]), axis=1)
-    test = read_features(model, collator, ROWS["test"], ("rna", "adt"))
+    start_classifier(model, collator, codes, CELLS, data.inputs, balanced=True, seed=0)
+    x = np.concatenate([read_features(model, collator, CELLS.train, shown) for shown in data.inputs.values()])
+    y = np.tile(codes[CELLS.train], len(data.inputs))
+    found = special.softmax(predict_rows(model, collator, CELLS.test), axis=1)
+    test = read_features(model, collator, CELLS.test, ("rna", "adt"))
     apart = []
     for protein_scale, penalty in product(PROTEIN_SCALES, INVERSE_PENALTIES):
         scale = np.ones(x.shape[1])
@@ -135,25 +136,27 @@ def test_a_classifier_starts_as_a_logistic_regression(model_dir, data, num_class
 
 def test_a_classifier_that_gets_a_few_cells_right_does_not_start_sure(model_dir, data):
     model, collator = build_classifier(model_dir), CellCollator(data.aligned, data.extractor, data.codes)
-    rows = ROWS | {"val": np.array([np.flatnonzero(data.codes == k)[-1] for k in range(3)])}
-    start_classifier(model, collator, data.codes, rows, data.inputs, balanced=True, seed=0)
-    found = special.softmax(predict_rows(model, collator, rows["val"]), axis=1)
-    assert found.argmax(1).tolist() == data.codes[rows["val"]].tolist()
+    partition = dataclasses.replace(CELLS, val=[np.flatnonzero(data.codes == k)[-1] for k in range(3)], test=[])
+    start_classifier(model, collator, data.codes, partition, data.inputs, balanced=True, seed=0)
+    found = special.softmax(predict_rows(model, collator, partition.val), axis=1)
+    assert found.argmax(1).tolist() == data.codes[partition.val].tolist()
     assert 0.6 < found.max(1).mean() < 0.99
 
 
 def test_a_class_without_training_cells_starts_as_the_least_likely(model_dir, data):
-    train = ROWS["train"][data.codes[ROWS["train"]] != 1]
+    train = CELLS.train[data.codes[CELLS.train] != 1]
     model, collator = build_classifier(model_dir), CellCollator(data.aligned, data.extractor, data.codes)
-    start_classifier(model, collator, data.codes, {**ROWS, "train": train}, data.inputs, balanced=True, seed=0)
+    start_classifier(
+        model, collator, data.codes, dataclasses.replace(CELLS, train=train), data.inputs, balanced=True, seed=0
+    )
     logits = predict_rows(model, collator, train)
     assert (logits.argmin(1) == 1).all()
     assert logits[:, 1].max() < logits[:, [0, 2]].min() - 10
     one = build_classifier(model_dir)
     before = one.classifier.weight.clone()
-    only = {**ROWS, "train": ROWS["train"][data.codes[ROWS["train"]] == 1]}
+    only = Partition(CELLS.train[data.codes[CELLS.train] == 1], CELLS.val)
     blind = build_classifier(model_dir)
-    unknown = {"train": train, "val": only["train"]}  # no validation cell of a known class
+    unknown = Partition(train, only.train)  # no validation cell of a known class
     start_classifier(blind, collator, data.codes, unknown, data.inputs, balanced=True, seed=0)
     assert blind.classifier.weight[[0, 2]].abs().sum() > 0
     start_classifier(one, collator, data.codes, only, data.inputs, balanced=True, seed=0)
@@ -163,11 +166,11 @@ def test_a_class_without_training_cells_starts_as_the_least_likely(model_dir, da
 @pytest.mark.parametrize("scores", [(1.0, 0.5), (0.5, 1.0)])
 def test_the_start_is_kept_where_training_makes_it_worse(model_dir, data, scores):
     model, collator = build_classifier(model_dir), CellCollator(data.aligned, data.extractor, data.codes)
-    start_classifier(model, collator, data.codes, ROWS, data.inputs, balanced=True, seed=0)
+    start_classifier(model, collator, data.codes, CELLS, data.inputs, balanced=True, seed=0)
     start = {name: value.clone() for name, value in model.state_dict().items()}
     told = iter(scores)
     settings = FitSettings(FinetuneOptimConfig(epochs=1, threads=1))
-    train_best(model, ROWS, {"train": collator, "val": collator}, lambda _: {"score": next(told)}, settings)
+    train_best(model, CELLS, {"train": collator, "val": collator}, lambda _: {"score": next(told)}, settings)
     kept = all(torch.equal(value, start[name]) for name, value in model.state_dict().items())
     assert kept == (scores[0] > scores[1])
 
@@ -178,7 +181,7 @@ def test_the_kernel_regression_is_kernel_ridge_where_all_cells_are_landmarks(mod
     observed = pairs.observed.copy()
     observed[:unmeasured, 1] = False  # one protein is unknown in some cells
     targets = KernelTargets(pairs.measured, observed, pairs.panel)
-    fit_kernel(model, collator, targets, ROWS, seed=0)
+    fit_kernel(model, collator, targets, CELLS, seed=0)
     batch = collator(np.arange(160))
     with torch.no_grad():
         x = model.rna_coordinates(batch["rna_values"], batch["rna_observed"])
@@ -188,7 +191,7 @@ def test_the_kernel_regression_is_kernel_ridge_where_all_cells_are_landmarks(mod
     for penalty in KERNEL_PENALTIES:
         expected = np.zeros((160, len(pairs.panel)))
         for t in range(len(pairs.panel)):
-            train = ROWS["train"][observed[ROWS["train"], t]]
+            train = CELLS.train[observed[CELLS.train, t]]
             mean = pairs.measured[train, t].mean()
             ridge = KernelRidge(alpha=penalty, kernel="rbf", gamma=gamma).fit(x[train], pairs.measured[train, t] - mean)
             expected[:, t] = ridge.predict(x) + mean
@@ -199,10 +202,10 @@ def test_the_kernel_regression_is_kernel_ridge_where_all_cells_are_landmarks(mod
 
 def test_share_is_the_smallest_of_the_best(model_dir, pairs):
     model, collator = build_predictor(model_dir, 20), CellCollator(pairs.aligned, pairs.extractor)
-    fit_kernel(model, collator, KernelTargets(pairs.measured, pairs.observed, pairs.panel), ROWS, seed=0)
+    fit_kernel(model, collator, KernelTargets(pairs.measured, pairs.observed, pairs.panel), CELLS, seed=0)
 
     def predict():
-        return predict_rows(model, collator, ROWS["val"], modalities=("rna",))[:, pairs.panel]
+        return predict_rows(model, collator, CELLS.val, modalities=("rna",))[:, pairs.panel]
 
     share = model.kernel_readout.share
     share.fill_(0.3)
@@ -215,25 +218,25 @@ def test_share_is_the_smallest_of_the_best(model_dir, pairs):
 
 def test_a_predictor_with_a_kernel_regression_is_saved_with_it(model_dir, pairs, tmp_path):
     optim = FinetuneOptimConfig(epochs=1, lr=1e-3, threads=1, num_coordinates=K, num_landmarks=50)
-    fitted = fit_cross_modal(Source(model_dir), pairs, ROWS, FitSettings(optim))
+    fitted = fit_cross_modal(Source(model_dir), pairs, CELLS, FitSettings(optim))
     assert fitted.model.kernel_readout.landmarks.shape == (50, K)
     assert fitted.model.kernel_readout.share[pairs.panel].max() > 0  # one epoch knows less than the kernel
     export_model(fitted.model, pairs.extractor, tmp_path / "model", {})
     loaded = ScFusionTTTForCrossModalPrediction.from_pretrained(tmp_path / "model")
     collator = CellCollator(pairs.aligned, pairs.extractor)
-    again = predict_rows(loaded, collator, ROWS["test"], modalities=("rna",))[:, pairs.panel]
-    np.testing.assert_array_equal(again, fitted.predict(ROWS["test"]))
+    again = predict_rows(loaded, collator, CELLS.test, modalities=("rna",))[:, pairs.panel]
+    np.testing.assert_array_equal(again, fitted.predict(CELLS.test))
     plain = fit_cross_modal(
-        Source(model_dir), pairs, ROWS, FitSettings(FinetuneOptimConfig(epochs=1, threads=1, num_landmarks=0))
+        Source(model_dir), pairs, CELLS, FitSettings(FinetuneOptimConfig(epochs=1, threads=1, num_landmarks=0))
     )
     assert not hasattr(plain.model, "kernel_readout")
 
 
 def test_targets_count_by_the_inverse_of_their_variance(model_dir, pairs):
     optim = FinetuneOptimConfig(epochs=1, threads=1, num_landmarks=0)
-    weight = fit_cross_modal(Source(model_dir), pairs, ROWS, FitSettings(optim)).model.target_weight[pairs.panel]
+    weight = fit_cross_modal(Source(model_dir), pairs, CELLS, FitSettings(optim)).model.target_weight[pairs.panel]
     assert weight.mean() == pytest.approx(1.0)
-    variance = pairs.measured[ROWS["train"]].var(0)
+    variance = pairs.measured[CELLS.train].var(0)
     usable = variance > 0.05 * np.median(variance)
     ratio = weight.numpy()[usable] * variance[usable]
     np.testing.assert_allclose(ratio, ratio[0], rtol=1e-4)
