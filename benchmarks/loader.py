@@ -41,7 +41,8 @@ from numpy.typing import NDArray
 from scfusion_fm.config.pretrain import LoaderConfig
 from scfusion_fm.data.atlas.atlas import Atlas
 from scfusion_fm.data.atlas.packed import BufferPool
-from scfusion_fm.data.prepare.synthesize import SyntheticSettings, synthesize_atlas
+from scfusion_fm.data.prepare.synthesize import synthesize_atlas
+from scfusion_fm.data.prepare.synthetic import SyntheticSettings
 from scfusion_fm.data.stream.loader import AtlasLoader
 from scfusion_fm.data.stream.order import CellOrder
 

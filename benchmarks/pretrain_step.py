@@ -44,7 +44,8 @@ from torch import Tensor
 from scfusion_fm import ScFusionTTTConfig, ScFusionTTTFeatureExtractor
 from scfusion_fm.config.pretrain import LoaderConfig, MaskingConfig, OptimConfig, RunConfig
 from scfusion_fm.data.atlas.atlas import Atlas
-from scfusion_fm.data.prepare.synthesize import SyntheticSettings, synthesize_atlas
+from scfusion_fm.data.prepare.synthesize import synthesize_atlas
+from scfusion_fm.data.prepare.synthetic import SyntheticSettings
 from scfusion_fm.data.stream.collate import MaskingCollator
 from scfusion_fm.data.stream.loader import AtlasLoader
 from scfusion_fm.data.stream.order import CellOrder

@@ -22,7 +22,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from scfusion_fm.data.prepare.synthesize import SyntheticSettings, synthesize_atlas
+from scfusion_fm.data.prepare.synthesize import synthesize_atlas
+from scfusion_fm.data.prepare.synthetic import SyntheticSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = ("ip", "nsenter", "unshare", "sshd", "ssh-keygen", "pdsh", "deepspeed", "torchrun")

@@ -54,7 +54,8 @@ def _add_synthesize(commands: argparse._SubParsersAction) -> None:
 
 
 def _synthesize(args: argparse.Namespace) -> None:
-    from scfusion_fm.data.prepare.synthesize import SyntheticSettings, synthesize_atlas
+    from scfusion_fm.data.prepare.synthesize import synthesize_atlas
+    from scfusion_fm.data.prepare.synthetic import SyntheticSettings
 
     sizes = (args.cells, args.genes, args.density, args.proteins, args.datasets, args.cell_types, args.seed)
     synthesize_atlas(SyntheticSettings(*sizes), args.output, args.workers)

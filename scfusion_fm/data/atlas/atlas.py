@@ -203,7 +203,7 @@ class Atlas:
         proteins, proteins_at = self._proteins.read(rows, rows + 1)
         return PackedCells(counts, genes, counts_at, genes_at, stop - start, proteins, proteins_at)
 
-    def unpack(self, rows: NDArray[np.int64], pieces: Sequence[tuple[PackedCells, NDArray[np.int64]]]) -> AtlasRows:
+    def unpack(self, rows: NDArray[np.int64], parts: Sequence[tuple[PackedCells, NDArray[np.int64]]]) -> AtlasRows:
         """
         Make cells dense.
 
@@ -211,14 +211,14 @@ class Atlas:
         ----------
         rows
             (B,) row numbers of the cells.
-        pieces
+        parts
             Where the cells are, one after the other: packed cells, and which of them.
         """
         rna, adt = (
             self._buffers.lend((len(rows), p.shape[1]), np.float32) for p in (self._rna_panels, self._adt_panels)
         )
         start = 0
-        for cells, inside in pieces:
+        for cells, inside in parts:
             stop = start + len(inside)
             cells.unpack(inside, rna[start:stop], adt[start:stop])
             start = stop

@@ -12,6 +12,8 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+REMEMBERED = 16  # arrays that are lent again
+
 
 @dataclass(frozen=True)
 class PackedCells:
@@ -62,21 +64,16 @@ class BufferPool:
 
     A batch of dense cells is tens of megabytes; having the system clear as much new memory for each costs more than
     everything else that is done to a cell.
-
-    Parameters
-    ----------
-    size
-        Arrays that are remembered.
     """
 
-    def __init__(self, size: int = 16):
-        self._arrays: deque[NDArray] = deque(maxlen=size)
+    def __init__(self):
+        self._arrays: deque[NDArray] = deque(maxlen=REMEMBERED)
         self._lock = threading.Lock()
         self._arrays.append(np.empty(0))
         self._references_when_free = self._count_references(0)
 
     def __reduce__(self):
-        return BufferPool, (self._arrays.maxlen,)  # another process has arrays of its own
+        return BufferPool, ()  # another process has arrays of its own
 
     def lend(self, shape: tuple[int, ...], dtype: type) -> NDArray:
         """Give an array with arbitrary content that nobody else uses."""

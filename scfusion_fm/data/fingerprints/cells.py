@@ -10,11 +10,13 @@ from hashlib import blake2b
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
+from scipy.stats import poisson
 
 from scfusion_fm.data.hashing import hash_keys
 from scfusion_fm.data.schema import AlignedCells
 
 HASHED_ROWS = 1024  # cells that are hashed together
+CHANCE = 1e-3  # what chance gives more rarely than this is none
 MIN_BITS = 40  # a cell whose counts take fewer binary digits may equal another by chance
 
 
@@ -101,3 +103,8 @@ def fingerprint_cells(aligned: AlignedCells, gene_ids: Sequence[str], protein_na
         rna=fingerprint_rows(aligned.rna, feature_keys(gene_ids)),
         adt=fingerprint_rows(sp.csr_matrix(aligned.adt), feature_keys(protein_names)),
     )
+
+
+def exceeds_chance(found: int, expected: float) -> bool:
+    """Tell whether more cells were found than chance explains, which gives `expected` of them on average."""
+    return bool(poisson.sf(found - 1, expected) < CHANCE)

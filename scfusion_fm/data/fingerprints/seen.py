@@ -16,17 +16,15 @@ from pathlib import Path
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from scipy.stats import poisson
 
 from scfusion_fm.data.atlas.atlas import Atlas
-from scfusion_fm.data.fingerprints.cells import CellFingerprints
+from scfusion_fm.data.fingerprints.cells import CellFingerprints, exceeds_chance
 from scfusion_fm.data.hashing import hash_keys
 from scfusion_fm.data.locations import zarr_store
 
 SEEN_CELLS = "seen_cells.npz"
 FORMAT = "scfusion-seen-cells 1"
 FALSE_POSITIVE_RATE = 1e-4
-CHANCE = 1e-3  # seen cells are beyond chance where chance gives as many more rarely than this
 
 
 @dataclass(frozen=True)
@@ -112,9 +110,9 @@ class SeenPart:
     adt: BloomFilter
 
     @classmethod
-    def build(cls, name: str, fingerprints: CellFingerprints, rate: float = FALSE_POSITIVE_RATE) -> "SeenPart":
+    def build(cls, name: str, fingerprints: CellFingerprints) -> "SeenPart":
         """Remember cells."""
-        filters = (BloomFilter.build(values, rate) for values in (fingerprints.rna, fingerprints.adt))
+        filters = (BloomFilter.build(values) for values in (fingerprints.rna, fingerprints.adt))
         return cls(name, len(fingerprints), *filters)
 
 
@@ -151,7 +149,7 @@ class SeenAnswer:
     @property
     def beyond_chance(self) -> bool:
         """Whether more cells are found than false positives explain."""
-        return bool(poisson.sf(self.seen - 1, self.expected_by_chance) < CHANCE)
+        return exceeds_chance(self.seen, self.expected_by_chance)
 
     def to_dict(self) -> dict:
         """Give all of it for a JSON file."""

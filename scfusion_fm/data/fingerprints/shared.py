@@ -5,13 +5,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import poisson
 
-from scfusion_fm.data.fingerprints.cells import CellFingerprints
+from scfusion_fm.data.fingerprints.cells import CellFingerprints, exceeds_chance
 
 BARCODE = re.compile(r"[ACGT]{12,}")
 WHITELIST = 737_280  # barcodes of 10x chemistry v2, the shortest list in wide use
-CHANCE = 1e-3
 
 
 @dataclass
@@ -39,8 +37,7 @@ class SharedCells:
     @property
     def is_suspicious(self) -> bool:
         """Whether there are the same counts, or more of the same barcodes than chance gives."""
-        beyond_chance = poisson.sf(self.barcodes - 1, self.expected_barcodes) < CHANCE
-        return bool(self.rna or self.adt or beyond_chance)
+        return bool(self.rna or self.adt) or exceeds_chance(self.barcodes, self.expected_barcodes)
 
     def describe(self, other: str) -> str:
         """Say what is shared with the other file."""

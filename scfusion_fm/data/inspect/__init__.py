@@ -1,1 +1,6 @@
-"""Say what files and atlases hold: `scfusion doctor` and `scfusion inspect`."""
+"""
+Tell what files and atlases hold.
+
+`scfusion doctor`: `doctor` finds it, `slots` looks at matrices, `doctor_text` writes it. `scfusion inspect`: `summary`
+and `summary_text`.
+"""

@@ -19,7 +19,7 @@ from scfusion_fm.data.schema import DATASET
 from scfusion_fm.data.split import assign_split
 from scfusion_fm.data.vocabulary.vocabulary import Vocabulary
 
-RESERVED = ("_index", DATASET, "split", *PLAIN_COLUMNS)
+ATLAS_COLUMNS = ("_index", DATASET, "split", *PLAIN_COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -79,10 +79,10 @@ def check_config(config: PrepareConfig, sources: Sequence[SourceConfig]) -> None
     if len(set(names)) < len(names):
         raise ValueError(f"`sources` must have different names, got {names}.")
     for column in config.obs_columns:
-        if column in RESERVED or not column or list(config.obs_columns).count(column) > 1:
+        if column in ATLAS_COLUMNS or not column or list(config.obs_columns).count(column) > 1:
             raise ValueError(
                 f"`obs_columns` must name each column once, and none that every atlas has, got {column!r}. Leave "
-                f"it out, or rename the column of the source; every atlas has {', '.join(RESERVED)}."
+                f"it out, or rename the column of the source; every atlas has {', '.join(ATLAS_COLUMNS)}."
             )
     if config.codec not in ("lz4", "zstd"):
         raise ValueError(f"`codec` must be lz4 or zstd, got {config.codec!r}.")

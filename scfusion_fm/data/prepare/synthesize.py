@@ -11,22 +11,9 @@ from scfusion_fm.data.locations import Location, check_new_path
 from scfusion_fm.data.prepare.job import AtlasJob
 from scfusion_fm.data.prepare.pieces import CountsBlock, PieceSource
 from scfusion_fm.data.prepare.sources import Origin, atlas_obs
-from scfusion_fm.data.prepare.synthetic import SyntheticSource
+from scfusion_fm.data.prepare.synthetic import SyntheticSettings, SyntheticSource
 
 OBS_COLUMNS = ("plate", "cell_type")
-
-
-@dataclass(frozen=True)
-class SyntheticSettings:
-    """How many cells to make up, and of what kind; the parameters are those of `SyntheticSource`."""
-
-    n_obs: int
-    n_genes: int = 20_000
-    density: float = 0.07
-    n_proteins: int = 140
-    n_datasets: int = 24
-    n_cell_types: int = 40
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -86,7 +73,7 @@ def synthesize_atlas(
         If `output` exists, or a setting is out of range.
     """
     check_new_path(output, "output")
-    source = SyntheticSource(**asdict(settings))
+    source = SyntheticSource(settings)
     config = PrepareConfig(
         output=output,
         sources=[SourceConfig("made up", name) for name in source.dataset_names],

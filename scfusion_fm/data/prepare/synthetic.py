@@ -7,6 +7,7 @@ its own panel of genes; every third has no proteins.
 Letters: B cells, G genes, P proteins, E data sets, K cell types.
 """
 
+from dataclasses import dataclass
 from functools import cached_property
 
 import numba
@@ -24,9 +25,10 @@ _GENE, _SHIFT, _MARKER, _PROTEIN, _RNA_PANEL, _ADT_PANEL, _DATASET, _MIXTURE, _K
 _LIBRARY_SPREAD = 0.5  # of the log of the library size
 
 
-class SyntheticSource:
+@dataclass(frozen=True)
+class SyntheticSettings:
     """
-    Generate cells by row number.
+    How many cells to make up, and of what kind.
 
     Parameters
     ----------
@@ -42,6 +44,25 @@ class SyntheticSource:
         Data sets of different sizes, and cell types whose mixture differs between them.
     seed
         Another seed gives other cells.
+    """
+
+    n_obs: int
+    n_genes: int = 20_000
+    density: float = 0.07
+    n_proteins: int = 140
+    n_datasets: int = 24
+    n_cell_types: int = 40
+    seed: int = 0
+
+
+class SyntheticSource:
+    """
+    Generate cells by row number.
+
+    Parameters
+    ----------
+    settings
+        How many cells, and of what kind.
 
     Attributes
     ----------
@@ -58,31 +79,24 @@ class SyntheticSource:
         If a setting is out of range.
     """
 
-    def __init__(
-        self,
-        n_obs: int,
-        n_genes: int = 20_000,
-        density: float = 0.07,
-        n_proteins: int = 140,
-        n_datasets: int = 24,
-        n_cell_types: int = 40,
-        seed: int = 0,
-    ):
+    def __init__(self, settings: SyntheticSettings):
         genes = load_gene_table()
         genes = genes.index[genes.status == "current"]
         proteins = sorted(set(load_antibody_table().protein) - {""})
-        for name, value, low, high in (
-            ("n_datasets", n_datasets, 1, np.inf),
-            ("n_obs", n_obs, n_datasets, np.inf),
-            ("n_genes", n_genes, 1, len(genes)),
-            ("n_proteins", n_proteins, 0, len(proteins)),
-            ("n_cell_types", n_cell_types, 1, np.inf),
+        for name, low, high in (
+            ("n_datasets", 1, np.inf),
+            ("n_obs", settings.n_datasets, np.inf),
+            ("n_genes", 1, len(genes)),
+            ("n_proteins", 0, len(proteins)),
+            ("n_cell_types", 1, np.inf),
         ):
-            if not low <= value <= high:
-                raise ValueError(f"`{name}` must lie in [{low}, {high}], got {value}.")
-        if not 0 < density <= 0.5:
-            raise ValueError(f"`density` must lie in (0, 0.5], got {density}.")
-        self.n_obs, self.density, self.seed, self._kinds = n_obs, density, seed, n_cell_types
+            if not low <= getattr(settings, name) <= high:
+                raise ValueError(f"`{name}` must lie in [{low}, {high}], got {getattr(settings, name)}.")
+        if not 0 < settings.density <= 0.5:
+            raise ValueError(f"`density` must lie in (0, 0.5], got {settings.density}.")
+        n_obs, n_genes, n_proteins = settings.n_obs, settings.n_genes, settings.n_proteins
+        n_datasets, self._kinds = settings.n_datasets, settings.n_cell_types
+        self.n_obs, self.density, self.seed = n_obs, settings.density, settings.seed
         self.vocabulary = order_vocabulary(set(genes[:n_genes]), set(proteins[:n_proteins]))
         self.dataset_names = [f"synthetic{i:03d}" for i in range(n_datasets)]
         dataset = np.arange(n_datasets)

@@ -34,7 +34,7 @@ class _Window:
     cells: Future[PackedCells]
 
 
-_Pieces = list[tuple[_Window, NDArray[np.int64]]]
+_Parts = list[tuple[_Window, NDArray[np.int64]]]
 
 
 class AtlasLoader:
@@ -101,7 +101,7 @@ class AtlasLoader:
         self._ahead = max(steps, 1) * self.accumulation_steps  # one window of each lane, or one epoch
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="atlas")
         self._windows: WeakValueDictionary[tuple[int, int], _Window] = WeakValueDictionary()
-        self._planned: deque[_Pieces] = deque()
+        self._planned: deque[_Parts] = deque()
         self._dense: deque[Future[Batch]] = deque()
         self._planned_cells = self._left = 0
 
@@ -222,7 +222,7 @@ class AtlasLoader:
         while self._planned and len(self._dense) < _DENSE_AHEAD:
             self._dense.append(self._pool.submit(self._make_dense, self._planned.popleft()))
 
-    def _plan_step(self) -> Iterator[_Pieces]:
+    def _plan_step(self) -> Iterator[_Parts]:
         """Find the windows of this rank's micro-batches in the next global batch."""
         positions = self._planned_cells + self._slots
         self._planned_cells += self.global_batch_size
@@ -241,7 +241,7 @@ class AtlasLoader:
             self._windows[epoch, number] = window
         return window
 
-    def _make_dense(self, pieces: _Pieces) -> Batch:
-        rows = np.concatenate([window.rows[inside] for window, inside in pieces])
-        passes = np.concatenate([window.passes[inside] for window, inside in pieces])
-        return self._atlas.unpack(rows, [(window.cells.result(), inside) for window, inside in pieces]), passes
+    def _make_dense(self, parts: _Parts) -> Batch:
+        rows = np.concatenate([window.rows[inside] for window, inside in parts])
+        passes = np.concatenate([window.passes[inside] for window, inside in parts])
+        return self._atlas.unpack(rows, [(window.cells.result(), inside) for window, inside in parts]), passes

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from scfusion_fm.data.atlas import packed
 from scfusion_fm.data.atlas.packed import BufferPool
 
 
@@ -23,8 +24,9 @@ def test_arrays_come_back_only_when_nobody_holds_them():
     assert len({a.ctypes.data for a in others}) == 4
 
 
-def test_arrays_have_the_shape_and_type_that_were_asked_for():
-    pool = BufferPool(size=2)
+def test_arrays_have_the_shape_and_type_that_were_asked_for(monkeypatch):
+    monkeypatch.setattr(packed, "REMEMBERED", 2)
+    pool = BufferPool()
     for shape, dtype in (((2, 3), np.float32), ((2, 3), np.bool_), ((3, 2), np.bool_), ((2, 3), np.float32)):
         array = pool.lend(shape, dtype)
         assert (array.shape, array.dtype) == (shape, dtype)

@@ -73,7 +73,8 @@ def test_answer_counts_cells_by_kind_and_by_training():
 
 
 def test_chance_explains_a_false_positive_but_not_many():
-    seen = SeenCells((SeenPart.build("pretraining", prints(1000, 1), rate=1e-2),))
+    filters = (BloomFilter.build(values, rate=1e-2) for values in vars(prints(1000, 1)).values())
+    seen = SeenCells((SeenPart("pretraining", 1000, *filters),))
     answer = seen.look_up(prints(5000, 2))
     assert answer.seen == pytest.approx(answer.expected_by_chance, abs=5 * answer.expected_by_chance**0.5)
     assert answer.seen > 50

@@ -1,4 +1,4 @@
-"""The doctor: what it says about slots, names, species, labels and shared cells is true."""
+"""The doctor: what it says about names, species, labels and shared cells is true."""
 
 import anndata as ad
 import numpy as np
@@ -7,10 +7,8 @@ import pytest
 import scipy.sparse as sp
 from make_files import GENES, WRITERS, make_adt, make_mudata, make_rna, write
 
-from scfusion_fm.data.fingerprints.shared import barcode_cores
 from scfusion_fm.data.inspect.doctor import describe_columns, examine_files, guess_species, name_genes
 from scfusion_fm.data.inspect.doctor_text import WIDTH, render_examination
-from scfusion_fm.data.inspect.slots import describe_values
 from scfusion_fm.data.vocabulary.resolve import resolve_gene_features, resolve_genes
 from scfusion_fm.data.vocabulary.vocabulary import build_vocabulary
 
@@ -34,29 +32,6 @@ def test_every_format_is_understood(tmp_path, name):
     assert adt.matches["isotype"] == 1
     assert adt.examples["isotype"] == ["f9" if name == "feature_types.h5ad" else "IgG1"]
     assert (adt.in_vocabulary, adt.vocabulary_size) == (4, VOCABULARY.num_proteins)
-
-
-@pytest.mark.parametrize(
-    ("values", "content"),
-    [
-        (COUNTS, "counts"),
-        (COUNTS.astype(np.uint8), "counts"),
-        (NORMALISED, "normalised values: all cells have the same total"),
-        (np.log1p(NORMALISED), "log-transformed values: all cells have the same total before the logarithm"),
-        (np.log1p(NORMALISED)[:, :20], "probably log-transformed"),
-        (COUNTS * 12.3, "fractions up to"),
-        (COUNTS - COUNTS.mean(0), "negative numbers in"),
-        (np.where(COUNTS == 3, np.nan, COUNTS), "NaN or infinite in"),
-        (COUNTS * 1e9, "whole numbers too large for counts"),
-        (COUNTS.astype(str), "no numbers"),
-        (COUNTS[:0], "nothing"),
-    ],
-)
-@pytest.mark.parametrize("make", [np.asarray, sp.csr_matrix, sp.csc_matrix])
-def test_slots_are_told_by_what_they_hold(values, content, make):
-    if make is not np.asarray and values.dtype.kind == "U":
-        pytest.skip("sparse matrices hold numbers")
-    assert describe_values(make(values)).startswith(content) or content in describe_values(make(values))
 
 
 def test_refused_files_tell_what_their_slots_hold(tmp_path):
@@ -125,11 +100,6 @@ def test_labels_and_groups_are_found_with_their_classes():
     )
     found = {c.name: (c.role, c.num_classes, c.num_missing) for c in describe_columns(obs)}
     assert found == {"Cell Type": ("labels", 2, 1), "donor_id": ("groups", 2, 0)}
-
-
-def test_barcodes_are_cut_to_their_core():
-    names = ["AAACCCAAGATTGTGA-1", "s1_AAACCCAAGATTGTGC-1-x", "sample_7", "17", "CD8_off_GACCCCCCTTCT"]
-    assert barcode_cores(names) == {"AAACCCAAGATTGTGA", "AAACCCAAGATTGTGC", "sample_7", "GACCCCCCTTCT"}
 
 
 def many_cells(seed, prefix):

@@ -1,6 +1,5 @@
 """What goes into an atlas: columns, groups and cells that are missing are told or refused."""
 
-import anndata as ad
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -28,13 +27,6 @@ def test_cells_without_a_group_are_told(settings, tmp_path):
     settings.split = SplitConfig(0.3, 0.3, 3, group_key="donor")
     with pytest.warns(UserWarning, match=r"some: 7 cells have no 'donor'"):
         write_atlas(settings, tmp_path / "atlas.zarr")
-
-
-def test_whole_data_sets_can_be_held_out(settings, tmp_path):
-    settings.split = SplitConfig(0.3, 0.3, 3, group_key="dataset")
-    write_atlas(settings, tmp_path / "atlas.zarr")
-    obs = ad.read_zarr(tmp_path / "atlas.zarr").obs
-    assert (obs.groupby("dataset", observed=True)["split"].nunique() == 1).all()
 
 
 def test_sources_without_any_usable_count_are_refused(settings, sources, tmp_path):

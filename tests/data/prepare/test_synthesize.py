@@ -8,15 +8,15 @@ import pytest
 
 from scfusion_fm.cli.main import main
 from scfusion_fm.data.atlas.atlas import Atlas, verify_atlas
-from scfusion_fm.data.prepare.synthesize import SyntheticSettings, synthesize_atlas
-from scfusion_fm.data.prepare.synthetic import SyntheticSource
+from scfusion_fm.data.prepare.synthesize import synthesize_atlas
+from scfusion_fm.data.prepare.synthetic import SyntheticSettings, SyntheticSource
 
 
 def test_the_command_writes_the_cells_of_the_generator(tmp_path, monkeypatch):
     sizes = ("--cells", "300", "--genes", "400", "--proteins", "9", "--datasets", "3", "--cell-types", "4")
     monkeypatch.setattr(sys, "argv", ["scfusion", "synthesize", str(tmp_path / "atlas.zarr"), *sizes])
     main()
-    adata, source = ad.read_zarr(tmp_path / "atlas.zarr"), SyntheticSource(300, 400, 0.07, 9, 3, 4)
+    adata, source = ad.read_zarr(tmp_path / "atlas.zarr"), SyntheticSource(SyntheticSettings(300, 400, 0.07, 9, 3, 4))
     row = np.array([int(name.split(":cell")[1]) for name in adata.obs_names])
     rna, adt = source.read(row)
     obs = source.obs(0, 300).iloc[row]

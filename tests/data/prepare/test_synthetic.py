@@ -3,23 +3,25 @@
 import numpy as np
 import pytest
 
-from scfusion_fm.data.prepare.synthetic import SyntheticSource
+from scfusion_fm.data.prepare.synthetic import SyntheticSettings, SyntheticSource
 from scfusion_fm.data.vocabulary.reference import load_gene_table
 
 
 @pytest.fixture(scope="module")
 def source():
-    return SyntheticSource(3_000, n_genes=2_000, density=0.07, n_proteins=20, n_datasets=6, n_cell_types=5)
+    return SyntheticSource(
+        SyntheticSettings(3_000, n_genes=2_000, density=0.07, n_proteins=20, n_datasets=6, n_cell_types=5)
+    )
 
 
 def test_cells_depend_on_seed_and_row_alone(source):
     counts, proteins = source.read(np.arange(3_000))
     rows = np.array([2_999, 4, 4, 1_500])
-    again = SyntheticSource(3_000, 2_000, 0.07, 20, 6, 5).read(rows)
+    again = SyntheticSource(SyntheticSettings(3_000, 2_000, 0.07, 20, 6, 5)).read(rows)
     assert np.array_equal(again[0].toarray(), counts[rows].toarray())
     assert np.array_equal(again[1], proteins[rows])
     assert source.obs(1_000, 1_010).equals(source.obs(0, 3_000).iloc[1_000:1_010])
-    other = SyntheticSource(3_000, 2_000, 0.07, 20, 6, 5, seed=1).read(rows)
+    other = SyntheticSource(SyntheticSettings(3_000, 2_000, 0.07, 20, 6, 5, seed=1)).read(rows)
     assert not np.array_equal(other[0].toarray(), counts[rows].toarray())
 
 
@@ -79,4 +81,4 @@ def test_names_are_real_and_in_genome_order(source):
 )
 def test_impossible_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        SyntheticSource(**{"n_obs": 100} | settings)
+        SyntheticSource(SyntheticSettings(**{"n_obs": 100} | settings))

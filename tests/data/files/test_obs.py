@@ -1,0 +1,38 @@
+"""Annotation of cells: one table of all modalities, with names that are unique."""
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+from make_files import make_adt, make_mudata, make_rna, write
+
+from scfusion_fm.data.files.readers import read_cells
+
+
+@pytest.mark.filterwarnings("ignore:Observation names are not unique")
+@pytest.mark.parametrize("kind", ["h5ad", "h5mu"])
+def test_repeated_names_of_cells_are_refused(tmp_path, kind):
+    rna = make_rna()
+    if kind == "h5ad":
+        rna.obs_names = ["a", "a", "b", "b", "c", "d", "e"]
+        path = write(rna, tmp_path / "a.h5ad")
+    else:  # the library writes no such MuData: rename inside the file
+        path = write(make_mudata(rna=rna, adt=make_adt()), tmp_path / "a.h5mu")
+        with h5py.File(path, "r+") as file:
+            index = file["mod/rna/obs"].attrs["_index"]
+            file[f"mod/rna/obs/{index}"][:] = ["a", "a", "b", "b", "c", "d", "e"]
+    with pytest.raises(ValueError, match=r"`obs_names` must be unique, got 'a' and 1 more|cannot be read"):
+        read_cells(path)
+
+
+def test_annotation_is_merged_without_copies(tmp_path):
+    rna, adt = make_rna(), make_adt()
+    adt.obs["isotype_counts"] = np.arange(7.0)
+    rna.obs["n_counts"], adt.obs["n_counts"] = np.arange(7), np.arange(7) + 1
+    mdata = make_mudata(rna=rna, adt=adt)
+    mdata.pull_obs()
+    mdata.obs["donor"] = pd.Categorical(["x"] * 7)
+    cells = read_cells(write(mdata, tmp_path / "a.h5mu"))
+    assert sorted(cells.obs.columns) == ["adt:n_counts", "batch", "donor", "isotype_counts", "rna:n_counts"]
+    assert cells.obs["adt:n_counts"].tolist() == (np.arange(7) + 1).tolist()
+    assert cells.obs.donor.dtype == "category"

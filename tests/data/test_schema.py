@@ -1,0 +1,36 @@
+"""Raw counts are finite, non-negative, whole numbers; what is none is named."""
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+from scfusion_fm.data.schema import check_counts
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (np.nan, r"\(finite numbers\), got nan \(1 such entries\)"),
+        (np.inf, r"\(finite numbers\), got inf"),
+        (-3, r"\(non-negative counts\), got -3"),
+        (0.25, r"\(whole numbers\), got 0.25"),
+        (2.0**25, r"\(counts up to 16,777,216\), got 33554432"),
+    ],
+)
+@pytest.mark.parametrize("make", [np.asarray, sp.csr_matrix, sp.csc_matrix])
+def test_what_is_no_count_is_named(value, message, make):
+    matrix = np.ones((3, 2), dtype=np.float64)
+    check_counts(make(matrix), "counts")
+    matrix[1, 1] = value
+    with pytest.raises(ValueError, match=f"`counts` must hold raw counts {message}"):
+        check_counts(make(matrix), "counts")
+
+
+def test_text_is_no_count():
+    with pytest.raises(ValueError, match="`X` must hold numbers, got dtype object"):
+        check_counts(np.array([["a"]], dtype=object), "X")
+
+
+def test_whole_numbers_of_any_type_are_counts():
+    for dtype in (bool, np.uint8, np.int32, np.float64):
+        check_counts(np.ones((2, 2), dtype=dtype), "X")
