@@ -1,22 +1,24 @@
-"""Run the commands of the project as a user does: in processes of their own."""
+"""
+Run the commands of the project as a user does: in processes of their own.
+
+Python scripts and `scfusion` are forked from a server that is warm (`warm.py`), unless a test wants a new interpreter:
+each script and each launcher has a test that does.
+"""
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
+from typing import IO
 
 import numpy as np
-
-ROOT = Path(__file__).parent.parent
-ENVIRONMENT = os.environ | {
-    "DS_ACCELERATOR": "cpu",
-    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-    "OMP_NUM_THREADS": "1",
-}
+from warm import ENVIRONMENT, ROOT, WarmProcess
 
 CONFIG = """
 output_dir: {output}
@@ -40,29 +42,36 @@ def write_config(directory: Path, atlas: Path, name: str = "run") -> tuple[Path,
     return path, directory / name
 
 
-def run(*command: str | Path, cwd: Path = ROOT, check: bool = True, env: dict | None = None, timeout_s: float = 300):
+def start(
+    *command: str | Path, stdout: IO, stderr: IO, cwd: Path = ROOT, cold: bool = False, env: dict | None = None
+) -> subprocess.Popen | WarmProcess:
+    """Start a command; `cold` is for variables that are read while modules are imported."""
+    words = [str(c) for c in command]
+    if words[0] == "scfusion":
+        words = [sys.executable, shutil.which("scfusion", path=ENVIRONMENT["PATH"]), *words[1:]]
+    environment = ENVIRONMENT | (env or {})
+    if cold or words[0] != sys.executable or words[1] == "-c":
+        return subprocess.Popen(words, cwd=cwd, env=environment, stdout=stdout, stderr=stderr)
+    return WarmProcess(words[1:], cwd, environment, stdout.fileno(), stderr.fileno())
+
+
+def run(*command: str | Path, check: bool = True, timeout_s: float = 300, **how) -> subprocess.CompletedProcess:
     """Run a command to its end; its output is in the error when it fails."""
-    done = subprocess.run(
-        [str(c) for c in command],
-        cwd=cwd,
-        env=ENVIRONMENT | (env or {}),
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-        check=False,
-    )
-    if check and done.returncode != 0:
-        raise AssertionError(f"{command} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
-    return done
+    with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
+        process = start(*command, stdout=stdout, stderr=stderr, **how)
+        try:
+            process.wait(timeout_s)
+        finally:
+            process.send_signal(signal.SIGKILL)
+        said = [file.seek(0) or file.read() for file in (stdout, stderr)]
+    if check and process.returncode != 0:
+        raise AssertionError(f"{command} ended with {process.returncode}:\n{said[0]}\n{said[1]}")
+    return subprocess.CompletedProcess(command, process.returncode, *said)
 
 
-def pretrain(ranks: int, *arguments: str, check: bool = True):
-    """Run pretrain/run.py on some ranks; each call takes a port of its own."""
-    launcher = [sys.executable]
-    if ranks > 1:
-        port = 20_000 + os.getpid() % 20_000
-        launcher = ["deepspeed", "--num_accelerators", str(ranks), "--master_port", str(port)]
-    return run(*launcher, "pretrain/run.py", *arguments, check=check)
+def pretrain(*arguments: str | Path, **how) -> subprocess.CompletedProcess:
+    """Run pretrain/run.py on one rank."""
+    return run(sys.executable, "pretrain/run.py", *arguments, **how)
 
 
 def free_port() -> int:
@@ -81,7 +90,14 @@ class Job:
 
     script = "pretrain/run.py"
 
-    def __init__(self, ranks: int, logs: Path, *arguments: str | Path, overrides: dict[int, list[str]] | None = None):
+    def __init__(
+        self,
+        ranks: int,
+        logs: Path,
+        *arguments: str | Path,
+        overrides: dict[int, list[str]] | None = None,
+        cold: bool = False,
+    ):
         logs.mkdir(parents=True, exist_ok=True)
         port = str(free_port())
         self.logs = [logs / f"rank{rank}.txt" for rank in range(ranks)]
@@ -90,13 +106,8 @@ class Job:
             place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
             master = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
             with log.open("w") as output:
-                process = subprocess.Popen(
-                    [sys.executable, self.script, *map(str, arguments), *(overrides or {}).get(rank, [])],
-                    cwd=ROOT,
-                    env=ENVIRONMENT | place | master,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                )
+                command = [sys.executable, self.script, *arguments, *(overrides or {}).get(rank, [])]
+                process = start(*command, stdout=output, stderr=output, cold=cold, env=place | master)
             self.processes.append(process)
 
     @property

@@ -29,7 +29,9 @@ TOLERANCE = 1e-5  # of the largest value of each tensor
 def measure(*arguments, **environment):
     path = os.pathsep.join(str(x) for x in (ROOT, ROOT / "tests", Path(__file__).parent))
     script = Path(__file__).parent / "compare_triton.py"
-    return json.loads(launch(sys.executable, script, *arguments, env={"PYTHONPATH": path} | environment).stdout)
+    return json.loads(
+        launch(sys.executable, script, *arguments, cold=True, env={"PYTHONPATH": path} | environment).stdout
+    )
 
 
 @pytest.fixture(scope="module")
