@@ -6,7 +6,6 @@ each script and each launcher has a test that does.
 """
 
 import json
-import os
 import shutil
 import signal
 import socket

@@ -7,6 +7,7 @@ new. What the fork runs leaves through the interpreter's own end, with its exit 
 """
 
 import atexit
+import contextlib
 import functools
 import gc
 import json
@@ -110,10 +111,8 @@ def serve(control: socket.socket) -> tuple[dict, list[int]] | None:
 
 
 def _tell(status: socket.socket, number: int) -> None:
-    try:
+    with contextlib.suppress(BrokenPipeError):  # nobody waits for it any more
         status.send(str(number).encode())
-    except BrokenPipeError:  # nobody waits for it any more
-        pass
 
 
 def become(request: dict, files: list[int]) -> None:

@@ -9,7 +9,9 @@ pytestmark = pytest.mark.slow
 
 
 def test_two_nodes():
-    done = run(sys.executable, "scripts/two_nodes.py", cold=True, check=False, env={"PYTHONPATH": str(ROOT)}, timeout_s=900)
+    done = run(
+        sys.executable, "scripts/two_nodes.py", cold=True, check=False, env={"PYTHONPATH": str(ROOT)}, timeout_s=900
+    )
     if done.returncode == 77:
         pytest.skip(done.stdout.strip())
     assert done.returncode == 0, done.stdout + done.stderr

@@ -5,8 +5,9 @@ import json
 import multiprocessing
 import re
 import shutil
-import subprocess
+import signal
 import sys
+import time
 from pathlib import Path
 
 import anndata as ad
@@ -17,7 +18,7 @@ import pytest
 import scanpy as sc
 import scipy.sparse as sp
 import zarr
-from launch import ENVIRONMENT, ROOT, run
+from launch import run, start
 from make_atlas import Killed, files, kill_after, plan_atlas, silent, write_atlas
 from make_cells import make_modalities, write_h5mu
 from moto.server import ThreadedMotoServer
@@ -257,11 +258,13 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_atlas(tmp_path)
     command = ["scfusion", "prepare", "--config", str(config)]
     run(*command, f"output={tmp_path}/whole.zarr", "workers=1")
     for lines in range(1, 5):
-        process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
-        for _ in range(lines):  # later each time
-            process.stdout.readline()
-        process.kill()
-        process.communicate()
+        log = tmp_path / f"log{lines}"
+        with log.open("w") as output:
+            process = start(*command, stdout=output, stderr=output)
+        while process.poll() is None and log.read_text().count("\n") < lines:  # later each time
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
     if not (tmp_path / "atlas.zarr").exists():
         run(*command)
     assert files(tmp_path / "atlas.zarr") == files(tmp_path / "whole.zarr")
