@@ -132,7 +132,8 @@ class AtlasJob:
         Raises
         ------
         ValueError
-            If there is unfinished work that depends on something else, or the directory is in use.
+            If there is unfinished work that depends on something else or is of another version, or the directory is
+            in use.
         """
         file = self.work / PLAN
         if not file.exists():
@@ -175,7 +176,7 @@ class AtlasJob:
             )
         with self._lock(shared=False), _lock_atlas(self.output, self.append):
             store = self.work / "store"
-            self._check_base(store)
+            self._check_base()
             if not (self.work / "ready").exists():
                 self._fill(store)
             manifest = publish(store, self.output, self.append)
@@ -183,7 +184,7 @@ class AtlasJob:
         self.report(f"wrote {self.output}: {manifest['num_cells']} cells, {manifest['cells_per_split']}")
         return manifest
 
-    def _check_base(self, store: Path) -> None:
+    def _check_base(self) -> None:
         """Refuse to add to an atlas that is another one than when the work was planned."""
         if not self.append:
             return

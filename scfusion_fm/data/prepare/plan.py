@@ -12,6 +12,7 @@ from scfusion_fm.data.locations import state_of
 from scfusion_fm.data.prepare.sources import Origin
 from scfusion_fm.data.vocabulary.vocabulary import Vocabulary
 
+FORMAT = "scfusion-atlas-work 2"  # of the plan, and of the sources that are pickled beside it
 _SHARED = ("genes", "proteins", "obs_columns", "split", "seed", "codec")  # settings of all sources of an atlas
 
 
@@ -45,12 +46,24 @@ class AtlasPlan:
 
     def save(self, path: Path) -> None:
         """Write the plan as JSON."""
-        path.write_text(json.dumps(dataclasses.asdict(self)))
+        path.write_text(json.dumps({"format": FORMAT, **dataclasses.asdict(self)}))
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read a plan."""
+        """
+        Read a plan.
+
+        Raises
+        ------
+        ValueError
+            If another version of the package wrote it.
+        """
         found = json.loads(path.read_text())
+        if found.get("format") != FORMAT:
+            raise ValueError(
+                f"`work_dir` must hold unfinished work of this version, got that of another one in "
+                f"{str(path.parent)!r}. Finish it with that version, or remove the directory."
+            )
         sources = [PlannedSource(s["name"], s["num_pieces"], Origin(**s["origin"])) for s in found["sources"]]
         return cls(found["identity"], Vocabulary(**found["vocabulary"]), sources)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from omegaconf import MISSING
 
 from scfusion_fm.config.prepare import PrepareConfig, SourceConfig
 from scfusion_fm.data.files.align import match_features
@@ -71,8 +72,10 @@ def check_config(config: PrepareConfig, sources: Sequence[SourceConfig]) -> None
     Raises
     ------
     ValueError
-        If there are no sources, names repeat, a column is not to be had, or the codec is unknown.
+        If there is no output or no source, names repeat, a column is not to be had, or the codec is unknown.
     """
+    if config.output == MISSING:
+        raise ValueError("`output` must name the directory or URL of the new atlas, got nothing.")
     names = [source.name for source in sources]
     if not names:
         raise ValueError("`sources` must name at least one file, got none.")

@@ -19,6 +19,7 @@ from scfusion_fm.config.split import SplitConfig
 from scfusion_fm.data.atlas.atlas import MANIFEST, Atlas
 from scfusion_fm.data.files.align import align_cells
 from scfusion_fm.data.files.readers import read_cells
+from scfusion_fm.data.prepare.job import prepare_atlas
 from scfusion_fm.data.schema import CellCounts
 from scfusion_fm.data.split import assign_split
 
@@ -195,6 +196,8 @@ def test_refused_settings_leave_nothing_behind(settings, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="`output` must not exist yet"):
         write_atlas(settings, tmp_path / "full")
     (tmp_path / "full").rmdir()
+    with pytest.raises(ValueError, match="`output` must name the directory or URL of the new atlas, got nothing"):
+        prepare_atlas(settings)
     with pytest.raises(ValueError, match="`sources` must name at least one file"):
         write_atlas(PrepareConfig(), tmp_path / "atlas.zarr")
     twice = [settings.sources[0], settings.sources[0]]

@@ -152,6 +152,14 @@ def test_unfinished_work_is_not_mixed_with_another_recipe_or_file(settings, sour
     write_atlas(settings, tmp_path / "atlas.zarr")
 
 
+def test_unfinished_work_of_another_version_is_refused(settings, tmp_path):
+    job = plan_atlas(settings, tmp_path / "atlas.zarr")
+    old = json.loads((job.work / prepare.PLAN).read_text()) | {"format": "scfusion-atlas-work 1"}
+    (job.work / prepare.PLAN).write_text(json.dumps(old))
+    with pytest.raises(ValueError, match="`work_dir` must hold unfinished work of this version, got that of another"):
+        write_atlas(settings, tmp_path / "atlas.zarr")
+
+
 def test_tasks_and_merge_make_the_same_atlas(settings, tmp_path):
     write_atlas(settings, tmp_path / "whole.zarr")
     output = tmp_path / "atlas.zarr"
