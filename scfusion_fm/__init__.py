@@ -12,10 +12,16 @@ from typing import TYPE_CHECKING, Any
 from scfusion_fm._auto_classes import register_when_needed
 
 if TYPE_CHECKING:
+    from scfusion_fm.config.prepare import PrepareConfig as PrepareConfig
+    from scfusion_fm.config.prepare import SourceConfig as SourceConfig
+    from scfusion_fm.config.pretrain import LoaderConfig as LoaderConfig
+    from scfusion_fm.config.pretrain import MaskingConfig as MaskingConfig
+    from scfusion_fm.config.split import SplitConfig as SplitConfig
     from scfusion_fm.data.atlas.atlas import Atlas as Atlas
     from scfusion_fm.data.files.align import align_cells as align_cells
     from scfusion_fm.data.files.readers import read_cells as read_cells
     from scfusion_fm.data.inspect.doctor import examine_files as examine_files
+    from scfusion_fm.data.prepare.job import prepare_atlas as prepare_atlas
     from scfusion_fm.data.stream.collate import MaskingCollator as MaskingCollator
     from scfusion_fm.data.stream.loader import AtlasLoader as AtlasLoader
     from scfusion_fm.data.stream.order import CellOrder as CellOrder
@@ -45,10 +51,16 @@ _HOMES = {
     "align_cells": "data.files.align",
     "Vocabulary": "data.vocabulary.vocabulary",
     "build_vocabulary": "data.vocabulary.vocabulary",
+    "prepare_atlas": "data.prepare.job",
+    "PrepareConfig": "config.prepare",
+    "SourceConfig": "config.prepare",
+    "SplitConfig": "config.split",
     "Atlas": "data.atlas.atlas",
-    "CellOrder": "data.stream.order",
     "AtlasLoader": "data.stream.loader",
+    "CellOrder": "data.stream.order",
+    "LoaderConfig": "config.pretrain",
     "MaskingCollator": "data.stream.collate",
+    "MaskingConfig": "config.pretrain",
 }
 __all__ = [*_HOMES]
 

@@ -42,7 +42,7 @@ class _Watcher:
         spec = next((spec for spec in specs if spec is not None), None)
         if spec is not None and spec.loader is not None:
             # The loader is this module's own, and all else of it stays as it is.
-            spec.loader.exec_module = partial(self._execute, spec.loader.exec_module)
+            vars(spec.loader)["exec_module"] = partial(self._execute, spec.loader.exec_module)
         return spec
 
     def _execute(self, execute: Callable[[ModuleType], None], module: ModuleType) -> None:

@@ -1,7 +1,7 @@
 """Settings of `scfusion evaluate`: experiments, and how they are split, fitted and scored."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
@@ -119,7 +119,7 @@ class EvaluateConfig:
         if not (OmegaConf.is_dict(experiments) and OmegaConf.is_dict(defaults)):
             return given
         full = {name: OmegaConf.merge(defaults, own or {}) for name, own in experiments.items()}
-        return OmegaConf.merge(given, {"experiments": full})
+        return cast(DictConfig, OmegaConf.merge(given, {"experiments": full}))
 
     def __post_init__(self):
         if not self.experiments:

@@ -2,8 +2,9 @@
 
 import dataclasses
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, cast, get_args
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -12,7 +13,7 @@ from yaml import YAMLError
 T = TypeVar("T")
 
 
-def load_config(schema: type[T], path: str | Path, overrides: list[str] = ()) -> T:
+def load_config(schema: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
     """
     Read a YAML file into a checked dataclass.
 
@@ -48,12 +49,13 @@ def load_config(schema: type[T], path: str | Path, overrides: list[str] = ()) ->
         raise ValueError(
             f"Overrides must replace a list as a whole, such as `sources=[{{path: a.h5ad}}]`, got {overrides}."
         ) from error
-    if hasattr(schema, "complete"):
-        given = schema.complete(given)
+    complete = getattr(schema, "complete", None)
+    if complete is not None:
+        given = complete(given)
     _check_keys(schema, given, str(path))
     try:
         merged = OmegaConf.merge(OmegaConf.structured(schema), given)
-        return OmegaConf.to_object(merged)
+        return cast(T, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:
         raise ValueError(f"In {path}: {str(error).splitlines()[0]}") from error
 
@@ -73,7 +75,7 @@ def config_differences(old: Any, new: Any, prefix: str = "") -> list[str]:
     return found
 
 
-def _check_keys(schema: type, given: Any, where: str, prefix: str = "") -> None:
+def _check_keys(schema: Any, given: Any, where: str, prefix: str = "") -> None:
     """Refuse unknown keys with the nearest known one."""
     fields = {f.name: f for f in dataclasses.fields(schema)}
     for key in given:

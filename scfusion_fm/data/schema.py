@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import numpy as np
 import scipy.sparse as sp
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 DATASET = "dataset"  # the column of obs that tells data sets apart where several stand together
 LARGEST_COUNT = 2**24  # float32 holds every whole number up to here
+
+Modality = Literal["auto", "rna", "adt"]  # what is read of a file
 
 
 @dataclass

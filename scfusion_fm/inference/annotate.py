@@ -144,7 +144,7 @@ def _name_types(
     facts: dict[str, Any] = {}
     if calibration is not None:
         facts["temperature"] = {name: found.temperature for name, found in calibration.inputs.items()}
-    if rate is not None:
+    if calibration is not None and rate is not None:
         scores = np.full(len(kinds), np.nan)
         scores[rows] = calibration.unknown_scores(read, shown)
         types[rows[calibration.is_unknown(scores[rows], shown, rate)]] = UNKNOWN

@@ -5,13 +5,13 @@ from pathlib import Path
 
 from scfusion_fm.data.files.align import align_cells
 from scfusion_fm.data.files.readers import read_cells
-from scfusion_fm.data.schema import AlignedCells, Cells
+from scfusion_fm.data.schema import AlignedCells, Cells, Modality
 from scfusion_fm.data.vocabulary.vocabulary import Vocabulary
 from scfusion_fm.model import ScFusionTTTFeatureExtractor
 
 
 def read_aligned(
-    path: Path, extractor: ScFusionTTTFeatureExtractor, modality: str = "auto"
+    path: Path, extractor: ScFusionTTTFeatureExtractor, modality: Modality = "auto"
 ) -> tuple[Cells, AlignedCells]:
     """
     Read a file and put its counts into the order of a model's vocabulary.

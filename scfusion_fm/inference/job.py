@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from scfusion_fm.data.locations import check_new_path
-from scfusion_fm.data.schema import AlignedCells, Cells
+from scfusion_fm.data.schema import AlignedCells, Cells, Modality
 from scfusion_fm.inference.batches import CellCollator, choose_device, predict_fields
 from scfusion_fm.inference.inputs import read_aligned
 from scfusion_fm.inference.model_directory import load_pretrained
@@ -57,7 +57,7 @@ class FileRequest:
     input: Path
     output: Path
     key_added: str | None = None
-    modality: str = "auto"
+    modality: Modality = "auto"
     batch_size: int = 64
     device: str | None = None
 

@@ -6,10 +6,11 @@ from scfusion_fm.data.files.align import align_cells
 from scfusion_fm.data.files.readers import read_cells
 from scfusion_fm.data.fingerprints.cells import fingerprint_cells
 from scfusion_fm.data.fingerprints.seen import SEEN_CELLS, SeenAnswer, SeenCells
+from scfusion_fm.data.schema import Modality
 from scfusion_fm.inference.model_files import read_vocabulary
 
 
-def count_seen(model: Path, file: Path, modality: str = "auto") -> SeenAnswer:
+def count_seen(model: Path, file: Path, modality: Modality = "auto") -> SeenAnswer:
     """
     Count the cells of a file that a model was trained on; the model itself is not loaded.
 

@@ -143,7 +143,8 @@ def share_panel(first: AlignedCells, second: AlignedCells) -> tuple[AlignedCells
     rna, adt = first.rna_observed & second.rna_observed, first.adt_observed & second.adt_observed
     if not rna.any() and not adt.any():
         raise ValueError("`--reference` must measure genes or proteins of the input, got a file that shares none.")
-    return tuple(dataclasses.replace(cells, rna_observed=rna, adt_observed=adt) for cells in (first, second))
+    panel = {"rna_observed": rna, "adt_observed": adt}
+    return dataclasses.replace(first, **panel), dataclasses.replace(second, **panel)
 
 
 def measure_strangeness(job: Job, aligned: AlignedCells, draws: int = 0) -> Strangeness:

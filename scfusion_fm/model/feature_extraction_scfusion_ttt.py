@@ -3,6 +3,7 @@
 Letters: B cells, G genes, P proteins, N RNA tokens, S genes per token.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -39,11 +40,11 @@ class ScFusionTTTFeatureExtractor(FeatureExtractionMixin):
 
     def __init__(
         self,
-        gene_ids: list[str] = (),
-        gene_symbols: list[str] = (),
-        gene_chromosomes: list[str] = (),
-        protein_names: list[str] = (),
-        protein_gene_ids: list[str] = (),
+        gene_ids: Sequence[str] = (),
+        gene_symbols: Sequence[str] = (),
+        gene_chromosomes: Sequence[str] = (),
+        protein_names: Sequence[str] = (),
+        protein_gene_ids: Sequence[str] = (),
         patch_size: int = 10,
         target_sum: float = 10_000.0,
         **kwargs,

@@ -2,6 +2,7 @@
 
 import hashlib
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,10 +50,12 @@ class Alignment:
 
     def align_rna(self, counts: sp.csr_matrix) -> sp.csr_matrix:
         """Give RNA counts of the file over the genes of the vocabulary; columns that mean the same are summed."""
+        assert self.rna is not None
         return _collect(counts, self.rna, self.num_genes)
 
     def align_adt(self, counts: sp.csr_matrix) -> NDArray[np.float32]:
         """Give ADT counts of the file over the proteins of the vocabulary, dense."""
+        assert self.adt is not None
         return _collect(counts, self.adt, self.num_proteins).toarray()
 
 
@@ -72,10 +75,10 @@ def match_features(cells: Cells | CellsFile, vocabulary: Vocabulary) -> Alignmen
     """
     rna = adt = None
     if cells.rna is not None:
-        rna = _match_genes(cells, vocabulary)
+        rna = _match_genes(cells.rna.var, cells.path, vocabulary)
         _tell_sums(cells.rna, rna, vocabulary.gene_symbols, f"{cells.path}, gene")
     if cells.adt is not None:
-        adt = _match_antibodies(cells, vocabulary)
+        adt = _match_antibodies(cells.adt.var, cells.path, vocabulary)
         _tell_sums(cells.adt, adt, vocabulary.protein_names, f"{cells.path}, protein")
     return Alignment(rna, adt, vocabulary.num_genes, vocabulary.num_proteins)
 
@@ -133,52 +136,52 @@ def _observed(targets: NDArray[np.int64] | None, size: int) -> NDArray[np.bool_]
     return observed
 
 
-def _match_genes(cells: Cells | CellsFile, vocabulary: Vocabulary) -> np.ndarray:
+def _match_genes(var: pd.DataFrame, path: str, vocabulary: Vocabulary) -> np.ndarray:
     """Give for each gene of the file its place in the vocabulary, or -1."""
-    _check_human(cells.rna.var, cells.path)
-    genes = resolve_gene_features(cells.rna.var)
+    _check_human(var, path)
+    genes = resolve_gene_features(var)
     is_unknown = (genes["match"] == "unknown").to_numpy()
     targets = _locate(genes.gene_id, vocabulary.gene_ids)
     examples = _examples(genes.index[is_unknown])
     if 1 - is_unknown.mean() < MIN_HUMAN:
         raise ValueError(
-            f"`{cells.path}` must name its genes by human Ensembl ids or symbols, got {len(genes):,} genes "
+            f"`{path}` must name its genes by human Ensembl ids or symbols, got {len(genes):,} genes "
             f"of which {(~is_unknown).sum():,} resolve; unknown are {examples}. {_hint(genes.index)}"
         )
     if (targets < 0).all():
         raise ValueError(
-            f"`{cells.path}` must share genes with the vocabulary ({vocabulary.num_genes:,} genes), got none "
+            f"`{path}` must share genes with the vocabulary ({vocabulary.num_genes:,} genes), got none "
             f"of its {len(genes):,} genes there, for example {_examples(genes.index)}. "
             "Use a model with another vocabulary."
         )
     if is_unknown.any():
         _warn(
-            f"{cells.path}: {is_unknown.sum():,} of {len(genes):,} genes do not resolve and are left out "
+            f"{path}: {is_unknown.sum():,} of {len(genes):,} genes do not resolve and are left out "
             f"(their counts stay in the library size): {examples}. "
             f"{(targets >= 0).sum():,} are in the vocabulary."
         )
     return targets
 
 
-def _match_antibodies(cells: Cells | CellsFile, vocabulary: Vocabulary) -> np.ndarray:
+def _match_antibodies(var: pd.DataFrame, path: str, vocabulary: Vocabulary) -> np.ndarray:
     """Give for each antibody of the file its place in the vocabulary, or -1."""
-    _check_human(cells.adt.var, cells.path)
-    antibodies = resolve_antibody_features(cells.adt.var)
+    _check_human(var, path)
+    antibodies = resolve_antibody_features(var)
     is_unknown = (antibodies["match"] == "unknown").to_numpy()
     targets = _locate(antibodies.protein, vocabulary.protein_names)
     if (antibodies.protein == "").all():
         raise ValueError(
-            f"`{cells.path}` must name known antibodies, got {len(antibodies):,} of which none resolves to a "
+            f"`{path}` must name known antibodies, got {len(antibodies):,} of which none resolves to a "
             f"protein: {_examples(antibodies.index)}. Use names like CD3 or the symbol of the coding gene."
         )
     if (targets < 0).all():
         raise ValueError(
-            f"`{cells.path}` must share proteins with the vocabulary ({vocabulary.num_proteins:,} proteins), "
+            f"`{path}` must share proteins with the vocabulary ({vocabulary.num_proteins:,} proteins), "
             f"got none of {_examples(antibodies.index)} there. Use a model with another vocabulary."
         )
     if is_unknown.any():
         _warn(
-            f"{cells.path}: {is_unknown.sum():,} of {len(antibodies):,} antibodies do not resolve and are "
+            f"{path}: {is_unknown.sum():,} of {len(antibodies):,} antibodies do not resolve and are "
             f"left out: {', '.join(antibodies.index[is_unknown])}."
         )
     return targets
@@ -214,7 +217,7 @@ def _hint(names: pd.Index) -> str:
     return 'Give symbols or Ensembl ids as var_names or in var["gene_ids"].'
 
 
-def _locate(values: pd.Series, vocabulary: tuple[str, ...]) -> np.ndarray:
+def _locate(values: pd.Series, vocabulary: Sequence[str]) -> np.ndarray:
     return pd.Index(vocabulary, dtype=object).get_indexer(values.to_numpy(dtype=object))
 
 
@@ -228,7 +231,7 @@ def _collect(counts: sp.csr_matrix, targets: NDArray[np.int64], size: int) -> sp
 
 
 def _tell_sums(
-    modality: ModalityCounts | StoredModality, targets: NDArray[np.int64], names: tuple[str, ...], what: str
+    modality: ModalityCounts | StoredModality, targets: NDArray[np.int64], names: Sequence[str], what: str
 ) -> None:
     """Warn of columns that will be summed, and refuse two of them that are copies."""
     sizes = np.bincount(targets[targets >= 0], minlength=len(names))
@@ -245,7 +248,7 @@ def _check_copies(
     modality: ModalityCounts | StoredModality,
     targets: NDArray[np.int64],
     repeated: NDArray[np.int64],
-    names: tuple[str, ...],
+    names: Sequence[str],
     what: str,
 ) -> None:
     """Refuse two non-empty columns that mean the same and hold the same counts in all cells: one is a copy."""

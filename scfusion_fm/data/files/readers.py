@@ -2,7 +2,7 @@
 
 import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, TypeAlias
 
 import anndata
 import h5py
@@ -14,16 +14,16 @@ from scfusion_fm.data.files.modalities import PROTEIN_OBSM_KEY, select_features,
 from scfusion_fm.data.files.obs import check_obs_names
 from scfusion_fm.data.files.stored import StoredAnnData, open_10x, open_anndata, open_root, store_anndata
 from scfusion_fm.data.locations import Location, check_exists, file_system, is_remote, suffix_of, zarr_store
-from scfusion_fm.data.schema import Cells
+from scfusion_fm.data.schema import Cells, Modality
 
 SUFFIXES = (".h5ad", ".h5mu", ".h5", ".zarr")
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _OBSM_KEYS = (PROTEIN_OBSM_KEY,)
 
-Container = anndata.AnnData | mudata.MuData
+Container: TypeAlias = anndata.AnnData | mudata.MuData
 
 
-def read_cells(path: str | Path, modality: Literal["auto", "rna", "adt"] = "auto") -> Cells:
+def read_cells(path: str | Path, modality: Modality = "auto") -> Cells:
     """Read one file.
 
     Parameters
@@ -57,7 +57,7 @@ def read_cells(path: str | Path, modality: Literal["auto", "rna", "adt"] = "auto
     return take_cells(open_container(path), path, modality)
 
 
-def take_cells(container: Container, path: Path, modality: Literal["auto", "rna", "adt"] = "auto") -> Cells:
+def take_cells(container: Container, path: Path, modality: Modality = "auto") -> Cells:
     """Take the counts out of what `open_container` gave; see `read_cells`."""
     if isinstance(container, mudata.MuData):
         mod = {key: _open_or_refuse(str(path), store_anndata, a, _OBSM_KEYS) for key, a in container.mod.items()}
@@ -69,7 +69,7 @@ def take_cells(container: Container, path: Path, modality: Literal["auto", "rna"
     return Cells(file.path, file.obs, rna, adt, container)
 
 
-def open_cells(location: Location, modality: Literal["auto", "rna", "adt"] = "auto") -> CellsFile:
+def open_cells(location: Location, modality: Modality = "auto") -> CellsFile:
     """Open one file of any size, here or at a URL; `read_cells` without reading the counts.
 
     Parameters

@@ -17,7 +17,7 @@ from scfusion_fm.data.files.readers import check_modality, open_container, take_
 from scfusion_fm.data.fingerprints.cells import CellFingerprints, fingerprint_cells
 from scfusion_fm.data.fingerprints.shared import SharedCells, barcode_cores, compare_cells
 from scfusion_fm.data.inspect.slots import SlotContent, describe_slots, is_constant
-from scfusion_fm.data.schema import AlignedCells, Cells, ModalityCounts
+from scfusion_fm.data.schema import AlignedCells, Cells, Modality, ModalityCounts
 from scfusion_fm.data.vocabulary.names import MOUSE_ID
 from scfusion_fm.data.vocabulary.reference import load_gene_table
 from scfusion_fm.data.vocabulary.resolve import resolve_antibody_features, resolve_gene_features
@@ -28,10 +28,10 @@ MOUSE_SYMBOL = r"[A-Z][a-z0-9]+.*"
 KINDS = {".h5ad": "AnnData (h5ad)", ".h5mu": "MuData (h5mu)", ".h5": "10x h5"}
 NO_LABEL = ("nan", "none", "na", "unknown", "unassigned", "")
 # Columns of obs, in lower case without separators: CELLxGENE's and others that are common.
-LABEL_COLUMNS = ("annotation", "annotations", "label", "labels", "cluster", "clusters", "leiden", "louvain")
-LABEL_COLUMNS += ("seuratclusters", "cellontologyclass", "authorcelltype", "predictedcelltype", "wnncluster")
-GROUP_COLUMNS = ("donor", "donorid", "individual", "patient", "patientid", "subject", "subjectid", "sample", "sampleid")
-GROUP_COLUMNS += ("batch", "batchid", "site", "dataset", "library", "libraryid", "lane", "channel", "origident")
+LABEL_COLUMNS = ["annotation", "annotations", "label", "labels", "cluster", "clusters", "leiden", "louvain"]
+LABEL_COLUMNS += ["seuratclusters", "cellontologyclass", "authorcelltype", "predictedcelltype", "wnncluster"]
+GROUP_COLUMNS = ["donor", "donorid", "individual", "patient", "patientid", "subject", "subjectid", "sample", "sampleid"]
+GROUP_COLUMNS += ["batch", "batchid", "site", "dataset", "library", "libraryid", "lane", "channel", "origident"]
 
 Verdict = Literal["ok", "warnings", "refused"]
 
@@ -139,7 +139,7 @@ class Examination:
         return {"files": files, "shared_cells": [asdict(pair) for pair in self.shared]}
 
 
-def examine_files(paths: Sequence[Path], vocabulary: Vocabulary, modality: str = "auto") -> Examination:
+def examine_files(paths: Sequence[Path], vocabulary: Vocabulary, modality: Modality = "auto") -> Examination:
     """
     Examine files, and look for cells that are in two of them.
 
@@ -165,10 +165,10 @@ def examine_files(paths: Sequence[Path], vocabulary: Vocabulary, modality: str =
         files.append(report)
     shared = []
     for i, first in enumerate(contents):
-        for j in range(i):
-            if first is None or contents[j] is None:
+        for j, second in enumerate(contents[:i]):
+            if first is None or second is None:
                 continue
-            found = compare_cells((files[j].path, *contents[j]), (files[i].path, *first))
+            found = compare_cells((files[j].path, *second), (files[i].path, *first))
             if found.is_suspicious:
                 shared.append(found)
                 files[i].warnings.append(found.describe(files[j].path))
@@ -177,7 +177,7 @@ def examine_files(paths: Sequence[Path], vocabulary: Vocabulary, modality: str =
 
 
 def _examine(
-    report: FileReport, path: Path, vocabulary: Vocabulary, modality: str
+    report: FileReport, path: Path, vocabulary: Vocabulary, modality: Modality
 ) -> tuple[frozenset[str], CellFingerprints] | None:
     """Fill in the report; the cells' barcodes and fingerprints, or None for a refused file."""
     with warnings.catch_warnings(record=True) as caught:
@@ -194,7 +194,7 @@ def _examine(
     return barcode_cores(aligned.obs.index), prints
 
 
-def _read(report: FileReport, path: Path, vocabulary: Vocabulary, modality: str) -> AlignedCells:
+def _read(report: FileReport, path: Path, vocabulary: Vocabulary, modality: Modality) -> AlignedCells:
     container = open_container(path)
     report.slots = describe_slots(container)
     cells = take_cells(container, path, modality)
@@ -279,7 +279,7 @@ def describe_columns(obs: pd.DataFrame) -> list[ColumnReport]:
             continue
         texts = obs[column].astype(str)
         is_missing = texts.str.lower().isin(NO_LABEL)
-        role = "labels" if is_label else "groups"
+        role: Literal["labels", "groups"] = "labels" if is_label else "groups"
         reports.append(ColumnReport(str(column), role, texts[~is_missing].nunique(), int(is_missing.sum())))
     return reports
 

@@ -42,8 +42,8 @@ class MaskingCollator:
         """Give the arguments of `ScFusionTTTForPreTraining.forward`; `epoch` per cell or for all."""
         batch = dict(self.feature_extractor(**rows.as_counts()))
         epoch = np.broadcast_to(np.asarray(epoch), rows.row.shape)
-        seen = {
-            "rna": batch["rna_observed"].numpy().any(-1),
+        seen: dict[str, NDArray[np.bool_]] = {
+            "rna": batch["rna_observed"].any(-1).numpy(),
             "adt": batch["adt_observed"].numpy(),
         }
         hidden = self._draw_hidden(rows.row, epoch, seen)

@@ -199,7 +199,8 @@ class AtlasLoader:
 
     def _restart(self) -> None:
         """Forget what was read ahead, and look ahead from the present position."""
-        for future in [*self._dense, *(w.cells for w in self._windows.values())]:
+        waiting: list[Future[Any]] = [*self._dense, *(w.cells for w in self._windows.values())]
+        for future in waiting:
             future.cancel()
         self._windows.clear()
         self._planned.clear()

@@ -69,7 +69,7 @@ class CellOrder:
             "seed": seed,
             **sizes,
             "weights": dict(zip(rows, share, strict=True)),
-            "rows": hashlib.blake2b(self._rows, digest_size=8).hexdigest(),
+            "rows": hashlib.blake2b(self._rows.data, digest_size=8).hexdigest(),
         }
         self._plan = lru_cache(maxsize=2)(self._plan_epoch)
 

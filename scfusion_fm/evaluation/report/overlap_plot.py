@@ -8,14 +8,14 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 MAX_NAMED = 40  # data sets whose names are readable beside a heat map
 MAX_NUMBERED = 14
 MAX_NAME_LENGTH = 28
 
 
-def plot_overlap(names: Sequence[str], shared_genes: NDArray, shared_proteins: NDArray) -> Figure:
+def plot_overlap(names: Sequence[str], shared_genes: ArrayLike, shared_proteins: ArrayLike) -> Figure:
     """
     Plot which share of its panel each data set has in common with the others, for genes and for proteins.
 

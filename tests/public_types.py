@@ -1,0 +1,59 @@
+"""The package as its users see it: a type checker reads this, nobody runs it."""
+
+from pathlib import Path
+from typing import assert_type
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scfusion_fm import (
+    Atlas,
+    AtlasLoader,
+    CellOrder,
+    LoaderConfig,
+    MaskingCollator,
+    MaskingConfig,
+    PrepareConfig,
+    ScFusionTTTConfig,
+    ScFusionTTTFeatureExtractor,
+    ScFusionTTTForCellTypeAnnotation,
+    ScFusionTTTForCrossModalPrediction,
+    ScFusionTTTForPreTraining,
+    ScFusionTTTModel,
+    SourceConfig,
+    SplitConfig,
+    Vocabulary,
+    align_cells,
+    build_vocabulary,
+    examine_files,
+    load_pretrained,
+    prepare_atlas,
+    read_cells,
+)
+
+
+def read_a_file(path: Path) -> NDArray[np.bool_]:
+    cells = read_cells(path, modality="rna")
+    vocabulary = build_vocabulary([cells])
+    assert_type(vocabulary, Vocabulary)
+    assert_type(examine_files([path], vocabulary).exit_code, int)
+    return align_cells(cells, vocabulary).rna_present
+
+
+def use_a_model(path: Path) -> ScFusionTTTFeatureExtractor:
+    model, extractor = load_pretrained(path, ScFusionTTTModel)
+    assert_type(model, ScFusionTTTModel)
+    for head in (ScFusionTTTForCellTypeAnnotation, ScFusionTTTForCrossModalPrediction):
+        load_pretrained(path, head)
+    return extractor
+
+
+def stream_an_atlas(files: list[str], extractor: ScFusionTTTFeatureExtractor) -> None:
+    prepare_atlas(PrepareConfig("atlas.zarr", [SourceConfig(f) for f in files], split=SplitConfig(group_key="donor")))
+    atlas = Atlas("atlas.zarr")
+    order = CellOrder(atlas.rows_by_dataset("train"), 0, LoaderConfig())
+    collate = MaskingCollator(extractor, MaskingConfig())
+    model = ScFusionTTTForPreTraining(ScFusionTTTConfig(num_proteins=extractor.num_proteins))
+    with AtlasLoader(atlas, order, global_batch_size=64, micro_batch_size=8) as loader:
+        for rows, epoch in loader.next_batch():
+            model(**collate(rows, epoch))
