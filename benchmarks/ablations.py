@@ -19,7 +19,6 @@ import argparse
 import dataclasses
 import itertools
 import json
-import math
 import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor
@@ -47,9 +46,9 @@ from scfusion_fm.evaluation.metrics.proteins import protein_scores
 from scfusion_fm.evaluation.protocol.splits import k_folds
 from scfusion_fm.inference.batches import CellCollator, predict_rows
 from scfusion_fm.inference.inputs import read_aligned
-from scfusion_fm.planning.recipe import describe_model
+from scfusion_fm.planning.recipe import build_model_config
 from scfusion_fm.training.components import start_from_components
-from scfusion_fm.training.optimizer import build_optimizer, build_schedule
+from scfusion_fm.training.optimizer import build_optimizer, build_schedule, set_learning_rate
 
 INPUTS = {"RNA": ("rna",), "protein": ("adt",), "both": ("rna", "adt")}
 PENALTIES = (0.01, 0.1, 1.0)
@@ -65,7 +64,7 @@ def train(
     """Pretrain a variant; give the model, its feature extractor, and what the training took."""
     extractor = build_extractor(variant, atlas.vocabulary, config.patch_size, config.seed)
     torch.manual_seed(config.seed)
-    model = ScFusionTTTForPreTraining(describe_model(config, extractor))
+    model = ScFusionTTTForPreTraining(build_model_config(config, extractor))
     change_model(model, variant)
     if config.start_cells:
         rows = atlas.rows_of("train")
@@ -76,13 +75,11 @@ def train(
     order = CellOrder(atlas.rows_by_dataset("train"), config.seed, config.loader)
     loader = AtlasLoader(atlas, order, optim.global_batch_size, optim.global_batch_size, threads=config.loader.threads)
     collate = MaskingCollator(extractor, config.masking, config.seed)
-    steps = math.ceil(optim.epochs * len(order) / optim.global_batch_size)
-    schedule = build_schedule(optim, steps)
+    schedule = build_schedule(optim, len(order))
     optimizer = build_optimizer(model, optim, stage=0, on_cpu=False)
     start, waited = time.monotonic(), 0.0
-    for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = schedule.at(step) * group.get("lr_ratio", 1.0)
+    for step in range(schedule.total_steps):
+        set_learning_rate(optimizer, schedule.at(step))
         asked = time.monotonic()
         batches = [collate(*cells) for cells in loader.next_batch()]
         waited += time.monotonic() - asked
@@ -92,7 +89,7 @@ def train(
         optimizer.step()
         optimizer.zero_grad()
     loader.close()
-    facts = {"steps": steps, "seconds": time.monotonic() - start, "seconds_of_data": waited}
+    facts = {"steps": schedule.total_steps, "seconds": time.monotonic() - start, "seconds_of_data": waited}
     return model.eval(), extractor, facts | {"parameters": model.num_parameters()}
 
 

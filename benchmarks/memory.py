@@ -15,7 +15,6 @@ import subprocess
 import sys
 import weakref
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from torch import Tensor
@@ -23,8 +22,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from scfusion_fm import ScFusionTTTConfig, ScFusionTTTForPreTraining
-from scfusion_fm.planning.memory import DeepSpeedSettings, memory_per_gpu
-from scfusion_fm.planning.sizing import TokenCounts, activation_bytes, count_parameters
+from scfusion_fm.config.pretrain import OptimConfig
+from scfusion_fm.planning.memory import memory_per_gpu
+from scfusion_fm.planning.settings import DeepSpeedSettings
+from scfusion_fm.planning.sizing import activation_bytes, count_parameters
+from scfusion_fm.planning.tokens import TokenCounts
 
 PAPER = {"num_rna_tokens": 400, "num_proteins": 64, "rna_patch_size": 10}
 BASE_LIKE = {
@@ -155,8 +157,8 @@ def engine_peak(path: str, cells: int) -> tuple[int, int, float]:
     config = ScFusionTTTConfig(**WIDER)
     settings = DeepSpeedSettings.from_json(content)
     with LiveBytes() as counter:
-        optim = SimpleNamespace(lr=1e-4, weight_decay=0.0, max_grad_norm=1.0, embedding_lr_ratio=1.0)
-        engine = build_engine(ScFusionTTTForPreTraining(config), content, cells, 1, optim)
+        optim = OptimConfig(lr=1e-4, weight_decay=0.0, micro_batch_size=cells)
+        engine = build_engine(ScFusionTTTForPreTraining(config), content, optim, accumulation_steps=1)
         counter.peak = 0  # DeepSpeed needs the whole model at first
         for _ in range(2):
             engine.backward(engine(*make_cells(config, cells)).loss)

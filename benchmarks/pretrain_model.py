@@ -25,8 +25,9 @@ from scfusion_fm.config.pretrain import PretrainConfig
 from scfusion_fm.data.vocabulary.vocabulary import build_vocabulary
 from scfusion_fm.model.blocks_scfusion_ttt import ScFusionTTTBlock
 from scfusion_fm.model.ttt_layers import TTTOutput
-from scfusion_fm.planning.recipe import describe_model
-from scfusion_fm.planning.sizing import TokenCounts, train_flops
+from scfusion_fm.planning.recipe import build_model_config
+from scfusion_fm.planning.sizing import train_flops
+from scfusion_fm.planning.tokens import TokenCounts
 
 LAYERS = ("TTT", "attention")
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_decoder_layers": 1, "intermediate_size": 64}
@@ -154,7 +155,7 @@ def read_recipe(path: Path) -> ScFusionTTTConfig:
     """Give the model of a recipe over the shipped vocabulary."""
     recipe = load_config(PretrainConfig, path)
     vocabulary = build_vocabulary(None, "protein_coding", "all")
-    return describe_model(recipe, ScFusionTTTFeatureExtractor(**vocabulary.to_dict(), patch_size=recipe.patch_size))
+    return build_model_config(recipe, ScFusionTTTFeatureExtractor(**vocabulary.to_dict(), patch_size=recipe.patch_size))
 
 
 def main() -> None:

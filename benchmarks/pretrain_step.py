@@ -42,14 +42,15 @@ from pretrain_model import LAYERS, SMALL, build_model, build_step
 from torch import Tensor
 
 from scfusion_fm import ScFusionTTTConfig, ScFusionTTTFeatureExtractor
-from scfusion_fm.config.pretrain import LoaderConfig, MaskingConfig, OptimConfig, RunConfig
+from scfusion_fm.config.pretrain import GuardConfig, LoaderConfig, MaskingConfig, OptimConfig, RunConfig
 from scfusion_fm.data.atlas.atlas import Atlas
 from scfusion_fm.data.prepare.synthesize import synthesize_atlas
 from scfusion_fm.data.prepare.synthetic import SyntheticSettings
 from scfusion_fm.data.stream.collate import MaskingCollator
 from scfusion_fm.data.stream.loader import AtlasLoader
 from scfusion_fm.data.stream.order import CellOrder
-from scfusion_fm.planning.sizing import TokenCounts, train_flops
+from scfusion_fm.planning.sizing import train_flops
+from scfusion_fm.planning.tokens import TokenCounts
 from scfusion_fm.training.engine import build_engine
 from scfusion_fm.training.guard import StepGuard
 from scfusion_fm.training.log import RunLog
@@ -118,20 +119,20 @@ class Steps:
         self._bare, self._attention = (build_step(build_model(self.config, x), self._next_ready) for x in LAYERS)
         settings = read_deepspeed_settings(ROOT / "configs" / "deepspeed" / "zero2.json")
         optim = OptimConfig(global_batch_size=plan.batch, micro_batch_size=plan.batch)
-        self._engine = build_engine(build_model(self.config, "TTT"), settings, plan.batch, 1, optim)
-        self.log = RunLog(directory, True)
+        self._engine = build_engine(build_model(self.config, "TTT"), settings, optim, accumulation_steps=1)
+        run = RunConfig()
+        self.log = RunLog(directory, run, {})
         self.loop = PretrainingLoop(
             engine=self._engine,
             loader=self.loader,
             collate=self.collator,
-            read=self.atlas.read,
             validation_rows=self.atlas.rows_of("val"),
             schedule=Schedule(1, 0, optim.lr, 1.0),
-            guard=StepGuard(loss_factor=10.0),
+            guard=StepGuard(GuardConfig(loss_factor=10.0)),
             stop=StopRequest(),
             directory=NoCheckpoints(),
             log=self.log,
-            cadence=RunConfig(),
+            settings=run,
             flops=lambda tokens: train_flops(self.config, TokenCounts(*tokens)),
         )
 

@@ -40,7 +40,7 @@ from scfusion_fm.data.atlas.atlas import Atlas
 from scfusion_fm.data.stream.collate import MaskingCollator
 from scfusion_fm.data.stream.loader import AtlasLoader
 from scfusion_fm.data.stream.order import CellOrder
-from scfusion_fm.training.optimizer import BETAS, Schedule, parameter_groups
+from scfusion_fm.training.optimizer import BETAS, Schedule, parameter_groups, set_learning_rate
 
 HEAD_WIDTH = 32
 LAST_STEPS = 20
@@ -115,8 +115,8 @@ def mup_groups(model: nn.Module, times: float) -> list[dict[str, Any]]:
         head.mul_(1 / times)
     known = {id(p) for p in heads}
     rest["params"] = [p for p in rest["params"] if id(p) not in known]
-    hidden |= {"lr_scale": 1 / times, "weight_decay": hidden["weight_decay"] * times}
-    return [hidden, rest | {"lr_scale": 1.0}, {"params": heads, "weight_decay": 0.0, "lr_scale": 1 / times}]
+    hidden |= {"lr_ratio": 1 / times, "weight_decay": hidden["weight_decay"] * times}
+    return [hidden, rest | {"lr_ratio": 1.0}, {"params": heads, "weight_decay": 0.0, "lr_ratio": 1 / times}]
 
 
 def train(model: nn.Module, groups: list[dict[str, Any]], cells: Cells, lr: float) -> dict[str, float]:
@@ -126,8 +126,7 @@ def train(model: nn.Module, groups: list[dict[str, Any]], cells: Cells, lr: floa
     schedule = Schedule(steps, math.ceil(OPTIM.warmup_ratio * steps), lr, OPTIM.min_lr_ratio)
     losses = []
     for step, batch in enumerate(cells.train):
-        for group in optimizer.param_groups:
-            group["lr"] = schedule.at(step) * group["lr_scale"]
+        set_learning_rate(optimizer, schedule.at(step))
         optimizer.zero_grad()
         loss = model(**batch).loss
         loss.backward()

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from scfusion_fm import ScFusionTTTConfig, ScFusionTTTForPreTraining
+from scfusion_fm.config.pretrain import OptimConfig
 from scfusion_fm.training.optimizer import BETAS, parameter_groups
 
 RANKS = 2
@@ -34,6 +35,8 @@ SMALL |= {"num_decoder_layers": 1, "num_attention_heads": 2, "intermediate_size"
 LARGE = {"num_rna_tokens": 40, "rna_patch_size": 10, "num_proteins": 20, "hidden_size": 1024, "num_hidden_layers": 5}
 LARGE |= {"num_decoder_layers": 4, "num_attention_heads": 16, "intermediate_size": 2048, "ttt_direction": "alternating"}
 BUCKET = 5_000_000
+# Gradients are clipped to a tenth of what they are, so that clipping matters.
+OPTIM = OptimConfig(lr=2e-3, weight_decay=0.05, max_grad_norm=0.5)
 PRECISIONS = {
     "float32": {},
     "bf16": {"bf16": {"enabled": True}},
@@ -71,16 +74,6 @@ class Case:
         if self.offload:
             zero["offload_optimizer"] = {"device": "cpu"}
         return {"zero_optimization": zero} | PRECISIONS[self.precision]
-
-
-@dataclass(frozen=True)
-class Optim:
-    """Settings of the optimizer; gradients are clipped to a tenth of what they are, so that clipping matters."""
-
-    lr: float = 2e-3
-    weight_decay: float = 0.05
-    max_grad_norm: float = 0.5
-    embedding_lr_ratio: float = 1.0
 
 
 def loss_cases(quick: bool) -> Iterator[Case]:
@@ -128,14 +121,14 @@ def build_model(shape: dict[str, Any]) -> ScFusionTTTForPreTraining:
 
 def train_plainly(shape: dict[str, Any], steps: int) -> dict[str, list[float]]:
     """Train in one process with nothing but PyTorch."""
-    model, optim = build_model(shape), Optim()
-    optimizer = torch.optim.AdamW(parameter_groups(model, optim.weight_decay), lr=optim.lr, betas=BETAS)
+    model = build_model(shape)
+    optimizer = torch.optim.AdamW(parameter_groups(model, OPTIM.weight_decay), lr=OPTIM.lr, betas=BETAS)
     losses, norms = [], []
     for step in range(steps):
         optimizer.zero_grad()
         loss = model(**batch(model.config, step, CELLS)).loss
         loss.backward()
-        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), optim.max_grad_norm)))
+        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIM.max_grad_norm)))
         optimizer.step()
         losses.append(loss.item())
     return {"losses": losses, "norms": norms}
@@ -150,7 +143,7 @@ def train_on_rank(case: Case, shape: dict[str, Any], steps: int) -> dict[str, An
     numbers = model.num_parameters()
     if case.checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
-    engine = build_engine(model, case.settings, micro, case.accumulation, Optim())
+    engine = build_engine(model, case.settings, replace(OPTIM, micro_batch_size=micro), case.accumulation)
     losses, norms, held = [], [], {}
     for step in range(steps):
         cells, total = batch(model.config, step, CELLS), 0.0

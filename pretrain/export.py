@@ -12,7 +12,8 @@ from scfusion_fm.config.command import run_command
 from scfusion_fm.data.fingerprints.seen import load_seen
 from scfusion_fm.data.locations import check_new_path
 from scfusion_fm.inference.export import export_model
-from scfusion_fm.training.checkpoint import ATLAS_MANIFEST, CHECKPOINTS, Checkpoint, newest_checkpoint
+from scfusion_fm.training.checkpoint import Checkpoint, newest_checkpoint
+from scfusion_fm.training.run_files import ATLAS_MANIFEST, CHECKPOINTS, MODEL
 
 
 def main() -> None:
@@ -25,9 +26,9 @@ def main() -> None:
 
     check_new_path(args.output, "output")
     checkpoint = newest_checkpoint(args.run / CHECKPOINTS, args.step)
-    model = ScFusionTTTForPreTraining(ScFusionTTTConfig.from_pretrained(args.run / "model"))
-    model.load_state_dict(checkpoint.weights({name: p.shape for name, p in model.named_parameters()}))
-    extractor = ScFusionTTTFeatureExtractor.from_pretrained(args.run / "model")
+    model = ScFusionTTTForPreTraining(ScFusionTTTConfig.from_pretrained(args.run / MODEL))
+    checkpoint.load_into(model)
+    extractor = ScFusionTTTFeatureExtractor.from_pretrained(args.run / MODEL)
     export_model(model, extractor, args.output, describe_run(args.run, checkpoint), load_seen(args.run))
     print(f"wrote {args.output}")
 

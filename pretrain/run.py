@@ -7,7 +7,6 @@ The same command goes on from the newest checkpoint of `output_dir`.
 
 import dataclasses
 import json
-import math
 import sys
 from pathlib import Path
 
@@ -18,15 +17,15 @@ from numpy.typing import NDArray
 from scfusion_fm import ScFusionTTTConfig, ScFusionTTTFeatureExtractor, ScFusionTTTForPreTraining
 from scfusion_fm.config.command import parse_config, run_command
 from scfusion_fm.config.loading import save_config
-from scfusion_fm.config.pretrain import PretrainConfig, RunConfig
+from scfusion_fm.config.pretrain import PretrainConfig
 from scfusion_fm.data.atlas.atlas import Atlas
 from scfusion_fm.data.fingerprints.seen import SEEN_CELLS, remember_atlas
 from scfusion_fm.data.stream.collate import MaskingCollator
 from scfusion_fm.data.stream.loader import AtlasLoader
 from scfusion_fm.data.stream.order import CellOrder
-from scfusion_fm.planning.recipe import describe_model
-from scfusion_fm.planning.sizing import TokenCounts, train_flops
-from scfusion_fm.training.checkpoint import ATLAS_MANIFEST
+from scfusion_fm.planning.recipe import build_model_config
+from scfusion_fm.planning.sizing import train_flops
+from scfusion_fm.planning.tokens import TokenCounts
 from scfusion_fm.training.collectives import check_same
 from scfusion_fm.training.components import start_from_components
 from scfusion_fm.training.engine import build_engine
@@ -37,6 +36,7 @@ from scfusion_fm.training.optimizer import build_schedule
 from scfusion_fm.training.peers import PeerWatch
 from scfusion_fm.training.ranks import Ranks, check_shared, leaving_ranks, start_ranks
 from scfusion_fm.training.run_directory import RunDirectory, restore
+from scfusion_fm.training.run_files import ATLAS_MANIFEST, CONFIG, MODEL
 from scfusion_fm.training.settings import precision, read_deepspeed_settings
 from scfusion_fm.training.stop import STOPPED, StopRequest
 
@@ -56,63 +56,60 @@ def main() -> None:
 
 def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopRequest) -> bool:
     """Run the pretraining from the data to the last checkpoint; give whether it is complete."""
-    rank, world_size = ranks.rank, ranks.world_size
-    settings = read_deepspeed_settings(config.deepspeed)
+    # What is learned from, and how: the same on all ranks.
+    deepspeed = read_deepspeed_settings(config.deepspeed)
     atlas = Atlas(config.atlas)
-    identity = identify(config, settings, atlas)
-    cadence = {part: dataclasses.asdict(getattr(config, part)) for part in ("optim", "run", "guard")}
-    check_same(identity | cadence | {"deepspeed": settings})
+    identity, given = identify(config, deepspeed, atlas), dataclasses.asdict(config)
+    check_same(identity | {part: given[part] for part in ("optim", "run", "guard")} | {"deepspeed": deepspeed})
 
     # Cells in an order that does not depend on the ranks; features and masks that do not either.
-    optim = config.optim
+    optim, rank, world_size = config.optim, ranks.rank, ranks.world_size
     order = CellOrder(atlas.rows_by_dataset("train"), config.seed, config.loader)
     sizes = (optim.global_batch_size, optim.micro_batch_size)
     loader = AtlasLoader(atlas, order, *sizes, rank, world_size, config.loader.threads)
     extractor = ScFusionTTTFeatureExtractor(**atlas.vocabulary.to_dict(), patch_size=config.patch_size)
     collate = MaskingCollator(extractor, config.masking, config.seed)
-    steps = math.ceil(optim.epochs * len(order) / optim.global_batch_size)
+    schedule = build_schedule(optim, len(order))
 
     # The run: new, or going on from its newest checkpoint, whatever ranks and ZeRO stage wrote that.
     model = build_model(config, extractor)
     check_shared(Path(config.output_dir), ranks)
-    directory = RunDirectory(Path(config.output_dir), identity)
+    directory = RunDirectory(Path(config.output_dir), identity, config.run)
     checkpoint = directory.newest()
-    state = checkpoint and checkpoint.manifest["state"]
-    if rank == 0:
-        save_config(config, directory.path / "config.yaml")
-        if not checkpoint:
-            describe_run(directory.path, model.config, extractor, atlas)
-    if not checkpoint and config.start_cells:
+    if checkpoint:
+        checkpoint.load_into(model)
+    elif config.start_cells:
         cells = spread(atlas.rows_of("train"), config.start_cells)
         start_from_components(model.model, lambda rows: extractor(**atlas.read(rows).as_counts()), cells, config.seed)
-    if checkpoint:
-        model.load_state_dict(checkpoint.weights({name: p.shape for name, p in model.named_parameters()}))
+    if rank == 0:
+        save_config(config, directory.path / CONFIG)
+        if not checkpoint:
+            describe_run(directory.path, model.config, extractor, atlas)
 
     # The engine, and the loop with its log.
     size = model.num_parameters()  # before stage 3 takes the parameters apart
-    engine = build_engine(model, settings, optim.micro_batch_size, loader.accumulation_steps, optim)
-    log = open_log(config.run, directory.path, identity, rank == 0, state["step"] if state else 0)
+    engine = build_engine(model, deepspeed, optim, loader.accumulation_steps)
+    log = RunLog(directory.path, config.run, identity, checkpoint.step if checkpoint else 0, enabled=rank == 0)
     loop = PretrainingLoop(
         engine=engine,
         loader=loader,
         collate=collate,
-        read=atlas.read,
         validation_rows=spread(atlas.rows_of("val"), config.run.eval_cells),
-        schedule=build_schedule(optim, steps),
-        guard=StepGuard(**dataclasses.asdict(config.guard)),
+        schedule=schedule,
+        guard=StepGuard(config.guard),
         stop=stop,
         directory=directory,
         log=log,
-        cadence=config.run,
+        settings=config.run,
         flops=lambda tokens: train_flops(model.config, TokenCounts(*tokens)),
-        peak_tflops=config.run.peak_tflops,
     )
     if checkpoint:
-        restore(engine, checkpoint, state["updates"])
-        loop.load_state_dict(state)
+        loop.load_state_dict(checkpoint.manifest["state"])
+        restore(engine, checkpoint, loop.updates)
     log.say(
-        f"{'resumed' if state else 'new'} run in {directory.path}: step {loop.step} of {steps}, {size:,} parameters, "
-        f"{len(order)} training and {len(loop.validation_rows)} validation cells, {world_size} ranks"
+        f"{'resumed' if checkpoint else 'new'} run in {directory.path}: step {loop.step} of {schedule.total_steps}, "
+        f"{size:,} parameters, {len(order)} training and {len(loop.validation_rows)} validation cells, "
+        f"{world_size} ranks"
     )
     log.say("loader: " + ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in loader.describe().items()))
     with loader:
@@ -122,35 +119,7 @@ def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopRequest) -> bool:
     return finished
 
 
-def open_log(run: RunConfig, path: Path, identity: dict, enabled: bool, first_step: int) -> RunLog:
-    """Start the log of this run or of its continuation."""
-    sinks = (run.tensorboard, run.wandb_project, run.mlflow_experiment)
-    return RunLog(path, enabled, first_step, *sinks, config=identity)
-
-
-def describe_run(path: Path, model: ScFusionTTTConfig, extractor: ScFusionTTTFeatureExtractor, atlas: Atlas) -> None:
-    """Write what an export needs beside a checkpoint: model, vocabulary, and which cells were learned from."""
-    model.save_pretrained(path / "model")
-    extractor.save_pretrained(path / "model")
-    (path / ATLAS_MANIFEST).write_text(json.dumps(atlas.manifest, indent=1))
-    remember_atlas(atlas).save(path / SEEN_CELLS)
-
-
-def build_model(config: PretrainConfig, extractor: ScFusionTTTFeatureExtractor) -> ScFusionTTTForPreTraining:
-    """Make the model that fits the vocabulary, with weights that depend on the seed alone."""
-    torch.manual_seed(config.seed)
-    model = ScFusionTTTForPreTraining(describe_model(config, extractor))
-    if config.run.activation_checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
-    return model
-
-
-def spread(rows: NDArray[np.int64], number: int) -> NDArray[np.int64]:
-    """Take rows at equal distances, at most so many."""
-    return rows[np.linspace(0, len(rows) - 1, min(len(rows), number)).round().astype(int)]
-
-
-def identify(config: PretrainConfig, settings: dict, atlas: Atlas) -> dict:
+def identify(config: PretrainConfig, deepspeed: dict, atlas: Atlas) -> dict:
     """
     Collect what may not change when a run is resumed, since it decides what is learned.
 
@@ -162,7 +131,29 @@ def identify(config: PretrainConfig, settings: dict, atlas: Atlas) -> dict:
         del fixed[key]
     del fixed["loader"]["threads"]
     del fixed["optim"]["micro_batch_size"]
-    return fixed | {"precision": precision(settings), "atlas": atlas.fingerprint}
+    return fixed | {"precision": precision(deepspeed), "atlas": atlas.fingerprint}
+
+
+def build_model(config: PretrainConfig, extractor: ScFusionTTTFeatureExtractor) -> ScFusionTTTForPreTraining:
+    """Make the model that fits the vocabulary, with weights that depend on the seed alone."""
+    torch.manual_seed(config.seed)
+    model = ScFusionTTTForPreTraining(build_model_config(config, extractor))
+    if config.run.activation_checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    return model
+
+
+def describe_run(path: Path, model: ScFusionTTTConfig, extractor: ScFusionTTTFeatureExtractor, atlas: Atlas) -> None:
+    """Write what an export needs beside a checkpoint: model, vocabulary, and which cells were learned from."""
+    model.save_pretrained(path / MODEL)
+    extractor.save_pretrained(path / MODEL)
+    (path / ATLAS_MANIFEST).write_text(json.dumps(atlas.manifest, indent=1))
+    remember_atlas(atlas).save(path / SEEN_CELLS)
+
+
+def spread(rows: NDArray[np.int64], number: int) -> NDArray[np.int64]:
+    """Take rows at equal distances, at most so many."""
+    return rows[np.linspace(0, len(rows) - 1, min(len(rows), number)).round().astype(int)]
 
 
 if __name__ == "__main__":

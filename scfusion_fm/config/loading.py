@@ -20,7 +20,7 @@ def load_config(schema: type[T], path: str | Path, overrides: Sequence[str] = ()
     Parameters
     ----------
     schema
-        One of the dataclasses above.
+        A dataclass whose fields are dataclasses, or lists or dicts of them, or plain values.
     path
         YAML file.
     overrides

@@ -86,7 +86,7 @@ class LoaderConfig:
 
 @dataclass
 class RunConfig:
-    """Cadence of a run, in optimizer steps."""
+    """When a run reports and saves, and how it uses its machines."""
 
     log_every: int = 10
     """Steps between progress lines."""
@@ -118,9 +118,19 @@ class RunConfig:
     """Seconds between signs of life of a rank; after 12 without one it counts as dead. 0 turns the watch off."""
 
 
+GUARD_ACTIONS = ("skip", "stop")
+
+
 @dataclass
 class GuardConfig:
-    """What happens when a loss or gradient is not finite, or a loss jumps."""
+    """
+    What happens when a loss or gradient is not finite, or a loss jumps.
+
+    Raises
+    ------
+    ValueError
+        If a setting is out of range.
+    """
 
     action: str = "skip"
     """skip: leave out the update, count it, go on; stop: end the run."""
@@ -131,10 +141,18 @@ class GuardConfig:
     max_skips: int = 10
     """Steps without update in a row after which the run ends all the same."""
 
+    def __post_init__(self):
+        if self.action not in GUARD_ACTIONS:
+            raise ValueError(f"`guard.action` must be one of {GUARD_ACTIONS}, got {self.action!r}.")
+        if not (self.loss_factor == 0 or self.loss_factor > 1):  # of what is no number, neither holds
+            raise ValueError(f"`guard.loss_factor` must be 0 (off) or greater than 1, got {self.loss_factor}.")
+        if min(self.window, self.max_skips) < 1:
+            raise ValueError(
+                f"`guard.window` and `guard.max_skips` must be at least 1, got {self.window} and {self.max_skips}."
+            )
+
 
 _MANY = 1e12
-
-
 PRETRAIN_RANGES = {
     "optim.epochs": (0.0, _MANY),
     "optim.lr": (0.0, _MANY),
@@ -154,7 +172,6 @@ PRETRAIN_RANGES = {
     "run.threads_per_rank": (1, 1024),
     "run.timeout_s": (1.0, _MANY),
     "run.heartbeat_s": (0.0, _MANY),
-    "guard.loss_factor": (0.0, _MANY),
 }
 
 
@@ -181,7 +198,7 @@ class PretrainConfig:
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     """How cells are read."""
     run: RunConfig = field(default_factory=RunConfig)
-    """When it reports and saves."""
+    """When it reports and saves, and how it uses its machines."""
     guard: GuardConfig = field(default_factory=GuardConfig)
     """Which steps are left out."""
     deepspeed: str = "configs/deepspeed/zero2.json"

@@ -11,7 +11,8 @@ from scfusion_fm.data.locations import exists
 from scfusion_fm.data.stream.order import CellOrder
 from scfusion_fm.data.vocabulary.vocabulary import build_vocabulary
 from scfusion_fm.model import ScFusionTTTConfig, ScFusionTTTFeatureExtractor
-from scfusion_fm.planning.memory import DeepSpeedSettings, Plan, Request, plan_run
+from scfusion_fm.planning.plan import Plan, PlanRequest, plan_run
+from scfusion_fm.planning.settings import DeepSpeedSettings
 from scfusion_fm.training.settings import read_deepspeed_settings
 
 
@@ -77,7 +78,7 @@ def plan_recipe(
     if cells is None and atlas is not None:
         cells = len(CellOrder(atlas.rows_by_dataset("train"), config.seed, config.loader))
     optim = config.optim
-    request = Request(
+    request = PlanRequest(
         gpus=gpus,
         gpu_memory=gpu_memory,
         global_batch_size=optim.global_batch_size,
@@ -88,15 +89,15 @@ def plan_recipe(
         tflops=tflops,
     )
     extractor = ScFusionTTTFeatureExtractor(**vocabulary.to_dict(), patch_size=config.patch_size)
-    model = describe_model(config, extractor)
+    model = build_model_config(config, extractor)
     settings = DeepSpeedSettings.from_json(read_deepspeed_settings(config.deepspeed))
     found = plan_run(model, config.masking, settings, request)
     return RecipePlan(None if atlas is None else config.atlas, vocabulary.num_genes, model, found)
 
 
-def describe_model(config: PretrainConfig, extractor: ScFusionTTTFeatureExtractor) -> ScFusionTTTConfig:
+def build_model_config(config: PretrainConfig, extractor: ScFusionTTTFeatureExtractor) -> ScFusionTTTConfig:
     """
-    Give the configuration of the model that a recipe makes for the vocabulary of a feature extractor.
+    Make the configuration of the model that a recipe makes for the vocabulary of a feature extractor.
 
     Raises
     ------

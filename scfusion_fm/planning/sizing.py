@@ -13,38 +13,9 @@ import torch
 from scfusion_fm.model.configuration_scfusion_ttt import ScFusionTTTConfig
 from scfusion_fm.model.modeling_scfusion_ttt import ScFusionTTTForPreTraining
 from scfusion_fm.model.ttt_linear_groups import GROUP_ELEMENTS, KEPT_ELEMENTS, MOST_MINI_BATCHES_PER_GROUP
+from scfusion_fm.planning.tokens import TokenCounts
 
 INNER_BYTES = 4  # the inner loop runs in float32, whatever the activations are
-
-
-@dataclass(frozen=True)
-class TokenCounts:
-    """
-    Tokens of one cell, or their mean over cells.
-
-    Attributes
-    ----------
-    rna_visible, adt_visible
-        Tokens that encoder, fusion and decoder read.
-    rna_masked, adt_masked
-        Tokens that only the decoder sees, to reconstruct them.
-    """
-
-    rna_visible: float
-    rna_masked: float
-    adt_visible: float
-    adt_masked: float
-
-    def sequences(self, config: ScFusionTTTConfig) -> list[tuple[int, float]]:
-        """Give the number of blocks and the tokens (L) that each of them reads, of every stack of the model."""
-        fused = self.rna_visible + self.adt_visible
-        return [
-            (config.num_hidden_layers, self.rna_visible),
-            (config.num_hidden_layers, self.adt_visible),
-            (2 * config.num_fusion_layers, fused),
-            (config.num_decoder_layers, self.rna_visible + self.rna_masked),
-            (config.num_decoder_layers, self.adt_visible + self.adt_masked),
-        ]
 
 
 def forward_flops(config: ScFusionTTTConfig, tokens: TokenCounts) -> float:
@@ -233,7 +204,7 @@ def _kept_by_checkpoint(config: ScFusionTTTConfig, length: int, cells: int, elem
 
 
 def _groups(config: ScFusionTTTConfig, length: int, cells: int) -> int:
-    """Count the groups of mini-batches, as `ttt_groups.Settings.groups` cuts them."""
+    """Count the groups of mini-batches, as `ttt_linear_groups.Settings.groups` cuts them."""
     rows = cells * config.num_attention_heads
     most = max(GROUP_ELEMENTS // (rows * config.ttt_mini_batch_size * config.head_dim), 2)
     return max(round(length // config.ttt_mini_batch_size / min(most, MOST_MINI_BATCHES_PER_GROUP)), 1)
@@ -241,7 +212,7 @@ def _groups(config: ScFusionTTTConfig, length: int, cells: int) -> int:
 
 def _kept_by_linear(config: ScFusionTTTConfig, length: int, cells: int) -> float:
     """
-    Count the elements that `ttt_scan` keeps.
+    Count the elements that `ttt_linear` keeps.
 
     Per token and head, queries, keys, values, outputs of the fast weights and inner gradients, 5 K, and their
     statistics; the fast weights at the start of every group of mini-batches; the buffers of short sequences.
@@ -252,7 +223,7 @@ def _kept_by_linear(config: ScFusionTTTConfig, length: int, cells: int) -> float
 
 
 def _short_buffers(config: ScFusionTTTConfig, length: int, cells: int) -> float:
-    """Count the elements of the buffers `ttt_groups.Group`, which sequences of few elements keep; else 0."""
+    """Count the elements of the buffers `ttt_linear_groups.Group`, which sequences of few elements keep; else 0."""
     head, size = config.head_dim, config.ttt_mini_batch_size
     rows = cells * config.num_attention_heads
     if rows * length * head > KEPT_ELEMENTS:
@@ -263,7 +234,7 @@ def _short_buffers(config: ScFusionTTTConfig, length: int, cells: int) -> float:
 
 def _kept_by_mlp(config: ScFusionTTTConfig, length: int, cells: int) -> float:
     """
-    Count the elements that autograd keeps of `ttt_mlp_scan`.
+    Count the elements that autograd keeps of `ttt_mlp`.
 
     Per token and head 16 rows of the inner network, 4 K wide, 13 K of queries, keys, targets and outputs, and 5 M of
     scores; per mini-batch the fast weights, 8 K^2.

@@ -1,7 +1,7 @@
 """Tell the plan of a pretraining run in the terminal."""
 
 from scfusion_fm.data.inspect.summary_text import render_columns
-from scfusion_fm.planning.memory import USABLE_SHARE, Choice, Plan
+from scfusion_fm.planning.plan import USABLE_SHARE, Choice, Plan
 from scfusion_fm.planning.recipe import RecipePlan
 
 GIB = 2**30

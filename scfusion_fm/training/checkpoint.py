@@ -16,21 +16,20 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import google_crc32c
 import torch
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
-CHECKPOINTS = "checkpoints"
-ATLAS_MANIFEST = "atlas_manifest.json"
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
 _NAME = re.compile(r"step_(\d{8,})")
 _UNFINISHED, _REMOVED = ".partial", ".removed"
-_BLOCK = 2**22
+_BLOCK_BYTES = 2**24  # read or written at a time
 WEIGHT = "fp32"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 KEYS = (WEIGHT, *MOMENTS)
@@ -56,6 +55,13 @@ class Fragment:
     values: dict[str, Tensor]
 
 
+def start_checkpoint(checkpoints: Path, step: int) -> Path:
+    """Make the directory that the ranks write to."""
+    directory = checkpoints / f"step_{step:08d}{_UNFINISHED}"
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory
+
+
 def write_rank(directory: Path, rank: int, fragments: Iterable[Fragment]) -> dict[str, Any]:
     """
     Write the fragments of one rank, without a second copy of them in memory.
@@ -79,7 +85,7 @@ def write_rank(directory: Path, rank: int, fragments: Iterable[Fragment]) -> dic
     path = directory / f"rank_{rank:05d}.safetensors"
     checksum = google_crc32c.Checksum()
     with path.open("wb") as file:
-        for part in (len(text).to_bytes(8, "little"), text, *_bytes(tensors.values())):
+        for part in chain((len(text).to_bytes(8, "little"), text), _blocks(tensors.values())):
             checksum.update(bytes(part))
             file.write(part)
         file.flush()
@@ -87,17 +93,17 @@ def write_rank(directory: Path, rank: int, fragments: Iterable[Fragment]) -> dic
     return {"file": path.name, "bytes": path.stat().st_size, "crc32c": checksum.hexdigest().decode()}
 
 
-def _bytes(tensors: Iterable[Tensor]) -> Iterator[memoryview]:
+def _blocks(tensors: Iterable[Tensor]) -> Iterator[memoryview]:
     """Give the content of float32 tensors in blocks."""
     for tensor in tensors:
-        for block in tensor.detach().float().split(_BLOCK):
+        for block in tensor.detach().float().split(_BLOCK_BYTES // 4):
             yield memoryview(block.cpu().contiguous().numpy()).cast("B")
 
 
 def publish(directory: Path, manifest: dict[str, Any]) -> Path:
     """Make a directory with the files of all ranks a checkpoint."""
     sealed = manifest | {"crc32c": _seal(manifest)}
-    write_atomically(directory / MANIFEST, json.dumps(sealed, indent=1))
+    write_durably(directory / MANIFEST, json.dumps(sealed, indent=1))
     final = directory.with_suffix("")
     _sync(directory)
     if final.exists():  # damaged, so that the run went on from an older one
@@ -105,14 +111,6 @@ def publish(directory: Path, manifest: dict[str, Any]) -> Path:
     directory.rename(final)
     _sync(final.parent)
     return final
-
-
-def start_checkpoint(checkpoints: Path, step: int) -> Path:
-    """Make the directory that the ranks write to."""
-    directory = checkpoints / f"step_{step:08d}{_UNFINISHED}"
-    clean(checkpoints)
-    directory.mkdir(parents=True, exist_ok=True)
-    return directory
 
 
 def prune(checkpoints: Path, step: int, keep: int, keep_every: int) -> None:
@@ -126,7 +124,7 @@ def prune(checkpoints: Path, step: int, keep: int, keep_every: int) -> None:
             _remove(old)
 
 
-def clean(checkpoints: Path) -> None:
+def remove_leftovers(checkpoints: Path) -> None:
     """Remove what a killed run left of unfinished and removed checkpoints."""
     for suffix in (_UNFINISHED, _REMOVED):
         for left in checkpoints.glob(f"step_*{suffix}*"):
@@ -166,14 +164,19 @@ class Checkpoint:
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
-        """Settings of the run that wrote it, its position, and its files."""
+        """Position and state of the run that wrote it, and its files."""
         return json.loads((self.directory / MANIFEST).read_text())
+
+    @property
+    def step(self) -> int:
+        """Steps of the run that wrote it."""
+        return checkpoint_step(self.directory)
 
     def damage(self, part: slice = slice(None)) -> str | None:
         """Say what is wrong with the files, compared with the sizes and checksums of the manifest; None if nothing."""
         try:
             manifest = dict(self.manifest)
-            if manifest.pop("crc32c") != _seal(manifest) or manifest["step"] != checkpoint_step(self.directory):
+            if manifest.pop("crc32c") != _seal(manifest) or manifest["step"] != self.step:
                 return f"{MANIFEST} does not have its checksum"
         except (OSError, ValueError, KeyError, TypeError) as error:
             return f"{MANIFEST} cannot be read: {error!r}"
@@ -246,6 +249,17 @@ class Checkpoint:
             )
         return {name: self.read(WEIGHT, name, 0, shape.numel()).view(shape) for name, shape in shapes.items()}
 
+    def load_into(self, model: nn.Module) -> None:
+        """
+        Set the weights of a model.
+
+        Raises
+        ------
+        ValueError
+            If it has other parameters.
+        """
+        model.load_state_dict(self.weights({name: p.shape for name, p in model.named_parameters()}))
+
     def restore(self, fragments: Iterable[Fragment]) -> None:
         """Set weights and moments of live fragments."""
         for fragment in fragments:
@@ -279,8 +293,8 @@ def newest_checkpoint(checkpoints: Path, step: int | None = None) -> Checkpoint:
     return checkpoint
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a small file so that it is never seen half written, and is on the disk afterwards."""
+def write_durably(path: Path, text: str) -> None:
+    """Write a small file that is on the disk afterwards, and never seen half written."""
     scratch = path.with_suffix(".tmp")
     with scratch.open("w") as file:
         file.write(text)
@@ -295,9 +309,10 @@ def _seal(manifest: dict[str, Any]) -> str:
 
 
 def _crc32c(path: Path) -> str:
+    """Give the checksum of the content of a file."""
     checksum = google_crc32c.Checksum()
     with path.open("rb") as file:
-        while block := file.read(4 * _BLOCK):
+        while block := file.read(_BLOCK_BYTES):
             checksum.update(block)
     return checksum.hexdigest().decode()
 

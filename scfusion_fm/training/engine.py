@@ -8,17 +8,14 @@ from deepspeed.runtime.config import DeepSpeedConfigError
 from deepspeed.runtime.zero.utils import ZeRORuntimeException
 from torch import nn
 
+from scfusion_fm.config.pretrain import OptimConfig
 from scfusion_fm.training.fragments import check_layout
 from scfusion_fm.training.optimizer import build_optimizer
 from scfusion_fm.training.settings import is_on, offload_device, zero_stage
 
 
 def build_engine(
-    model: nn.Module,
-    settings: dict[str, Any],
-    micro_batch_size: int,
-    accumulation_steps: int,
-    optim: Any,
+    model: nn.Module, settings: dict[str, Any], optim: OptimConfig, accumulation_steps: int
 ) -> deepspeed.DeepSpeedEngine:
     """
     Wrap a model for training on all ranks.
@@ -29,12 +26,10 @@ def build_engine(
         The model, the same on every rank.
     settings
         DeepSpeed settings without batch sizes, optimizer and schedule.
-    micro_batch_size
-        Cells per rank and forward pass.
+    optim
+        Settings of the run.
     accumulation_steps
         Forward passes per optimizer step.
-    optim
-        Has `lr`, `weight_decay` and `max_grad_norm`.
 
     Raises
     ------
@@ -43,7 +38,7 @@ def build_engine(
     """
     stage = zero_stage(settings)
     settings = copy.deepcopy(settings) | {
-        "train_micro_batch_size_per_gpu": micro_batch_size,
+        "train_micro_batch_size_per_gpu": optim.micro_batch_size,
         "gradient_accumulation_steps": accumulation_steps,
         "gradient_clipping": optim.max_grad_norm if stage else 0.0,  # stage 0: the optimizer clips
         "steps_per_print": None,

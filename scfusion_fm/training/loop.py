@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import deepspeed
@@ -13,31 +12,32 @@ from deepspeed import comm
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scfusion_fm.training.collectives import from_rank_0, gather
+from scfusion_fm.config.pretrain import RunConfig
+from scfusion_fm.training.bad_steps import CellLosses, save_bad_step
 from scfusion_fm.training.guard import StepGuard
 from scfusion_fm.training.log import RunLog, format_seconds
 from scfusion_fm.training.meter import Speed, Tally, memory_gib
-from scfusion_fm.training.optimizer import Schedule
+from scfusion_fm.training.optimizer import Schedule, set_learning_rate
 from scfusion_fm.training.run_directory import RunDirectory
 from scfusion_fm.training.stop import StopRequest
 
 VALIDATION_EPOCH = -1  # held-out cells get the same masks every time
-BAD_STEPS = "bad_steps"
 
 Collator = Callable[[Any, NDArray[np.int64] | int], dict[str, Tensor]]
 
 
 class Loader(Protocol):
-    """Deals global batches; see `scfusion_fm.data.stream.loader.AtlasLoader`."""
+    """Reads the cells of this rank; see `scfusion_fm.data.stream.loader.AtlasLoader`."""
 
     order: Sized
     cells_seen: int
     stall_seconds: float
-    global_batch_size: int
-    micro_batch_size: int
 
     def next_batch(self) -> Iterator[tuple[Any, NDArray[np.int64]]]:
         """Advance by one global batch; give cells and the pass of each."""
+
+    def deal_rows(self, rows: NDArray[np.int64]) -> Iterator[tuple[Any, NDArray[np.bool_]]]:
+        """Read some rows once; give cells, as many batches to every rank, and which of the cells count."""
 
     def state_dict(self) -> dict[str, Any]:
         """Give the position."""
@@ -46,7 +46,7 @@ class Loader(Protocol):
         """Go to a position."""
 
 
-@dataclass(repr=False)
+@dataclass(repr=False, kw_only=True)
 class PretrainingLoop:
     """
     Train until the schedule ends or somebody asks to stop.
@@ -56,11 +56,9 @@ class PretrainingLoop:
     engine
         The DeepSpeed engine.
     loader
-        Deals cells and the pass of each to this rank.
+        Reads the cells of this rank.
     collate
-        Turns cells and passes into the arguments of the model.
-    read
-        Reads cells by their rows in the atlas.
+        Turns cells and the pass of each into the arguments of the model.
     validation_rows
         Held-out rows of the atlas, the same on all ranks.
     schedule
@@ -73,37 +71,40 @@ class PretrainingLoop:
         Where checkpoints go.
     log
         Where records go.
-    cadence
-        Has `log_every`, `eval_every`, `save_every`, `keep_checkpoints`, `keep_every`, in steps.
+    settings
+        When it reports, evaluates and saves.
     flops
         Gives the FLOPs of training on a cell, forward and backward, by its numbers of visible and masked RNA tokens and
         visible and masked protein tokens.
-    peak_tflops
-        What the device of a rank can do at most, in TFLOP/s; None if nobody knows.
+
+    Attributes
+    ----------
+    step
+        Steps taken, with those of the runs before that this one goes on from.
+    updates
+        Those of them that changed the model.
     """
 
     engine: deepspeed.DeepSpeedEngine
     loader: Loader
     collate: Collator
-    read: Callable[[NDArray[np.int64]], Any]
     validation_rows: NDArray[np.int64]
     schedule: Schedule
     guard: StepGuard
     stop: StopRequest
     directory: RunDirectory
     log: RunLog
-    cadence: Any
+    settings: RunConfig
     flops: Callable[[Sequence[float]], float]
-    peak_tflops: float | None = None
-    step: int = 0
-    updates: int = 0
-    seconds_before: float = 0.0
-    _start: float = field(default_factory=time.monotonic)
+    step: int = field(default=0, init=False)
+    updates: int = field(default=0, init=False)
+    _seconds_before: float = field(default=0.0, init=False)
+    _start: float = field(default_factory=time.monotonic, init=False)
 
     @property
     def seconds(self) -> float:
         """How long the run has taken so far, over all its parts."""
-        return self.seconds_before + time.monotonic() - self._start
+        return self._seconds_before + time.monotonic() - self._start
 
     def state_dict(self) -> dict[str, Any]:
         """Give what a checkpoint needs beside weights and moments. Chance has no state: see `scfusion_fm.data`."""
@@ -117,7 +118,7 @@ class PretrainingLoop:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to the position of a checkpoint."""
-        self.step, self.updates, self.seconds_before = state["step"], state["updates"], state["seconds"]
+        self.step, self.updates, self._seconds_before = state["step"], state["updates"], state["seconds"]
         self.loader.load_state_dict(state["loader"])
         self.guard.load_state_dict(state["guard"])
 
@@ -130,40 +131,37 @@ class PretrainingLoop:
         ValueError
             If the guard gives up.
         """
-        speed, saved, stopped = Speed(self.step, self.loader.stall_seconds), self.step, False
+        speed, stopped = Speed(self.step, self.loader.stall_seconds), False
         while self.step < self.schedule.total_steps and not stopped:
             with speed.training():
                 tally = self._train_step()
             speed.add(tally, self.loader.stall_seconds)
             stopped = tally.stop_asked
             last = self.step == self.schedule.total_steps
-            if self.step % self.cadence.log_every == 0 or last or stopped:
+            if self.step % self.settings.log_every == 0 or last or stopped:
                 self._report(tally, speed)
                 speed.restart()
-            if self.step % self.cadence.eval_every == 0 or last:
+            if self.step % self.settings.eval_every == 0 or last:
                 self._evaluate()
-            if self.step % self.cadence.save_every == 0 or last or stopped:
-                self._save()
-                saved = self.step
+            if self.step % self.settings.save_every == 0 or last or stopped:
+                self.directory.save(self.engine, self.step, self.state_dict())
         complete = self.step == self.schedule.total_steps
         if not complete:
-            self.log.say(f"stopped at step {saved}; the same command goes on from there")
+            self.log.say(f"stopped at step {self.step}; the same command goes on from there")
         return complete
 
     def _train_step(self) -> Tally:
         """Take one optimizer step, unless the guard forbids the update; give what the global batch added up to."""
-        for group in self.engine.basic_optimizer.param_groups:
-            group["lr"] = self.schedule.at(self.step) * group.get("lr_ratio", 1.0)
-        tally = Tally(self.engine.device, self.engine.module.config)
-        seen = []
+        set_learning_rate(self.engine.basic_optimizer, self.schedule.at(self.step))
+        tally, seen = Tally(self.engine.device, self.engine.module.config), []
         for cells, passes in self.loader.next_batch():
             batch = self._to_device(self.collate(cells, passes))
             output = self.engine(**batch)
             self.engine.backward(output.loss)
             tally.add(output, batch)
-            seen.append((cells.row, passes, output.rna_loss.detach(), output.adt_loss.detach()))
+            seen.append(CellLosses(cells.row, passes, output.rna_loss.detach(), output.adt_loss.detach()))
             if self.engine.is_gradient_accumulation_boundary():
-                tally.reduce(self.stop.asked)
+                tally.reduce(self.stop.asked)  # the request to stop rides along with the losses
                 self.engine.basic_optimizer.skip = not self.guard.accepts(tally.loss)
             self.engine.step()
         self.step += 1
@@ -171,38 +169,23 @@ class PretrainingLoop:
         self.updates += applied
         self.guard.note(tally.loss, applied)
         if not applied:
-            self._tell_of_bad_step(tally, seen)
+            file = save_bad_step(self.directory.path, self.step, seen)
+            norm = self._gradient_norm()
+            what = f"step {self.step}: loss {tally.loss:.4g}, gradient norm {norm}, its cells in {str(file)!r}"
+            self.guard.check_goes_on(what)
+            self.log.say(f"{what}: no update, {self.guard.skipped} skipped so far")
         return tally
-
-    def _tell_of_bad_step(self, tally: Tally, seen: list[tuple]) -> None:
-        """Save which cells a step without an update was made of, and the losses of each; end the run if need be."""
-        mine = [
-            np.concatenate([torch.as_tensor(x).cpu().numpy() for x in column]) for column in zip(*seen, strict=True)
-        ]
-        rows, passes, rna_loss, adt_loss = (np.concatenate(column) for column in zip(*gather(mine), strict=True))
-        path = self.directory.path / BAD_STEPS / f"step_{self.step:08d}.npz"
-        what = f"step {self.step}: loss {tally.loss:.4g}, gradient norm {self._gradient_norm()}"
-        from_rank_0(lambda: _save_arrays(path, rows=rows, passes=passes, rna_loss=rna_loss, adt_loss=adt_loss))
-        if self.guard.gives_up:
-            raise ValueError(
-                f"the guard ended the run at {what}. Its cells are in {str(path)!r}. Look at them; then go on from the "
-                "newest checkpoint with guard.action=skip, or with another guard.loss_factor."
-            )
-        self.log.say(f"{what}: no update, {self.guard.skipped} skipped so far; cells in {path}")
 
     @torch.no_grad()
     def _evaluate(self) -> None:
-        """Score held-out cells; the last batch is filled up with cells of weight 0, so that all ranks keep step."""
-        number = len(self.validation_rows)
-        if number == 0:
+        """Score held-out cells, if there are any."""
+        if len(self.validation_rows) == 0:
             return
         self.engine.eval()
         tally = Tally(self.engine.device, self.engine.module.config)
-        size = self.loader.micro_batch_size
-        for start in range(0, number, size * comm.get_world_size()):
-            index = start + comm.get_rank() * size + np.arange(size)
-            batch = self._to_device(self.collate(self.read(self.validation_rows[index % number]), VALIDATION_EPOCH))
-            weight = torch.from_numpy(index < number).to(self.engine.device, torch.float64)
+        for cells, counts in self.loader.deal_rows(self.validation_rows):
+            batch = self._to_device(self.collate(cells, VALIDATION_EPOCH))
+            weight = torch.from_numpy(counts).to(self.engine.device, torch.float64)
             tally.add(self.engine(**batch), batch, weight)
         self.engine.train()
         tally.reduce()
@@ -211,6 +194,7 @@ class PretrainingLoop:
 
     def _report(self, tally: Tally, speed: Speed) -> None:
         """Write a record; speeds are those of training alone, without evaluation and checkpoints."""
+        peak = self.settings.peak_tflops
         tflops = speed.cells_per_s * self.flops(speed.tokens_per_cell) / comm.get_world_size() / 1e12
         record = (
             self._record("train")
@@ -221,7 +205,7 @@ class PretrainingLoop:
                 "cells_per_s": speed.cells_per_s,
                 "tokens_per_s": speed.tokens_per_s,
                 "tflops": tflops,
-                "mfu": tflops / self.peak_tflops if self.peak_tflops else None,
+                "mfu": tflops / peak if peak else None,
                 "data_stall": speed.stall,
                 "memory_gib": memory_gib(self.engine.device),
                 "skipped_steps": self.guard.skipped,
@@ -234,8 +218,7 @@ class PretrainingLoop:
             f"step {self.step}/{self.schedule.total_steps} | epoch {record['epoch']:.1f} | {tally} | "
             f"norm {record['grad_norm'] or float('nan'):.2f} | lr {record['lr']:.1e} | "
             f"{speed.cells_per_s:.0f} cells/s | {speed.tokens_per_s:.0f} tokens/s{used} | stall {speed.stall:.0%} | "
-            f"{record['memory_gib']:.1f} GiB | "
-            f"{left} left"
+            f"{record['memory_gib']:.1f} GiB | {left} left"
         )
 
     def _gradient_norm(self) -> float | None:
@@ -252,14 +235,5 @@ class PretrainingLoop:
             "seconds": self.seconds,
         }
 
-    def _save(self) -> None:
-        cadence = self.cadence
-        self.directory.save(self.engine, self.step, self.state_dict(), cadence.keep_checkpoints, cadence.keep_every)
-
     def _to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         return {k: v.to(self.engine.device, non_blocking=True) for k, v in batch.items()}
-
-
-def _save_arrays(path: Path, **arrays: NDArray) -> None:
-    path.parent.mkdir(exist_ok=True)
-    np.savez(path, **arrays)

@@ -4,7 +4,7 @@ import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from deepspeed import comm
@@ -12,6 +12,13 @@ from torch import Tensor
 
 _LOSSES = 5  # RNA, cells with RNA targets, ADT, cells with ADT targets, cells
 _TOKENS = 4  # visible and masked RNA tokens, visible and masked protein tokens
+
+
+class LossWeights(Protocol):
+    """How the losses of the modalities add up; the configuration of a model knows it."""
+
+    rna_loss_weight: float
+    adt_loss_weight: float
 
 
 class Tally:
@@ -22,12 +29,12 @@ class Tally:
     ----------
     device
         Where the batches are.
-    config
-        Has `rna_loss_weight` and `adt_loss_weight`.
+    weights
+        Of the losses.
     """
 
-    def __init__(self, device: torch.device, config: Any):
-        self._config = config
+    def __init__(self, device: torch.device, weights: LossWeights):
+        self._weights = weights
         self._sums = torch.zeros(_LOSSES + _TOKENS + 1, dtype=torch.float64, device=device)
         self._total: list[float] = []
 
@@ -42,7 +49,11 @@ class Tally:
         self._sums[:-1] += table.sum(1) if weight is None else table @ weight
 
     def reduce(self, stop_asked: bool = False) -> None:
-        """Add up over the ranks; tell all of them whether one was asked to stop."""
+        """
+        Add up over the ranks; tell all of them whether one was asked to stop.
+
+        The request rides in the same reduction: a step needs no second one, and all ranks stop after the same step.
+        """
         self._sums[-1] = float(stop_asked)
         comm.all_reduce(self._sums)
         self._total = self._sums.tolist()
@@ -66,7 +77,7 @@ class Tally:
     def loss(self) -> float:
         """The loss of the global batch."""
         rna, _, adt, _, cells = self._total[:_LOSSES]
-        return (self._config.rna_loss_weight * rna + self._config.adt_loss_weight * adt) / cells
+        return (self._weights.rna_loss_weight * rna + self._weights.adt_loss_weight * adt) / cells
 
     @property
     def losses(self) -> dict[str, float | None]:

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from scfusion_fm.config.pretrain import OptimConfig
+
 BETAS = (0.9, 0.95)
 SCHEDULES = ("cosine", "wsd")
 
@@ -63,22 +65,23 @@ class Schedule:
         return self.lr * (self.min_ratio + (1 - self.min_ratio) * left)
 
 
-def build_schedule(optim: Any, steps: int) -> Schedule:
+def build_schedule(optim: OptimConfig, cells: int) -> Schedule:
     """
-    Turn shares of the run into steps.
+    Turn passes over the cells, and shares of the run, into steps.
 
     Parameters
     ----------
     optim
-        Has `epochs`, `lr`, `min_lr_ratio`, `warmup_ratio`, `schedule` and `decay_ratio`.
-    steps
-        Length of the run.
+        Settings of the run.
+    cells
+        Training cells of a pass.
 
     Raises
     ------
     ValueError
-        If the run has none.
+        If the run has no step.
     """
+    steps = math.ceil(optim.epochs * cells / optim.global_batch_size)
     if steps < 1:
         raise ValueError(f"`optim.epochs` must make at least one step, got {optim.epochs}.")
     decay = math.ceil(steps * optim.decay_ratio) if optim.schedule == "wsd" else 0
@@ -114,6 +117,12 @@ def parameter_groups(model: nn.Module, weight_decay: float, embedding_lr_ratio: 
         {"params": [p for p in trained if id(p) in slow], "weight_decay": 0.0, "lr_ratio": embedding_lr_ratio},
     ]
     return [group for group in groups if group["params"]]
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of all groups, times the `lr_ratio` of those that have one."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_ratio", 1.0)
 
 
 class Skipping:
@@ -173,7 +182,7 @@ class ClippingAdamW(Skipping, torch.optim.AdamW):
         return super().step(closure)
 
 
-def build_optimizer(model: nn.Module, optim: Any, stage: int, on_cpu: bool) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, optim: OptimConfig, stage: int, on_cpu: bool) -> torch.optim.Optimizer:
     """
     Make the optimizer that a ZeRO stage needs.
 
@@ -182,7 +191,7 @@ def build_optimizer(model: nn.Module, optim: Any, stage: int, on_cpu: bool) -> t
     model
         Model whose parameters are trained.
     optim
-        Has `lr`, `weight_decay`, `embedding_lr_ratio` and `max_grad_norm`.
+        Settings of the run.
     stage
         ZeRO stage.
     on_cpu

@@ -17,6 +17,8 @@ from deepspeed import comm
 from deepspeed.accelerator import get_accelerator
 from torch import distributed
 
+from scfusion_fm.training.collectives import from_rank_0, gather
+
 _ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
 _LOOK_AGAIN_S = 0.5
 
@@ -80,9 +82,7 @@ def start_ranks(threads_per_rank: int, timeout_s: float) -> Ranks:
     distributed.distributed_c10d.default_pg_nccl_timeout = timeout
     if not comm.is_initialized():
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False, timeout=timeout)
-    hosts = [""] * comm.get_world_size()
-    distributed.all_gather_object(hosts, socket.gethostname())
-    return Ranks(comm.get_rank(), comm.get_world_size(), tuple(hosts))
+    return Ranks(comm.get_rank(), comm.get_world_size(), tuple(gather(socket.gethostname())))
 
 
 @contextmanager
@@ -121,18 +121,11 @@ def check_shared(directory: Path, ranks: Ranks, patience_s: float = 30.0) -> Non
     ValueError
         If rank 0 cannot write there, or ranks see another directory or may not write to it.
     """
-    file = directory / f".seen_by_all_{secrets.token_hex(8)}"
-    told = [(file.name, _write_token(file))] if ranks.rank == 0 else [None]
-    distributed.broadcast_object_list(told, src=0)
-    name, problem = told[0]
-    if problem is not None:
-        raise ValueError(f"`output_dir` must be a directory that may be written to, got {str(directory)!r}: {problem}.")
-    file = directory / name
+    file = directory / from_rank_0(lambda: _write_token(directory))
     deadline = time.monotonic() + patience_s
     while not (seen := file.is_file()) and time.monotonic() < deadline:
         time.sleep(_LOOK_AGAIN_S)
-    answers = [False] * ranks.world_size
-    distributed.all_gather_object(answers, seen and os.access(directory, os.W_OK))
+    answers = gather(seen and os.access(directory, os.W_OK))
     if ranks.rank == 0:
         file.unlink()
     blind = [rank for rank, answer in enumerate(answers) if not answer]
@@ -151,14 +144,24 @@ def _name_numbers(ranks: list[int]) -> str:
     return "ranks " + ", ".join(map(str, ranks))
 
 
-def _write_token(file: Path) -> str | None:
-    """Write a file for the other ranks to find; give what is wrong, or None."""
+def _write_token(directory: Path) -> str:
+    """
+    Write a file for the other ranks to find; give its name.
+
+    Raises
+    ------
+    ValueError
+        If that cannot be done.
+    """
+    file = directory / f".seen_by_all_{secrets.token_hex(8)}"
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(parents=True, exist_ok=True)
         file.touch()
     except OSError as error:
-        return str(error)
-    return None
+        raise ValueError(
+            f"`output_dir` must be a directory that may be written to, got {str(directory)!r}: {error}."
+        ) from error
+    return file.name
 
 
 def _read_slurm_step() -> dict[str, str] | None:

@@ -7,19 +7,20 @@ import socket
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import deepspeed
 from deepspeed import comm
 
 from scfusion_fm.config.loading import config_differences
+from scfusion_fm.config.pretrain import RunConfig
 from scfusion_fm.training import checkpoint
-from scfusion_fm.training.checkpoint import CHECKPOINTS, Checkpoint
+from scfusion_fm.training.checkpoint import Checkpoint
 from scfusion_fm.training.collectives import from_rank_0, gather, together
 from scfusion_fm.training.fragments import live_fragments, own_fragments, set_updates
+from scfusion_fm.training.run_files import CHECKPOINTS, IDENTITY, LOCK
 
-IDENTITY, LOCK = "run.json", ".lock"
-LOCK_PATIENCE_S = 20.0
+LOCK_PATIENCE_S = 20.0  # a run that was killed may take a while to be gone
 
 
 class RunDirectory:
@@ -32,88 +33,24 @@ class RunDirectory:
         Directory of the run; made when missing.
     identity
         What must not change between a run and its continuation: settings and atlas.
+    settings
+        Which checkpoints stay.
 
     Raises
     ------
     ValueError
-        If the directory holds something else, or a run with another identity.
+        On all ranks, if the directory holds something else, a run with another identity, or one that goes on.
     """
 
-    def __init__(self, path: Path, identity: dict[str, Any]):
+    def __init__(self, path: Path, identity: dict[str, Any], settings: RunConfig):
         self.path = path
-        # Rank 0 alone looks and writes; all ranks hear its verdict, so that they stop together.
-        verdict = from_rank_0(lambda: self._claim(identity))
-        if verdict is not None:
-            raise ValueError(verdict)
+        self._settings = settings
+        from_rank_0(lambda: self._claim(identity))
 
     @property
     def checkpoints(self) -> Path:
         """Directory of the checkpoints."""
         return self.path / CHECKPOINTS
-
-    def _claim(self, identity: dict[str, Any]) -> str | None:
-        """Write the identity of a new run, or compare it; give what is wrong, or None."""
-        known = self.path / IDENTITY
-        occupied = self.path.exists() and any(found.name != LOCK for found in self.path.iterdir())
-        is_run = known.exists() or checkpoint.complete_checkpoints(self.checkpoints)
-        if occupied and not is_run:
-            return f"`output_dir` must be new, empty or a run to resume, got {str(self.path)!r} with other files."
-        self.path.mkdir(parents=True, exist_ok=True)
-        problem = self._lock()
-        if problem is not None:
-            return problem
-        if known.exists() and checkpoint.complete_checkpoints(self.checkpoints):
-            changed = config_differences(self._read_identity(), identity)
-            if changed:
-                return (
-                    f"`output_dir` {str(self.path)!r} holds a run with other settings: {'; '.join(changed)}. "
-                    "Choose another directory, or go on with the old settings."
-                )
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
-        checkpoint.clean(self.checkpoints)
-        checkpoint.write_atomically(known, json.dumps(identity, indent=1))
-        return None
-
-    def _read_identity(self) -> dict[str, Any]:
-        """
-        Read the settings that the run was started with.
-
-        Raises
-        ------
-        ValueError
-            If they cannot be read.
-        """
-        try:
-            return json.loads((self.path / IDENTITY).read_text())
-        except ValueError as error:
-            raise ValueError(
-                f"{str(self.path / IDENTITY)!r} must be as the run wrote it, got what is no JSON: {error}. Remove it "
-                "to go on from the checkpoints with the settings that you give."
-            ) from error
-
-    def _lock(self) -> str | None:
-        """Keep others from the directory as long as this process lives; say who is there if there is somebody."""
-        self._held = (self.path / LOCK).open("a+")
-        deadline = time.monotonic() + LOCK_PATIENCE_S  # a run that was killed may take a while to be gone
-        while True:
-            try:
-                fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    self._held.seek(0)
-                    return (
-                        f"`output_dir` must not be in use, got {str(self.path)!r}, where a run is going on: "
-                        f"{self._held.read().strip()}. Stop it, or choose another directory."
-                    )
-                time.sleep(0.1)
-            except OSError as error:  # a file system without locks
-                print(f"warning: {str(self.path)!r} cannot be locked against a second run: {error}", file=sys.stderr)
-                break
-        self._held.truncate(0)
-        self._held.write(f"process {os.getpid()} on host {socket.gethostname()}\n")
-        self._held.flush()
-        return None
 
     def newest(self) -> Checkpoint | None:
         """
@@ -143,9 +80,7 @@ class RunDirectory:
             )
         return None
 
-    def save(
-        self, engine: deepspeed.DeepSpeedEngine, step: int, state: dict[str, Any], keep: int, keep_every: int = 0
-    ) -> None:
+    def save(self, engine: deepspeed.DeepSpeedEngine, step: int, state: dict[str, Any]) -> None:
         """
         Write a checkpoint from all ranks, then remove old ones.
 
@@ -155,15 +90,13 @@ class RunDirectory:
             Whose weights and moments are written.
         step, state
             Position of the run, and what else it needs to go on from there, as JSON holds it.
-        keep, keep_every
-            The newest `keep` checkpoints stay, and those of every `keep_every`-th step (0: none).
 
         Raises
         ------
         OSError
             On all ranks, if one of them could not write; older checkpoints are as they were.
         """
-        scratch = self.checkpoints / from_rank_0(lambda: checkpoint.start_checkpoint(self.checkpoints, step).name)
+        scratch = self.checkpoints / from_rank_0(lambda: self._start_checkpoint(step))
         try:
             files = together(lambda: checkpoint.write_rank(scratch, comm.get_rank(), own_fragments(engine)))
             manifest = {
@@ -177,13 +110,88 @@ class RunDirectory:
             from_rank_0(lambda: checkpoint.publish(scratch, manifest).name)
         except OSError as error:
             if comm.get_rank() == 0:
-                checkpoint.clean(self.checkpoints)
+                checkpoint.remove_leftovers(self.checkpoints)
             raise OSError(
                 error.errno,
                 f"the checkpoint of step {step} could not be written: {error.strerror}. The older ones are intact; "
                 "make room and run the same command again",
             ) from error
-        from_rank_0(lambda: checkpoint.prune(self.checkpoints, step, keep, keep_every))
+        keep = self._settings
+        from_rank_0(lambda: checkpoint.prune(self.checkpoints, step, keep.keep_checkpoints, keep.keep_every))
+
+    def _claim(self, identity: dict[str, Any]) -> None:
+        """
+        Write the identity of a new run, or compare it.
+
+        Raises
+        ------
+        ValueError
+            If the directory holds something else, a run with another identity, or one that goes on.
+        """
+        known = self.path / IDENTITY
+        occupied = self.path.exists() and any(found.name != LOCK for found in self.path.iterdir())
+        has_checkpoints = bool(checkpoint.complete_checkpoints(self.checkpoints))
+        if occupied and not (known.exists() or has_checkpoints):
+            raise ValueError(
+                f"`output_dir` must be new, empty or a run to resume, got {str(self.path)!r} with other files."
+            )
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock()
+        if known.exists() and has_checkpoints:
+            changed = config_differences(self._read_identity(), identity)
+            if changed:
+                raise ValueError(
+                    f"`output_dir` {str(self.path)!r} holds a run with other settings: {'; '.join(changed)}. "
+                    "Choose another directory, or go on with the old settings."
+                )
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        checkpoint.remove_leftovers(self.checkpoints)
+        checkpoint.write_durably(known, json.dumps(identity, indent=1))
+
+    def _lock(self) -> None:
+        """
+        Keep others from the directory as long as this process lives.
+
+        Raises
+        ------
+        ValueError
+            If somebody else is there, and stays.
+        """
+        self._held = (self.path / LOCK).open("a+")
+        deadline = time.monotonic() + LOCK_PATIENCE_S
+        while not _try_lock(self._held):
+            if time.monotonic() > deadline:
+                self._held.seek(0)
+                raise ValueError(
+                    f"`output_dir` must not be in use, got {str(self.path)!r}, where a run is going on: "
+                    f"{self._held.read().strip()}. Stop it, or choose another directory."
+                )
+            time.sleep(0.1)
+        self._held.truncate(0)
+        self._held.write(f"process {os.getpid()} on host {socket.gethostname()}\n")
+        self._held.flush()
+
+    def _read_identity(self) -> dict[str, Any]:
+        """
+        Read the settings that the run was started with.
+
+        Raises
+        ------
+        ValueError
+            If they cannot be read.
+        """
+        try:
+            return json.loads((self.path / IDENTITY).read_text())
+        except ValueError as error:
+            raise ValueError(
+                f"{str(self.path / IDENTITY)!r} must be as the run wrote it, got what is no JSON: {error}. Remove it "
+                "to go on from the checkpoints with the settings that you give."
+            ) from error
+
+    def _start_checkpoint(self, step: int) -> str:
+        """Make room and a directory for a checkpoint; give the name of that."""
+        checkpoint.remove_leftovers(self.checkpoints)
+        return checkpoint.start_checkpoint(self.checkpoints, step).name
 
 
 def restore(engine: deepspeed.DeepSpeedEngine, found: Checkpoint, updates: int) -> None:
@@ -191,3 +199,14 @@ def restore(engine: deepspeed.DeepSpeedEngine, found: Checkpoint, updates: int) 
     found.restore(live_fragments(engine))
     set_updates(engine, updates)
     comm.barrier()  # nobody starts, and removes files, while others read
+
+
+def _try_lock(file: TextIO) -> bool:
+    """Lock a file, unless another process has; on a file system without locks, warn and go on."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        print(f"warning: {file.name!r} cannot be locked against a second run: {error}", file=sys.stderr)
+    return True

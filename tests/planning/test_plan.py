@@ -13,10 +13,13 @@ from scfusion_fm.cli.main import main
 from scfusion_fm.config.loading import load_config
 from scfusion_fm.config.pretrain import MaskingConfig, PretrainConfig
 from scfusion_fm.data.vocabulary.vocabulary import build_vocabulary
-from scfusion_fm.planning.memory import DeepSpeedSettings, Request, longest_cell, mean_cell, memory_per_gpu, plan_run
-from scfusion_fm.planning.recipe import describe_model, plan_recipe
-from scfusion_fm.planning.sizing import ParameterCounts, TokenCounts, count_parameters, train_flops
+from scfusion_fm.planning.memory import memory_per_gpu
+from scfusion_fm.planning.plan import PlanRequest, plan_run
+from scfusion_fm.planning.recipe import build_model_config, plan_recipe
+from scfusion_fm.planning.settings import DeepSpeedSettings
+from scfusion_fm.planning.sizing import ParameterCounts, count_parameters, train_flops
 from scfusion_fm.planning.text import render_plan
+from scfusion_fm.planning.tokens import TokenCounts, longest_tokens, mean_tokens
 
 ONE_MACHINE = ("demo", "human", "paper")
 RECIPES = {p.stem: p for p in sorted((ROOT / "configs" / "pretrain").glob("*.yaml")) if p.stem not in ONE_MACHINE}
@@ -46,7 +49,7 @@ def request(**changes):
         "epochs": 2.0,
         "cells": 1000,
     }
-    return Request(**given | changes)
+    return PlanRequest(**given | changes)
 
 
 def run(monkeypatch, *arguments):
@@ -60,7 +63,7 @@ def run(monkeypatch, *arguments):
 @pytest.mark.parametrize(("name", "size"), SIZES.items())
 def test_recipes_have_the_size_of_their_name(name, size):
     config = load_config(PretrainConfig, RECIPES[name])
-    model = describe_model(config, extractor_of(VOCABULARY, config))
+    model = build_model_config(config, extractor_of(VOCABULARY, config))
     assert count_parameters(model).total == pytest.approx(size, rel=0.1)
     assert model.head_dim in (32, 64)
     with torch.device("meta"):
@@ -91,7 +94,7 @@ def test_the_paper_recipe_is_the_protocol_of_the_ancestor():
     small = {key: values[:4000] for key, values in VOCABULARY.to_dict().items() if "gene_" in key and "prot" not in key}
     small["gene_chromosomes"] = ["1"] * 4000
     proteins = {key: VOCABULARY.to_dict()[key] for key in ("protein_names", "protein_gene_ids")}
-    model = describe_model(config, extractor_of(type(VOCABULARY)(**small, **proteins), config))
+    model = build_model_config(config, extractor_of(type(VOCABULARY)(**small, **proteins), config))
     assert (model.num_rna_tokens, model.num_hidden_layers, model.num_decoder_layers) == (400, 6, 4)
 
 
@@ -177,7 +180,7 @@ def test_steps_and_time_follow_from_cells_and_speed(tiny_config):
     masking = MaskingConfig(0.25, 0.25, 0.0, 0.0)
     found = plan_run(tiny_config, masking, DeepSpeedSettings(), request(tflops=1e-3))
     assert found.steps == -(-2 * 1000 // 48)
-    per_cell = train_flops(tiny_config, mean_cell(tiny_config, masking, 6))
+    per_cell = train_flops(tiny_config, mean_tokens(tiny_config, masking, 6))
     assert found.seconds == pytest.approx(found.steps * 48 * per_cell / (4 * 1e9))
     assert plan_run(tiny_config, masking, DeepSpeedSettings(), request(cells=None)).steps is None
     assert plan_run(tiny_config, masking, DeepSpeedSettings(), request()).seconds is None
@@ -185,10 +188,10 @@ def test_steps_and_time_follow_from_cells_and_speed(tiny_config):
 
 def test_hidden_modalities_lengthen_all_cells_of_a_batch():
     config = ScFusionTTTConfig(num_rna_tokens=100, num_proteins=40)
-    assert longest_cell(config, MaskingConfig(0.5, 0.5, 0, 0)) == TokenCounts(64, 48, 32, 16)
-    assert longest_cell(config, MaskingConfig(0.5, 0.5, 0.1, 0.1)) == TokenCounts(112, 0, 48, 0)
-    assert mean_cell(config, MaskingConfig(0.5, 0.5, 0.5, 0), 1) == TokenCounts(88, 24, 32, 16)
-    assert mean_cell(config, MaskingConfig(0.5, 0.5, 0.5, 0), 2).rna_visible == 100
+    assert longest_tokens(config, MaskingConfig(0.5, 0.5, 0, 0)) == TokenCounts(64, 48, 32, 16)
+    assert longest_tokens(config, MaskingConfig(0.5, 0.5, 0.1, 0.1)) == TokenCounts(112, 0, 48, 0)
+    assert mean_tokens(config, MaskingConfig(0.5, 0.5, 0.5, 0), 1) == TokenCounts(88, 24, 32, 16)
+    assert mean_tokens(config, MaskingConfig(0.5, 0.5, 0.5, 0), 2).rna_visible == 100
 
 
 def test_largest_micro_batch_is_the_last_that_fits(tiny_config):

@@ -8,7 +8,8 @@ from launch import ROOT
 from torch.utils.flop_counter import FlopCounterMode
 
 from scfusion_fm import ScFusionTTTConfig, ScFusionTTTForPreTraining
-from scfusion_fm.planning.sizing import TokenCounts, activation_bytes, count_parameters, forward_flops, train_flops
+from scfusion_fm.planning.sizing import activation_bytes, count_parameters, forward_flops, train_flops
+from scfusion_fm.planning.tokens import TokenCounts
 
 _spec = importlib.util.spec_from_file_location("memory_benchmark", ROOT / "benchmarks" / "memory.py")
 memory = importlib.util.module_from_spec(_spec)

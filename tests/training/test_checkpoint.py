@@ -14,11 +14,11 @@ from scfusion_fm.training.checkpoint import (
     MANIFEST,
     Checkpoint,
     Fragment,
-    clean,
     complete_checkpoints,
     newest_checkpoint,
     prune,
     publish,
+    remove_leftovers,
     start_checkpoint,
     write_rank,
 )
@@ -103,7 +103,7 @@ def test_unfinished_and_half_removed_checkpoints_are_cleaned_up(checkpoints):
     start_checkpoint(checkpoints, 2)
     write(checkpoints, 4).directory.rename(checkpoints / "step_00000004.removed")
     assert complete_checkpoints(checkpoints) == [kept]
-    clean(checkpoints)
+    remove_leftovers(checkpoints)
     assert list(checkpoints.iterdir()) == [kept]
 
 

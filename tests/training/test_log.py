@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scfusion_fm.training.log import METRICS_FILE, RunLog, cut_records, format_seconds
+from scfusion_fm.config.pretrain import RunConfig
+from scfusion_fm.training.log import RunLog, cut_records, format_seconds
+from scfusion_fm.training.run_files import METRICS
 from scfusion_fm.training.sinks import MLFLOW_STORE, TensorBoardSink, flatten_settings
 
 CONFIG = {"optim": {"lr": 0.5, "betas": [0.9, 0.95]}, "weights": {"blood (a+b)": 2}, "seed": 3}
@@ -19,8 +21,8 @@ def record(step, loss, split="train"):
     return {"step": step, "split": split, "loss": loss, "adt_loss": None, "skipped_steps": 0}
 
 
-def write(directory, steps, **settings):
-    log = RunLog(directory, True, config=CONFIG, **settings)
+def write(directory, steps, first_step=0, **settings):
+    log = RunLog(directory, RunConfig(**settings), CONFIG, first_step)
     for step in steps:
         log.write(record(step, 1 / step))
         log.write(record(step, 2 / step, "val"))
@@ -28,13 +30,13 @@ def write(directory, steps, **settings):
 
 
 def steps_of(directory):
-    return [(r["step"], r["split"]) for r in map(json.loads, (directory / METRICS_FILE).read_text().splitlines())]
+    return [(r["step"], r["split"]) for r in map(json.loads, (directory / METRICS).read_text().splitlines())]
 
 
 @pytest.mark.parametrize("first_step", [0, 2, 3])
 def test_log_of_a_resumed_run_has_every_step_once(tmp_path, first_step):
     write(tmp_path, (1, 2, 3), tensorboard=False)
-    with (tmp_path / METRICS_FILE).open("a") as file:
+    with (tmp_path / METRICS).open("a") as file:
         file.write('{"step": 4, "spl')  # killed while writing
     write(tmp_path, range(first_step + 1, 5), tensorboard=False, first_step=first_step)
     assert steps_of(tmp_path) == [(step, split) for step in (1, 2, 3, 4) for split in ("train", "val")]
@@ -46,7 +48,7 @@ def test_log_of_a_resumed_run_has_every_step_once(tmp_path, first_step):
     last_step=st.integers(0, 30),
 )
 def test_records_are_cut_as_if_all_were_read(tmp_path_factory, steps, torn, last_step):
-    path = tmp_path_factory.mktemp("cut") / METRICS_FILE
+    path = tmp_path_factory.mktemp("cut") / METRICS
     lines = [json.dumps(record(step, 1.0)) + "\n" for step in steps]
     path.write_text("".join(lines) + torn)
     assert cut_records(path, last_step) == max(steps, default=0)
@@ -54,21 +56,21 @@ def test_records_are_cut_as_if_all_were_read(tmp_path_factory, steps, torn, last
 
 
 def test_records_that_stay_are_not_read(tmp_path):
-    path = tmp_path / METRICS_FILE
+    path = tmp_path / METRICS
     path.write_text('not read\n{"step": 1}\n{"step": 2}\n')
     cut_records(path, 1)
     assert path.read_text() == 'not read\n{"step": 1}\n'
 
 
 def test_record_that_cannot_be_written_ends_the_run(tmp_path):
-    log = RunLog(tmp_path, True, tensorboard=False)
+    log = RunLog(tmp_path, RunConfig(tensorboard=False), CONFIG)
     log._file.close()
     with pytest.raises(ValueError, match="closed file"):
         log.write(record(1, 1.0))
 
 
 def test_other_ranks_write_nothing(tmp_path, capsys):
-    log = RunLog(tmp_path, False)
+    log = RunLog(tmp_path, RunConfig(), CONFIG, enabled=False)
     log.write(record(1, 1.0))
     log.say("hello")
     log.close()
@@ -109,7 +111,7 @@ def test_sink_that_fails_is_told_once_and_left_out(tmp_path, monkeypatch, capsys
 def test_sink_that_does_not_start_ends_a_new_run_but_not_a_resumed_one(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("scfusion_fm.training.sinks.TensorBoardSink", BrokenSink)
     with pytest.raises(ValueError, match=r"`run\.tensorboard` must name what can be written to, got: no route\."):
-        RunLog(tmp_path, True)
+        RunLog(tmp_path, RunConfig(), CONFIG)
     write(tmp_path, (5,), first_step=4)
     assert capsys.readouterr().err == "warning: `run.tensorboard` is left out: no route\n"
     assert len(steps_of(tmp_path)) == 2
@@ -123,7 +125,7 @@ def test_missing_packages_are_told(tmp_path, monkeypatch, setting, extra, packag
     monkeypatch.setitem(sys.modules, package, None)
     message = rf"`run\.{setting}` must be null without the packages .*, got 'p'; pip install 'scfusion-fm\[{extra}\]'"
     with pytest.raises(ValueError, match=message):
-        RunLog(tmp_path, True, tensorboard=False, **{setting: "p"})
+        RunLog(tmp_path, RunConfig(tensorboard=False, **{setting: "p"}), CONFIG)
 
 
 def test_settings_become_flat():
@@ -218,7 +220,7 @@ def test_mlflow_has_every_step_once_in_one_run(tmp_path, monkeypatch, mlflow, pl
 
 
 def write_nan(directory, first_step):
-    log = RunLog(directory, True, first_step, tensorboard=False, mlflow_experiment="e")
+    log = RunLog(directory, RunConfig(tensorboard=False, mlflow_experiment="e"), CONFIG, first_step)
     log.write(record(first_step + 1, math.nan, "val"))
     log.close()
 
@@ -229,7 +231,7 @@ def test_durations_are_readable():
 
 
 def test_numbers_that_are_not_finite_are_null(tmp_path):
-    log = RunLog(tmp_path, True, tensorboard=False)
+    log = RunLog(tmp_path, RunConfig(tensorboard=False), CONFIG)
     log.write(record(1, math.nan))
     log.close()
-    assert json.loads((tmp_path / METRICS_FILE).read_text(), parse_constant=pytest.fail)["loss"] is None
+    assert json.loads((tmp_path / METRICS).read_text(), parse_constant=pytest.fail)["loss"] is None

@@ -8,7 +8,16 @@ import torch
 from torch import nn
 
 from scfusion_fm import ScFusionTTTForPreTraining
-from scfusion_fm.training.optimizer import BETAS, ClippingAdamW, Schedule, SkippingAdamW, parameter_groups
+from scfusion_fm.config.pretrain import OptimConfig
+from scfusion_fm.training.optimizer import (
+    BETAS,
+    ClippingAdamW,
+    Schedule,
+    SkippingAdamW,
+    build_schedule,
+    parameter_groups,
+    set_learning_rate,
+)
 
 
 def test_schedule_warms_up_and_decays_to_its_last_value():
@@ -34,6 +43,20 @@ def test_schedules_that_do_not_fit_are_refused():
         Schedule(10, 1, 1.0, 0.1, "linear")
     with pytest.raises(ValueError, match="must be at most 1 together, got 6 and 5 of 10 steps"):
         Schedule(10, 6, 1.0, 0.1, "wsd", 5)
+
+
+def test_schedule_of_a_run_follows_from_its_cells():
+    optim = OptimConfig(epochs=2, global_batch_size=16, lr=0.5, warmup_ratio=0.1, schedule="wsd", decay_ratio=0.2)
+    assert build_schedule(optim, 100) == Schedule(13, 2, 0.5, optim.min_lr_ratio, "wsd", 3)
+    assert build_schedule(OptimConfig(epochs=2, global_batch_size=16), 100).decay_steps == 0
+    with pytest.raises(ValueError, match=r"`optim\.epochs` must make at least one step, got 0"):
+        build_schedule(OptimConfig(epochs=0), 100)
+
+
+def test_groups_learn_at_their_share_of_the_rate():
+    optimizer = torch.optim.AdamW([{"params": [nn.Parameter(torch.ones(1))]}, {"params": [], "lr_ratio": 0.25}])
+    set_learning_rate(optimizer, 2.0)
+    assert [group["lr"] for group in optimizer.param_groups] == [2.0, 0.5]
 
 
 def test_only_matrices_of_linear_layers_decay(tiny_config):

@@ -96,6 +96,7 @@ class AtlasLoader:
         self.cells_seen = 0
         self.stall_seconds = 0.0
         self._atlas = atlas
+        self._rank, self._world_size = rank, world_size
         self._slots = rank_slots(global_batch_size, order.lanes, rank, world_size)
         steps = min(order.lanes * self._window_rows, len(order)) // global_batch_size
         self._ahead = max(steps, 1) * self.accumulation_steps  # one window of each lane, or one epoch
@@ -130,6 +131,17 @@ class AtlasLoader:
             batch = self._dense.popleft().result()
             self.stall_seconds += time.monotonic() - start
             yield batch
+
+    def deal_rows(self, rows: NDArray[np.int64]) -> Iterator[tuple[AtlasRows, NDArray[np.bool_]]]:
+        """
+        Read some rows of the atlas once, whatever the position; give cells, and which of them count, (B,).
+
+        Every rank gets as many batches. They are filled up with cells that do not count, since others have them.
+        """
+        size = self.micro_batch_size
+        for start in range(0, len(rows), size * self._world_size):
+            place = start + self._rank * size + np.arange(size)
+            yield self._atlas.read(rows[place % len(rows)]), place < len(rows)
 
     def state_dict(self) -> dict[str, Any]:
         """Give the position in the stream, the same on all ranks, and what the stream consists of."""

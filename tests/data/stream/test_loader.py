@@ -247,6 +247,16 @@ def test_atlas_in_an_object_store_gives_the_same_batches(atlas_path, make_loader
             assert next_digests([remote]) == next_digests([local])
 
 
+@pytest.mark.parametrize("number", [0, 1, 7, 12, 13])
+def test_rows_are_dealt_once_and_as_many_to_each_rank(atlas, make_loader, number):
+    rows = atlas.rows_of("val")[:number]
+    dealt = [list(make_loader(batch=12, rank=rank, world_size=3).deal_rows(rows)) for rank in range(3)]
+    assert len({len(batches) for batches in dealt}) == 1
+    assert all(len(cells.row) == len(counts) == 2 for batches in dealt for cells, counts in batches)
+    counted = [cells.row[counts] for batches in dealt for cells, counts in batches]
+    assert sorted(np.concatenate([*counted, np.array([], int)])) == rows.tolist()
+
+
 def test_killed_process_resumes_with_the_next_batch(atlas_path, make_loader, tmp_path):
     """SIGKILL in the middle of reading: what the last saved state says is what comes next."""
     script = """
