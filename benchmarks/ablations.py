@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score, log_loss
 from threadpoolctl import threadpool_limits
+from torch import Tensor
 
 from scfusion_fm import ScFusionTTTFeatureExtractor, ScFusionTTTForPreTraining
 from scfusion_fm.config.loading import load_config
@@ -84,7 +85,7 @@ def train(
         batches = [collate(*cells) for cells in loader.next_batch()]
         waited += time.monotonic() - asked
         for batch in batches:
-            batch = {name: x.to(device) for name, x in batch.items()}
+            batch = {name: x.to(device) if isinstance(x, Tensor) else x for name, x in batch.items()}
             measure_loss(variant, model.config, model(**batch), batch).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -106,7 +107,7 @@ def measure_reconstruction(
     errors, rows = [], atlas.rows_of("val")
     for start in range(0, len(rows), PART):
         batch = collate(atlas.read(rows[start : start + PART]), 0)
-        batch = {name: x.to(device) for name, x in batch.items()}
+        batch = {name: x.to(device) if isinstance(x, Tensor) else x for name, x in batch.items()}
         errors.append(rna_errors(variant, model(**batch), batch))
     return torch.cat(errors).mean().item()
 

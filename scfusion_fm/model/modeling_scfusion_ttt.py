@@ -124,8 +124,8 @@ class ScFusionTTTModel(ScFusionTTTPreTrainedModel):
             (B, N) and (B, P) true for tokens hidden from the encoder; none when None.
         max_lengths
             Most tokens that a module reads of a cell of this batch, by its name, as
-            `ScFusionTTTFeatureExtractor.find_max_lengths` finds them on the host. When None they are counted on the
-            device, for which the host waits.
+            `ScFusionTTTFeatureExtractor.find_max_lengths` finds them on the host. What is not there is counted on
+            the device, for which the host waits.
         output_inner_loss
             Whether to give the inner losses of the TTT layers; the other outputs are the same.
 
@@ -281,7 +281,6 @@ class ScFusionTTTForCellTypeAnnotation(ScFusionTTTPreTrainedModel):
         rna_bool_masked_pos: Tensor | None = None,
         adt_bool_masked_pos: Tensor | None = None,
         labels: Tensor | None = None,
-        max_lengths: dict[str, int] | None = None,
     ) -> ScFusionTTTPredictionOutput | tuple:
         """
         Classify; the inputs as in `ScFusionTTTModel.forward`.
@@ -295,8 +294,6 @@ class ScFusionTTTForCellTypeAnnotation(ScFusionTTTPreTrainedModel):
             stage); none when None. A model with `config.projected_proteins` makes its own.
         labels
             (B,) class indices; -100 for a cell without a label.
-        max_lengths
-            As in `ScFusionTTTModel.forward`.
 
         Raises
         ------
@@ -306,8 +303,6 @@ class ScFusionTTTForCellTypeAnnotation(ScFusionTTTPreTrainedModel):
         if self.config.projected_proteins is not None:
             adt_values = adt_observed = None
             adt_bool_masked_pos = self._hide_proteins(rna_values)
-            if max_lengths is not None:
-                max_lengths = max_lengths | {"adt_encoder": len(set(self.config.projected_proteins))}
         encoded = self.model(
             rna_values,
             rna_observed,
@@ -315,7 +310,6 @@ class ScFusionTTTForCellTypeAnnotation(ScFusionTTTPreTrainedModel):
             adt_observed,
             rna_bool_masked_pos,
             adt_bool_masked_pos,
-            max_lengths,
             return_dict=True,
         )
         read = self.dropout(encoded.modality_pooler_output.flatten(1))
@@ -400,7 +394,6 @@ class ScFusionTTTForCrossModalPrediction(ScFusionTTTPreTrainedModel):
         rna_observed: Tensor | None = None,
         adt_values: Tensor | None = None,
         adt_observed: Tensor | None = None,
-        max_lengths: dict[str, int] | None = None,
     ) -> ScFusionTTTPredictionOutput | tuple:
         """
         Predict the target modality of `config.target_modality`; arguments as in `ScFusionTTTModel.forward`.
@@ -418,7 +411,7 @@ class ScFusionTTTForCrossModalPrediction(ScFusionTTTPreTrainedModel):
         if source.values is None:
             name = "rna_values" if source is rna else "adt_values"
             raise ValueError(f"`{name}` must be given to predict {self.config.target_modality!r}, got None.")
-        logits, pooled = self._reconstruct(source, max_lengths)
+        logits, pooled = self._reconstruct(source)
         loss = None
         if labels.values is not None:
             loss = mean_squared_error_per_cell(logits, labels.values, labels.seen(), self.target_weight).mean()
@@ -432,7 +425,7 @@ class ScFusionTTTForCrossModalPrediction(ScFusionTTTPreTrainedModel):
             return (self.config.num_proteins,)
         return self.config.num_rna_tokens, self.config.rna_patch_size
 
-    def _reconstruct(self, source: ModalityInput, max_lengths: dict[str, int] | None) -> tuple[Tensor, Tensor]:
+    def _reconstruct(self, source: ModalityInput) -> tuple[Tensor, Tensor]:
         """Run the autoencoder with every token of the target masked; (B, P) or (B, N, S), and the embedding."""
         number, split = self._target_shape()[0], self.config.num_rna_tokens
         masked = torch.ones(len(source.values), number, device=source.values.device, dtype=torch.bool)
@@ -442,6 +435,6 @@ class ScFusionTTTForCrossModalPrediction(ScFusionTTTPreTrainedModel):
         else:
             shown = {"adt_values": source.values, "adt_observed": source.observed, "rna_bool_masked_pos": masked}
             decoder, own, known = self.rna_decoder, slice(split), {"rna_encoder": number}
-        encoded = self.model(**shown, max_lengths=(max_lengths or {}) | known, return_dict=True)
+        encoded = self.model(**shown, max_lengths=known, return_dict=True)
         decoded = decoder(encoded.last_hidden_state[:, own], encoded.attention_mask[:, own], masked, number)
         return decoded.view(len(masked), *self._target_shape()), encoded.pooler_output

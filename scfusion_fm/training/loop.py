@@ -23,7 +23,7 @@ from scfusion_fm.training.stop import StopRequest
 
 VALIDATION_EPOCH = -1  # held-out cells get the same masks every time
 
-Collator = Callable[[Any, NDArray[np.int64] | int], dict[str, Tensor]]
+Collator = Callable[[Any, NDArray[np.int64] | int], dict[str, Any]]
 
 
 class Loader(Protocol):
@@ -235,5 +235,6 @@ class PretrainingLoop:
             "seconds": self.seconds,
         }
 
-    def _to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {k: v.to(self.engine.device, non_blocking=True) for k, v in batch.items()}
+    def _to_device(self, batch: dict[str, Any]) -> dict[str, Any]:
+        device = self.engine.device
+        return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}

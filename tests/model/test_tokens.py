@@ -1,12 +1,13 @@
 """Selecting tokens: what a subset holds, what the roles of tokens are, and that nothing waits for the device."""
 
+from unittest import mock
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from scfusion_fm import (
     ScFusionTTTFeatureExtractor,
-    ScFusionTTTForCellTypeAnnotation,
     ScFusionTTTForCrossModalPrediction,
     ScFusionTTTForPreTraining,
     ScFusionTTTModel,
@@ -36,21 +37,9 @@ def without_masks(batch):
     return {name: x for name, x in batch.items() if "masked" not in name}
 
 
-@pytest.fixture(params=["base", "pretraining", "annotation", "projection", "to protein", "to RNA"])
-def model_and_inputs(request, tiny_config):
-    """Give a model of each kind, with what it is called with."""
-    batch = make_inputs()
-    if request.param == "base":
-        return ScFusionTTTModel(tiny_config), batch
-    if request.param == "pretraining":
-        return ScFusionTTTForPreTraining(tiny_config), batch
-    if request.param in ("annotation", "projection"):
-        tiny_config.num_labels = 3
-        tiny_config.projected_proteins = [1, 2, 2] if request.param == "projection" else None
-        labels = torch.tensor([0, 1, 2, -100, 0])
-        return ScFusionTTTForCellTypeAnnotation(tiny_config), without_masks(batch) | {"labels": labels}
-    tiny_config.target_modality = "rna" if request.param == "to RNA" else "adt"
-    return ScFusionTTTForCrossModalPrediction(tiny_config), without_masks(batch)
+@pytest.fixture(params=[ScFusionTTTModel, ScFusionTTTForPreTraining])
+def model(request, tiny_config):
+    return request.param(tiny_config)
 
 
 def test_subset_keeps_the_order_and_undoes_itself():
@@ -101,17 +90,17 @@ def test_lengths_are_those_of_the_longest_cells():
     assert ScFusionTTTFeatureExtractor.find_max_lengths(only_rna) == expected
 
 
-def test_given_lengths_change_no_bit(model_and_inputs):
-    model, inputs = model_and_inputs
-    lengths = ScFusionTTTFeatureExtractor.find_max_lengths(inputs)
-    counted, given = model.eval()(**inputs), model(**inputs, max_lengths=lengths)
+def test_given_lengths_change_no_bit(model):
+    inputs = make_inputs()
+    counted = model.eval()(**inputs)
+    given = model(**inputs, max_lengths=ScFusionTTTFeatureExtractor.find_max_lengths(inputs))
     assert list(counted) == list(given)
     assert all(torch.equal(counted[name], given[name]) for name in counted)
 
 
-def test_with_given_lengths_nothing_depends_on_values_of_the_device(model_and_inputs):
+def test_with_given_lengths_nothing_depends_on_values_of_the_device(model):
     """A fake tensor has a shape and no values: whoever asks for one would have to wait for a GPU."""
-    model, inputs = model_and_inputs
+    inputs = make_inputs()
     lengths = ScFusionTTTFeatureExtractor.find_max_lengths(inputs)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         fake = {name: mode.from_tensor(x) for name, x in inputs.items()}
@@ -119,6 +108,17 @@ def test_with_given_lengths_nothing_depends_on_values_of_the_device(model_and_in
         sum(x.sum() for x in output.values() if x.requires_grad).backward()
         with pytest.raises(DataDependentOutputException):
             model(**fake)
+
+
+@pytest.mark.parametrize("source", ["rna", "adt"])
+def test_a_prediction_counts_the_tokens_of_its_source_alone(tiny_config, source):
+    tiny_config.target_modality = {"rna": "adt", "adt": "rna"}[source]
+    model, inputs = ScFusionTTTForCrossModalPrediction(tiny_config), without_masks(make_inputs())
+    with mock.patch.object(TokenSubset, "select", side_effect=TokenSubset.select) as select:
+        model(**inputs)
+    longest = [call.args[2] for call in select.call_args_list]
+    number = PROTEINS if source == "rna" else TOKENS
+    assert longest == ([None, number, number] if source == "rna" else [number, None, number])
 
 
 @pytest.mark.gpu

@@ -3,8 +3,9 @@
 Letters: B cells, N tokens of a modality.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,6 +20,16 @@ _RNA, _ADT, _CELL = 1, 2, 3  # streams of random numbers
 _MODALITIES = (("rna", _RNA), ("adt", _ADT))
 
 
+class FeatureExtractor(Protocol):
+    """Prepares cells for a model; see `scfusion_fm.model.ScFusionTTTFeatureExtractor`."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Mapping[str, Tensor]:
+        """Turn counts into `rna_values`, `rna_observed`, `adt_values`, `adt_observed`."""
+
+    def find_max_lengths(self, inputs: Mapping[str, Tensor]) -> dict[str, int]:
+        """Find how many tokens the model reads of the cell of which it reads most."""
+
+
 @dataclass(frozen=True)
 class MaskingCollator:
     """
@@ -27,20 +38,20 @@ class MaskingCollator:
     Parameters
     ----------
     feature_extractor
-        Turns counts into `rna_values`, `rna_observed`, `adt_values`, `adt_observed`.
+        Prepares the cells.
     masking
         How many tokens are masked, and how often whole modalities.
     seed
         Seed of the masks.
     """
 
-    feature_extractor: Callable[..., Mapping[str, Tensor]]
+    feature_extractor: FeatureExtractor
     masking: MaskingConfig
     seed: int = 0
 
-    def __call__(self, rows: AtlasRows, epoch: NDArray[np.int64] | int) -> dict[str, Tensor]:
+    def __call__(self, rows: AtlasRows, epoch: NDArray[np.int64] | int) -> dict[str, Any]:
         """Give the arguments of `ScFusionTTTForPreTraining.forward`; `epoch` per cell or for all."""
-        batch = dict(self.feature_extractor(**rows.as_counts()))
+        batch: dict[str, Any] = dict(self.feature_extractor(**rows.as_counts()))
         epoch = np.broadcast_to(np.asarray(epoch), rows.row.shape)
         seen: dict[str, NDArray[np.bool_]] = {
             "rna": batch["rna_observed"].any(-1).numpy(),
@@ -52,6 +63,8 @@ class MaskingCollator:
             masked = smallest_share(draw, seen[name], getattr(self.masking, f"{name}_ratio"))
             masked = np.where(hidden[name][:, None], seen[name], masked)
             batch[f"{name}_bool_masked_pos"] = torch.from_numpy(masked)
+        # Known here: to count it later, a step would have to wait for its device.
+        batch["max_lengths"] = self.feature_extractor.find_max_lengths(batch)
         return batch
 
     def _draw_hidden(

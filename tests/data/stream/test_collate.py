@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
-from scfusion_fm import ScFusionTTTFeatureExtractor
+from scfusion_fm import ScFusionTTTConfig, ScFusionTTTFeatureExtractor, ScFusionTTTForPreTraining
 from scfusion_fm.config.pretrain import MaskingConfig
 from scfusion_fm.data.atlas.atlas import AtlasRows, Measured
 from scfusion_fm.data.stream.collate import MaskingCollator, smallest_share
@@ -56,6 +57,25 @@ def test_masks_depend_on_seed_epoch_and_cell_alone(extractor):
     )
     for other in (other_epoch, other_seed):
         assert not other["rna_bool_masked_pos"].equal(alone["rna_bool_masked_pos"])
+
+
+def test_model_reads_the_same_with_the_lengths_of_the_collator_as_without(extractor):
+    config = ScFusionTTTConfig(
+        num_rna_tokens=extractor.num_rna_tokens,
+        rna_patch_size=4,
+        num_proteins=PROTEINS,
+        hidden_size=16,
+        num_attention_heads=2,
+        num_hidden_layers=1,
+        num_decoder_layers=1,
+        ttt_mini_batch_size=2,
+    )
+    torch.manual_seed(0)
+    model = ScFusionTTTForPreTraining(config).eval()
+    for masking in (MaskingConfig(0.5, 0.3, 0.3, 0.3), MaskingConfig(0.5, 0.5, 0.0, 0.0)):
+        batch = MaskingCollator(extractor, masking)(make_rows(range(9)), 0)
+        counted = model(**{name: x for name, x in batch.items() if name != "max_lengths"})
+        assert all(torch.equal(x, counted[name]) for name, x in model(**batch).items())
 
 
 def test_whole_modalities_are_hidden_as_often_as_asked(extractor):
