@@ -1,4 +1,6 @@
-"""The `scfusion` command: one module for each group of sub-commands, each with its flags beside its handler.
+"""
+The `scfusion` command: `main` puts it together, the sub-commands are in `data`, `model` and `report`.
 
-Handlers import what they run, so that a help text needs neither torch nor transformers.
+The flags of a sub-command stand beside its handler. Handlers import what they run, so that a help text needs neither
+torch nor transformers.
 """

@@ -76,8 +76,7 @@ def annotate(request: FileRequest, wanted: AnnotationRequest | None = None) -> N
     cells = CellOutputs(*job.forward(("logits", "pooler_output"), readable, shown))
     kinds = _kinds_of(job, rna_only)
 
-    columns, facts = _name_types(cells, kinds, names, calibration, wanted.reject_rate)
-    probabilities = columns.pop("probabilities")
+    columns, probabilities, facts = _name_types(cells, kinds, names, calibration, wanted.reject_rate)
     if tree is not None:
         columns |= _name_levels(tree, probabilities, names, columns[""], wanted.min_probability)
         facts |= {"ontology": str(wanted.ontology), "min_probability": wanted.min_probability}
@@ -129,8 +128,8 @@ def _name_types(
     names: list[str],
     calibration: AnnotationCalibration | None,
     rate: float | None,
-) -> tuple[dict[str, NDArray], dict[str, Any]]:
-    """Give the columns by their ending, the probabilities of all classes, and facts for the provenance."""
+) -> tuple[dict[str, NDArray], NDArray[np.float64], dict[str, Any]]:
+    """Give the columns by their ending, the probabilities of all classes (n, K), and facts for the provenance."""
     rows = np.flatnonzero(np.isfinite(cells.logits).all(1))
     read, shown = cells.take(rows), kinds[rows]
     probabilities = np.full(cells.logits.shape, np.nan)
@@ -140,7 +139,7 @@ def _name_types(
         probabilities[rows] = calibration.probabilities(read.logits, shown)
     types = np.full(len(kinds), None, dtype=object)
     types[rows] = np.array(names, dtype=object)[read.logits.argmax(1)]
-    columns = {"": types, "_probability": probabilities.max(1), "probabilities": probabilities}
+    columns = {"": types, "_probability": probabilities.max(1)}
     facts: dict[str, Any] = {}
     if calibration is not None:
         facts["temperature"] = {name: found.temperature for name, found in calibration.inputs.items()}
@@ -151,7 +150,7 @@ def _name_types(
         columns["_unknown_score"] = scores
         facts |= {"reject_rate": rate, "unknown_score": calibration.score}
         _warn_without_threshold(shown, calibration, rate)
-    return columns, facts
+    return columns, probabilities, facts
 
 
 def _warn_without_threshold(kinds: NDArray[np.str_], calibration: AnnotationCalibration, rate: float) -> None:
