@@ -139,6 +139,11 @@ class AlignedCells:
         return self.adt_observed & self.adt_present[rows, None]
 
 
+def as_text(column: pd.Series) -> pd.Series:
+    """Give a column as text, a missing value as `nan`: by itself, pandas 3 keeps it missing."""
+    return column.astype(str).where(column.notna(), "nan")
+
+
 def check_counts(matrix: Any, name: str) -> None:
     """Check that a matrix holds raw counts: finite, non-negative, whole numbers.
 

@@ -4,6 +4,7 @@ import hashlib
 import shutil
 import tempfile
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -188,7 +189,8 @@ def _write_container(container: ad.AnnData | md.MuData, output: Path) -> None:
     scratch = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
     try:
         target = scratch / output.name
-        with md.set_options(pull_on_update=False):  # the columns of a MuData are the user's business
+        # The columns of a MuData are the user's business. mudata 0.4 leaves them alone by itself.
+        with md.set_options(pull_on_update=False) if hasattr(md, "set_options") else nullcontext():
             write = container.write_zarr if output.suffix == ".zarr" else container.write
             write(target)
         check_new_path(output, "output")

@@ -3,6 +3,7 @@
 import pandas as pd
 
 from scfusion_fm.config.split import SplitConfig
+from scfusion_fm.data.schema import as_text
 from scfusion_fm.data.split import assign_split
 from scfusion_fm.evaluation.partition import Partition
 
@@ -20,7 +21,7 @@ def split_cells(obs: pd.DataFrame, rule: SplitConfig) -> Partition:
         raise ValueError(
             f"`split.group_key` must be a column of obs, got {rule.group_key!r}; it has {list(obs.columns)}."
         )
-    groups = None if rule.group_key is None else obs[rule.group_key].astype(str).to_numpy()
+    groups = None if rule.group_key is None else as_text(obs[rule.group_key]).to_numpy()
     partition = Partition.from_roles(assign_split(obs.index.astype(str), rule, groups))
     partition.check("`split`")
     return partition

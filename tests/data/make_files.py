@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ def make_adt(names: list[str] = ANTIBODIES, num_cells: int = NUM_CELLS) -> annda
 
 
 def make_mudata(**modalities: anndata.AnnData) -> mudata.MuData:
-    with warnings.catch_warnings(), mudata.set_options(pull_on_update=False):
+    own_columns = mudata.set_options(pull_on_update=False) if hasattr(mudata, "set_options") else nullcontext()
+    with warnings.catch_warnings(), own_columns:
         warnings.simplefilter("ignore")  # CD4 is a gene and an antibody
         return mudata.MuData(modalities)
 
@@ -114,9 +116,10 @@ def write_anndata_zarr(path: Path, rna: anndata.AnnData, adt: anndata.AnnData) -
 
 
 def write_zarr(path: Path, adata: anndata.AnnData | mudata.MuData, version: int) -> None:
-    with warnings.catch_warnings(), anndata.settings.override(zarr_write_format=version):
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the libraries announce that version 2 will go
-        adata.write_zarr(path)
+        with anndata.settings.override(zarr_write_format=version):
+            adata.write_zarr(path)
 
 
 WRITERS: dict[str, Callable[[Path, Any, Any], None]] = {

@@ -1,10 +1,11 @@
-"""Raw counts are finite, non-negative, whole numbers; what is none is named."""
+"""Raw counts are finite, non-negative, whole numbers, what is none is named; and what is missing becomes text."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from scfusion_fm.data.schema import check_counts
+from scfusion_fm.data.schema import as_text, check_counts
 
 
 @pytest.mark.parametrize(
@@ -34,3 +35,16 @@ def test_text_is_no_count():
 def test_whole_numbers_of_any_type_are_counts():
     for dtype in (bool, np.uint8, np.int32, np.float64):
         check_counts(np.ones((2, 2), dtype=dtype), "X")
+
+
+@pytest.mark.parametrize("missing", [None, np.nan, pd.NA])
+@pytest.mark.parametrize("kind", [object, "category", "string"])
+def test_missing_values_become_text(kind, missing):
+    text = as_text(pd.Series(["a", missing, "None"], dtype=kind))
+    assert text.tolist() == ["a", "nan", "None"]
+
+
+def test_numbers_and_truths_become_text():
+    assert as_text(pd.Series([1, 20])).tolist() == ["1", "20"]
+    assert as_text(pd.Series([1.5, np.nan])).tolist() == ["1.5", "nan"]
+    assert as_text(pd.Series([True, False])).tolist() == ["True", "False"]

@@ -11,7 +11,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from scfusion_fm.data.files.counts import CellsFile, StoredModality
-from scfusion_fm.data.schema import AlignedCells, Cells, ModalityCounts
+from scfusion_fm.data.schema import AlignedCells, Cells, ModalityCounts, as_text
 from scfusion_fm.data.vocabulary.names import MOUSE_ID
 from scfusion_fm.data.vocabulary.resolve import resolve_antibody_features, resolve_gene_features
 from scfusion_fm.data.vocabulary.vocabulary import Vocabulary
@@ -193,7 +193,7 @@ def _check_human(var: pd.DataFrame, path: str) -> None:
         *(var[column] for column in var.columns if var[column].dtype.kind not in "biuf"),
     ]
     for column in columns:
-        texts = column.astype(str)
+        texts = as_text(column)
         is_mouse = texts.str.contains(MOUSE_ID).to_numpy()
         if is_mouse.mean() > 0.5:
             raise ValueError(

@@ -10,6 +10,7 @@ import pandas as pd
 from scfusion_fm.data.files.counts import CellsFile, StoredModality, check_values
 from scfusion_fm.data.files.obs import check_obs_names, merge_obs
 from scfusion_fm.data.files.stored import StoredAnnData, store_matrix
+from scfusion_fm.data.schema import as_text
 from scfusion_fm.data.vocabulary.resolve import (
     resolve_antibodies,
     resolve_antibody_features,
@@ -88,7 +89,7 @@ def _join(path: str, obs: pd.DataFrame, tables: dict[str, StoredModality]) -> Ce
 
 
 def _by_feature_type(found: StoredModality, path: str) -> dict[str, StoredModality]:
-    types = found.var["feature_types"].astype(str).to_numpy()
+    types = as_text(found.var["feature_types"]).to_numpy()
     tables = {
         name: replace(found, var=found.var[types == label], columns=np.flatnonzero(types == label))
         for name, label in FEATURE_TYPES.items()

@@ -17,7 +17,7 @@ from scfusion_fm.data.files.readers import check_modality, open_container, take_
 from scfusion_fm.data.fingerprints.cells import CellFingerprints, fingerprint_cells
 from scfusion_fm.data.fingerprints.shared import SharedCells, barcode_cores, compare_cells
 from scfusion_fm.data.inspect.slots import SlotContent, describe_slots, is_constant
-from scfusion_fm.data.schema import AlignedCells, Cells, Modality, ModalityCounts
+from scfusion_fm.data.schema import AlignedCells, Cells, Modality, ModalityCounts, as_text
 from scfusion_fm.data.vocabulary.names import MOUSE_ID
 from scfusion_fm.data.vocabulary.reference import load_gene_table
 from scfusion_fm.data.vocabulary.resolve import resolve_antibody_features, resolve_gene_features
@@ -260,7 +260,7 @@ def name_genes(names: pd.Index) -> str:
 
 def guess_species(var: pd.DataFrame, genes: pd.DataFrame) -> str:
     """Say whose genes these are, by ids in any column or else by the names."""
-    texts = [var.index.astype(str).to_series(), *(var[c].astype(str) for c in var if var[c].dtype.kind not in "biuf")]
+    texts = [var.index.astype(str).to_series(), *(as_text(var[c]) for c in var if var[c].dtype.kind not in "biuf")]
     if any(text.str.contains(MOUSE_ID).mean() > 0.5 for text in texts):
         return "mouse"
     resolved = (genes["match"] != "unknown").mean()
@@ -277,7 +277,7 @@ def describe_columns(obs: pd.DataFrame) -> list[ColumnReport]:
         is_label = plain.startswith("celltype") or plain in LABEL_COLUMNS
         if not is_label and plain not in GROUP_COLUMNS:
             continue
-        texts = obs[column].astype(str)
+        texts = as_text(obs[column])
         is_missing = texts.str.lower().isin(NO_LABEL)
         role: Literal["labels", "groups"] = "labels" if is_label else "groups"
         reports.append(ColumnReport(str(column), role, texts[~is_missing].nunique(), int(is_missing.sum())))

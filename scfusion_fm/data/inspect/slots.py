@@ -38,7 +38,8 @@ def describe_slots(container: Container) -> list[SlotContent]:
 
 def _slots(adata: Any) -> Iterator[tuple[str, Any]]:
     for name, matrix in adata.layers.items():
-        yield f'layers["{name}"]', matrix
+        if name is not None:  # anndata 0.13 shows X there too
+            yield f'layers["{name}"]', matrix
     if adata.raw is not None:
         yield ".raw", adata.raw.X
     if adata.X is not None:

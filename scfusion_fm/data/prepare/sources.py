@@ -16,7 +16,7 @@ from scfusion_fm.data.files.readers import open_cells
 from scfusion_fm.data.locations import absolute, checksum, state_of
 from scfusion_fm.data.prepare.pieces import FileReader, PieceSource
 from scfusion_fm.data.prepare.store import PLAIN_COLUMNS
-from scfusion_fm.data.schema import DATASET
+from scfusion_fm.data.schema import DATASET, as_text
 from scfusion_fm.data.split import assign_split
 from scfusion_fm.data.vocabulary.vocabulary import Vocabulary
 
@@ -166,7 +166,7 @@ def atlas_obs(config: PrepareConfig, name: str, obs: pd.DataFrame) -> pd.DataFra
                 f"`split.group_key` must be a column of obs in every source, got {key!r}, which {name} lacks; it has "
                 f"{list(obs.columns)}."
             )
-        groups = obs[key].astype(str).to_numpy()
+        groups = as_text(obs[key]).to_numpy()
         missing = int(obs[key].isna().sum())
         if missing:
             message = f"{name}: {missing:,} cells have no {key!r} and are held out, or not, together."
@@ -176,5 +176,5 @@ def atlas_obs(config: PrepareConfig, name: str, obs: pd.DataFrame) -> pd.DataFra
     if absent:
         warnings.warn(f"{name} has no column {absent} in obs; written as 'nan'.", UserWarning, stacklevel=2)
     for column in config.obs_columns:
-        columns[column] = obs[column].astype(str).to_numpy() if column in obs else "nan"
+        columns[column] = as_text(obs[column]).to_numpy() if column in obs else "nan"
     return pd.DataFrame(columns, index=name + ":" + names)

@@ -71,9 +71,10 @@ def create_store(path: Path, shape: StoreShape) -> None:
     vocabulary = shape.vocabulary
     var = pd.DataFrame(
         {"symbol": vocabulary.gene_symbols, "chromosome": vocabulary.gene_chromosomes},
-        index=pd.Index(vocabulary.gene_ids, name="gene_id"),
+        index=pd.Index(vocabulary.gene_ids, name="gene_id", dtype=object),
+        dtype=object,  # written in the same way by every pandas
     )
-    with ad.settings.override(zarr_write_format=3, auto_shard_zarr_v3=False):
+    with ad.settings.override(auto_shard_zarr_v3=False):
         ad.io.write_elem(root, "var", var)
         adt = {"names": vocabulary.protein_names, "gene_ids": vocabulary.protein_gene_ids}
         ad.io.write_elem(root, "uns", {"adt": {k: np.array(v, dtype=str) for k, v in adt.items()}})

@@ -6,6 +6,7 @@ from functools import lru_cache
 import numpy as np
 import pandas as pd
 
+from scfusion_fm.data.schema import as_text
 from scfusion_fm.data.vocabulary.names import (
     ENSEMBL_ID,
     antibody_spellings,
@@ -178,9 +179,9 @@ def resolve_gene_features(var: pd.DataFrame) -> pd.DataFrame:
     -------
     As `resolve_genes`, one row per row of `var`, with the names of the file as index.
     """
-    sources = [var[column].astype(str) for column in GENE_ID_COLUMNS if column in var]
+    sources = [as_text(var[column]) for column in GENE_ID_COLUMNS if column in var]
     sources.append(var.index.astype(str).to_series())
-    sources += [var[column].astype(str) for column in GENE_NAME_COLUMNS if column in var]
+    sources += [as_text(var[column]) for column in GENE_NAME_COLUMNS if column in var]
     return _first_resolving([resolve_genes(list(source)) for source in sources], "gene_id", var.index)
 
 
@@ -192,7 +193,7 @@ def resolve_antibody_features(var: pd.DataFrame) -> pd.DataFrame:
     As `resolve_antibodies`, one row per row of `var`, with the names of the file as index.
     """
     sources = [var.index.astype(str).to_series()]
-    sources += [var[column].astype(str) for column in ANTIBODY_NAME_COLUMNS if column in var]
+    sources += [as_text(var[column]) for column in ANTIBODY_NAME_COLUMNS if column in var]
     return _first_resolving([resolve_antibodies(list(source)) for source in sources], "protein", var.index)
 
 

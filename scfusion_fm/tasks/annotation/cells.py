@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from scfusion_fm.data.schema import AlignedCells
+from scfusion_fm.data.schema import AlignedCells, as_text
 from scfusion_fm.model import ScFusionTTTFeatureExtractor
 
 INPUTS = {"rna": ("rna",), "adt": ("adt",), "rna+adt": ("rna", "adt")}
@@ -73,7 +73,7 @@ def read_labels(obs: pd.DataFrame, label_key: str, unlabelled: list[str]) -> NDA
     """
     if label_key not in obs:
         raise ValueError(f"`label_key` must be a column of obs, got {label_key!r}; it has {list(obs.columns)}.")
-    labels = obs[label_key].astype(str).to_numpy(dtype=object)
+    labels = as_text(obs[label_key]).to_numpy(dtype=object)
     labels[np.isin(labels, unlabelled)] = ""
     return labels.astype(str)
 

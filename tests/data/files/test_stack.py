@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from make_cells import write_h5mu
 
+pytest.importorskip("torch")
 from scfusion_fm.data.files.stack import stack_aligned
 from scfusion_fm.inference.inputs import read_aligned
 from scfusion_fm.inference.model_directory import load_extractor

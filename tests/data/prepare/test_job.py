@@ -68,7 +68,14 @@ def test_arrays_are_sharded_and_compact(settings: PrepareConfig, tmp_path: Path)
         array = root[name]
         assert array.dtype == np.uint16
         assert array.shards[0] == 8 * array.chunks[0] < array.shape[0]
-        assert array.compressors[0].cname.value == "zstd"
+        assert array.compressors[0].to_dict()["configuration"]["cname"] == "zstd"
+
+
+def test_text_is_stored_alike_by_all_versions_of_pandas(settings: PrepareConfig, tmp_path: Path):
+    write_atlas(settings, tmp_path / "atlas.zarr")
+    root = zarr.open_group(tmp_path / "atlas.zarr", mode="r")
+    for name in ("var/gene_id", "var/symbol", "obs/_index", "obs/split/categories", "uns/adt/names"):
+        assert root[name].attrs["encoding-type"] == "string-array"
 
 
 @pytest.mark.slow

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
+torch = pytest.importorskip("torch")
 from scfusion_fm import ScFusionTTTConfig, ScFusionTTTFeatureExtractor, ScFusionTTTForPreTraining
 from scfusion_fm.config.pretrain import MaskingConfig
 from scfusion_fm.data.atlas.atlas import AtlasRows, Measured

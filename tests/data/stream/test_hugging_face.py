@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+
+pytest.importorskip("torch")
 from datasets.distributed import split_dataset_by_node
 from make_atlas import write_atlas
 from make_cells import GENES, write_h5mu
