@@ -3,7 +3,7 @@
 Letters: n cells, N tokens of S features (genes or proteins), F = N * S, K components.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,10 +15,11 @@ from torch import nn
 
 Batch = Mapping[str, torch.Tensor]
 
-READ_ROWS = 512
-ITERATIONS = 5
-OVERSAMPLING = 20
-SPREAD = 10.0
+PART_CELLS = 512  # prepared at a time
+SAMPLE_CELLS = 512  # that embeddings are brought to their scale by, about
+ITERATIONS = 5  # of the search for components
+OVERSAMPLING = 20  # components that are searched for beyond those that are asked for
+SPREAD = 10.0  # of the coordinates of a modality: the root of the sum of their variances
 
 
 @dataclass
@@ -86,6 +87,12 @@ class Panels:
             return (basis @ rotation.T)[:, :number]
 
 
+def prepare_parts(prepare: Callable[[NDArray[np.int64]], Batch], rows: NDArray[np.int64]) -> Iterator[Batch]:
+    """Prepare cells part by part, since all of them together may not fit in memory."""
+    for start in range(0, len(rows), PART_CELLS):
+        yield prepare(rows[start : start + PART_CELLS])
+
+
 def start_from_components(
     model: nn.Module, prepare: Callable[[NDArray[np.int64]], Batch], rows: NDArray[np.int64], seed: int
 ) -> None:
@@ -108,9 +115,8 @@ def start_from_components(
     Random weights that embed 20,000 genes, most of them hardly ever expressed, need far more steps than a small atlas
     gives; docs/experiments.md has the comparison. Guarded by tests/training/test_components.py.
     """
-    sample = prepare(rows[:: max(1, len(rows) // READ_ROWS)])
-    batches = (prepare(rows[start : start + READ_ROWS]) for start in range(0, len(rows), READ_ROWS))
-    for name, panels in read_panels(batches).items():
+    sample = prepare(rows[:: max(1, len(rows) // SAMPLE_CELLS)])
+    for name, panels in read_panels(prepare_parts(prepare, rows)).items():
         embedding = getattr(model, f"{name}_embeddings")
         shape = (len(embedding.weight), embedding.weight.shape[1] // 2)  # N, S
         observed = sample[f"{name}_observed"].unflatten(1, shape) if name == "adt" else sample[f"{name}_observed"]

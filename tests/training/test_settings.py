@@ -1,15 +1,10 @@
 """DeepSpeed settings."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
-import torch
 from launch import ROOT
-from torch import nn
 
-from scfusion_fm.training.fragments import check_layout
-from scfusion_fm.training.optimizer import SkippingAdamW
 from scfusion_fm.training.settings import precision, read_deepspeed_settings
 
 
@@ -68,26 +63,3 @@ def test_precision_is_what_the_settings_switch_on():
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/deepspeed").glob("*.json")), ids=lambda p: p.stem)
 def test_settings_of_the_repository_are_accepted(path):
     assert read_deepspeed_settings(path)["zero_optimization"]["stage"] in range(4)
-
-
-def engine_of_stage_2(weights):
-    """What fragments look at: a parameter whose elements 2 to 4 this rank updates, from place 1 of its partition on."""
-    parameter = nn.Parameter(torch.arange(6.0).view(2, 3))
-    address = SimpleNamespace
-    parameter._hp_mapping = SimpleNamespace(
-        param_group_index=0,
-        hp_fragment_address=address(start=1, numel=2),
-        lp_fragment_address=address(start=2, numel=2),
-    )
-    optimizer = SkippingAdamW([torch.tensor(weights)])
-    return SimpleNamespace(
-        zero_optimization_stage=lambda: 2,
-        module=SimpleNamespace(named_parameters=lambda: [("a", parameter)]),
-        basic_optimizer=optimizer,
-    )
-
-
-def test_layout_that_is_not_known_is_refused():
-    check_layout(engine_of_stage_2([9.0, 2.0, 3.0]))
-    with pytest.raises(ValueError, match="got another layout at 'a'"):
-        check_layout(engine_of_stage_2([9.0, 3.0, 2.0]))

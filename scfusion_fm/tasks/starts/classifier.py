@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from scfusion_fm.evaluation.partition import Partition
 from scfusion_fm.inference.batches import CellCollator, predict_rows
-from scfusion_fm.training.components import READ_ROWS, start_coordinates
+from scfusion_fm.training.components import prepare_parts, start_coordinates
 
 INVERSE_PENALTIES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 LOG_SHARPNESS = (-3.0, 5.0)
@@ -26,12 +26,6 @@ PROTEIN_SCALES = (0.5, 1.0, 2.0)
 MOST_CELLS = 10_000
 POOLED_SPREAD = 5.0
 ABSENT = 50.0
-
-
-def prepare_cells(collator: CellCollator, rows: NDArray[np.int64]) -> Iterator[dict[str, torch.Tensor]]:
-    """Give some cells as the model reads them, in parts."""
-    for start in range(0, len(rows), READ_ROWS):
-        yield collator(rows[start : start + READ_ROWS])
 
 
 def choose_cells(rows: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
@@ -79,7 +73,7 @@ def start_classifier(
     """
     train, val = choose_cells(partition.train, seed), partition.val
     if model.config.num_coordinates:
-        start_coordinates(model, prepare_cells(collator, train), seed)
+        start_coordinates(model, prepare_parts(collator, train), seed)
     if len(np.unique(codes[train])) < 2:
         return
     read = {

@@ -17,8 +17,8 @@ from scfusion_fm.config.finetune import FinetuneOptimConfig
 from scfusion_fm.evaluation.metrics.proteins import protein_scores
 from scfusion_fm.evaluation.partition import Partition
 from scfusion_fm.inference.batches import CellCollator
-from scfusion_fm.tasks.starts.classifier import choose_cells, prepare_cells
-from scfusion_fm.training.components import SPREAD, start_coordinates
+from scfusion_fm.tasks.starts.classifier import choose_cells
+from scfusion_fm.training.components import SPREAD, prepare_parts, start_coordinates
 
 WIDTHS = (0.1, 0.3, 1.0)
 PENALTIES = (0.03, 0.1, 0.3, 1.0)
@@ -72,7 +72,7 @@ def fit_kernel(
     grow with the number of cells.
     """
     readout, train, val = model.kernel_readout, choose_cells(partition.train, seed), partition.val
-    start_coordinates(model, prepare_cells(collator, train), seed)
+    start_coordinates(model, prepare_parts(collator, train), seed)
     found = {"train": _find_coordinates(model, collator, train), "val": _find_coordinates(model, collator, val)}
     chosen = np.sort(np.random.default_rng(seed).permutation(len(train))[: len(readout.landmarks)])
     readout.landmarks.copy_(found["train"][chosen])
@@ -128,7 +128,7 @@ def _find_coordinates(model: PreTrainedModel, collator: CellCollator, rows: NDAr
     with torch.inference_mode():
         parts = [
             model.rna_coordinates(batch["rna_values"].to(device), batch["rna_observed"].to(device))
-            for batch in prepare_cells(collator, rows)
+            for batch in prepare_parts(collator, rows)
         ]
     return torch.cat(parts)
 
