@@ -5,8 +5,6 @@ python finetune/cell_type_annotation.py --config configs/finetune/cell_type_anno
 
 from pathlib import Path
 
-import pandas as pd
-
 from scfusion_fm import ScFusionTTTModel
 from scfusion_fm.config.command import parse_config, run_command
 from scfusion_fm.config.finetune import AnnotationConfig
@@ -16,7 +14,6 @@ from scfusion_fm.evaluation.calibration.classifier import ANNOTATION_CALIBRATION
 from scfusion_fm.evaluation.metrics.clusters import clustering_scores
 from scfusion_fm.evaluation.protocol.open_set import check_left_out
 from scfusion_fm.inference.batches import CellCollator, predict_rows
-from scfusion_fm.inference.export import export_model
 from scfusion_fm.inference.model_directory import load_pretrained
 from scfusion_fm.tasks.annotation.baselines import name_by_baselines
 from scfusion_fm.tasks.annotation.calibrate import (
@@ -27,7 +24,7 @@ from scfusion_fm.tasks.annotation.calibrate import (
 )
 from scfusion_fm.tasks.annotation.fit import AnnotationSettings, fit_annotation
 from scfusion_fm.tasks.annotation.labelled_file import LabelledFile
-from scfusion_fm.tasks.results import write_results
+from scfusion_fm.tasks.results import finish_run
 from scfusion_fm.tasks.seen import check_test_cells
 from scfusion_fm.tasks.weights import Source
 
@@ -64,30 +61,23 @@ def main() -> None:
         told["open_set"] = describe_open_set(open_set)
 
     # Held-out figures beside baselines that got the same cells and labels.
-    test = file.partition.test
-    logits = {name: fitted.predict(data.aligned, test, shown) for name, shown in data.inputs.items()}
+    logits = {name: fitted.predict(data.aligned, file.partition.test, shown) for name, shown in data.inputs.items()}
     predicted = {("scFusionTTT", name): data.names_of(values) for name, values in logits.items()}
     table = file.score(predicted | name_by_baselines(data, file.partition, config.seed))
     embedding = predict_rows(pretrained, CellCollator(data.aligned, extractor), data.used, "pooler_output")
-    facts = {"task": "cell-type annotation", "classes": ", ".join(data.classes), "fine-tuned on": config.data}
-    files = {ANNOTATION_CALIBRATION: calibration.to_json().encode()}
-    export_model(fitted.model, extractor, output / "model", facts, seen.cells, files)
     inputs = list(data.inputs)[-1]
     file.write_cells(output, calibration.scale(logits[inputs], inputs), embedding)
-    parameters = {"trained": fitted.num_trained, "total": fitted.model.num_parameters()}
     results = {
         "task": "cell_type_annotation",
         **file.describe(),
         "table": table,
         "embedding": clustering_scores(embedding, data.labels[data.used]),
-        "parameters": parameters,
-        "seen_test_cells": seen.test_cells,
         **told,
     }
-    write_results(output, results)
-    print(pd.DataFrame(table).round(3).to_string(index=False))
-    print(f"{parameters['trained']:,} of {parameters['total']:,} parameters were trained")
-    print(f"results, predictions and model are in {output}")
+
+    # The model with its card and calibration, and the results.
+    facts = {"task": "cell-type annotation", "classes": ", ".join(data.classes), "fine-tuned on": config.data}
+    finish_run(output, fitted, seen, facts, {ANNOTATION_CALIBRATION: calibration.to_json()}, results)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from scfusion_fm import ScFusionTTTModel
 from scfusion_fm.config.command import parse_config, run_command
@@ -15,7 +14,6 @@ from scfusion_fm.config.finetune import CrossModalConfig
 from scfusion_fm.config.loading import save_config
 from scfusion_fm.data.locations import check_new_path
 from scfusion_fm.evaluation.calibration.intervals import PROTEIN_INTERVALS
-from scfusion_fm.inference.export import export_model
 from scfusion_fm.inference.inputs import read_aligned
 from scfusion_fm.inference.model_directory import load_pretrained
 from scfusion_fm.tasks.cross_modal.baselines import predict_by_baselines
@@ -29,7 +27,7 @@ from scfusion_fm.tasks.cross_modal.intervals import (
     read_groups,
     read_left_out,
 )
-from scfusion_fm.tasks.results import describe_provenance, write_results
+from scfusion_fm.tasks.results import describe_provenance, finish_run
 from scfusion_fm.tasks.seen import check_test_cells
 from scfusion_fm.tasks.settings import FitSettings
 from scfusion_fm.tasks.splits import split_cells
@@ -58,30 +56,24 @@ def main() -> None:
     output.mkdir(parents=True)
     save_config(config, output / "config.yaml")
     settings = FitSettings(config.optim, config.seed, output / "trainer")
-    fitted = fit_cross_modal(Source(Path(config.model)), data, partition, settings)
+    source = Source(Path(config.model))
+    fitted = fit_cross_modal(source, data, partition, settings)
 
     # Held-out figures beside baselines that got the same cells.
     test = partition.test
     predictions = {"scFusionTTT": fitted.predict(test), **predict_by_baselines(data, partition, config.seed)}
-    scores = {method: data.score(test, values) for method, values in predictions.items()}
-    table = [{"method": method, **summary, "n_test": len(test)} for method, (_, summary) in scores.items()]
-    facts = {"task": "protein from RNA", "proteins": ", ".join(data.names), "fine-tuned on": config.data}
+    table, per_protein = data.tabulate(test, predictions)
+    per_protein.to_csv(output / "per_protein.csv", index=False)
+    arrays = {"measured": data.measured[test], "predicted": predictions["scFusionTTT"], "names": np.array(data.names)}
+    np.savez(output / "test_predictions.npz", **arrays)
 
     # Intervals from cells that the model did not learn from, and how often they hold what was measured in test cells.
     if left_out is None:
         intervals = calibrate_intervals(data, partition.calibration, fitted, groups)
     else:
-        intervals = calibrate_for_new_groups(Source(Path(config.model)), data, partition, settings, left_out)
+        intervals = calibrate_for_new_groups(source, data, partition, settings, left_out)
     coverage = measure_coverage(data, test, intervals, predictions["scFusionTTT"], (groups, donors))
     coverage.to_csv(output / "interval_coverage.csv", index=False)
-    files = {PROTEIN_INTERVALS: intervals.to_json().encode()}
-    export_model(fitted.model, extractor, output / "model", facts, seen.cells, files)
-    pd.concat([t.assign(method=m, protein=data.names) for m, (t, _) in scores.items()]).to_csv(
-        output / "per_protein.csv", index=False
-    )
-    arrays = {"measured": data.measured[test], "predicted": predictions["scFusionTTT"], "names": np.array(data.names)}
-    np.savez(output / "test_predictions.npz", **arrays)
-    parameters = {"trained": fitted.num_trained, "total": fitted.model.num_parameters()}
     results = {
         "task": "cross_modal_prediction",
         "data": config.data,
@@ -92,13 +84,11 @@ def main() -> None:
         "table": table,
         "intervals": describe_intervals(intervals, coverage),
         "split": dataclasses.asdict(config.split),
-        "parameters": parameters,
-        "seen_test_cells": seen.test_cells,
     }
-    write_results(output, results)
-    print(pd.DataFrame(table).round(3).to_string(index=False))
-    print(f"{parameters['trained']:,} of {parameters['total']:,} parameters were trained")
-    print(f"results, predictions and model are in {output}")
+
+    # The model with its card and intervals, and the results.
+    facts = {"task": "protein from RNA", "proteins": ", ".join(data.names), "fine-tuned on": config.data}
+    finish_run(output, fitted, seen, facts, {PROTEIN_INTERVALS: intervals.to_json()}, results)
 
 
 if __name__ == "__main__":

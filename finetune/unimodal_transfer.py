@@ -9,8 +9,6 @@ python finetune/unimodal_transfer.py --config configs/finetune/unimodal_transfer
 
 from pathlib import Path
 
-import pandas as pd
-
 from scfusion_fm import ScFusionTTTModel
 from scfusion_fm.config.command import parse_config, run_command
 from scfusion_fm.config.finetune import UnimodalTransferConfig
@@ -18,13 +16,12 @@ from scfusion_fm.config.loading import save_config
 from scfusion_fm.data.locations import check_new_path
 from scfusion_fm.evaluation.calibration.classifier import ANNOTATION_CALIBRATION, check_served_score
 from scfusion_fm.evaluation.metrics.clusters import clustering_scores
-from scfusion_fm.inference.export import export_model
 from scfusion_fm.inference.model_directory import load_pretrained
 from scfusion_fm.tasks.annotation.baselines import name_by_baselines
 from scfusion_fm.tasks.annotation.calibrate import calibrate_annotation, describe_calibration
 from scfusion_fm.tasks.annotation.fit import AnnotationSettings, choose_projected, fit_annotation
 from scfusion_fm.tasks.annotation.labelled_file import LabelledFile
-from scfusion_fm.tasks.results import write_results
+from scfusion_fm.tasks.results import finish_run
 from scfusion_fm.tasks.seen import check_test_cells
 from scfusion_fm.tasks.weights import Source
 
@@ -67,30 +64,24 @@ def main() -> None:
     predicted = {("scFusionTTT", "rna"): data.names_of(logits)} | name_by_baselines(data, file.partition, config.seed)
     table = file.score(predicted)
     embedding = fitted.embed(data.aligned, data.used)
-    facts = {
-        "task": "cell-type annotation from RNA" + (" and projected proteins" if proteins else ""),
-        "classes": ", ".join(data.classes),
-        "proteins projected from RNA": ", ".join(proteins) or "none",
-        "fine-tuned on": config.data,
-    }
-    files = {ANNOTATION_CALIBRATION: calibration.to_json().encode()}
-    export_model(fitted.model, extractor, output / "model", facts, seen.cells, files)
     file.write_cells(output, calibration.scale(logits, "rna"), embedding)
-    parameters = {"trained": fitted.num_trained, "total": fitted.model.num_parameters()}
     results = {
         "task": "unimodal_transfer",
         **file.describe(),
         "projected_proteins": proteins,
         "table": table,
         "embedding": clustering_scores(embedding, data.labels[data.used]),
-        "parameters": parameters,
-        "seen_test_cells": seen.test_cells,
         "calibration": describe_calibration(calibration, fitted, data, file.partition.test),
     }
-    write_results(output, results)
-    print(pd.DataFrame(table).round(3).to_string(index=False))
-    print(f"{parameters['trained']:,} of {parameters['total']:,} parameters were trained")
-    print(f"results, predictions and model are in {output}")
+
+    # The model with its card and calibration, and the results.
+    facts = {
+        "task": "cell-type annotation from RNA" + (" and projected proteins" if proteins else ""),
+        "classes": ", ".join(data.classes),
+        "proteins projected from RNA": ", ".join(proteins) or "none",
+        "fine-tuned on": config.data,
+    }
+    finish_run(output, fitted, seen, facts, {ANNOTATION_CALIBRATION: calibration.to_json()}, results)
 
 
 if __name__ == "__main__":

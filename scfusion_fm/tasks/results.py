@@ -1,19 +1,72 @@
-"""Files of results."""
+"""What a fine-tuning leaves: the model with its calibration, results, and the closing lines."""
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import pandas as pd
 from anndata import AnnData
 from mudata import MuData
+from transformers import PreTrainedModel
+
+from scfusion_fm.inference.export import export_model
+from scfusion_fm.model import ScFusionTTTFeatureExtractor
+from scfusion_fm.tasks.seen import SeenByModel
+
+
+class Fitted(Protocol):
+    """A fine-tuned model of any task."""
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The model with its head."""
+
+    @property
+    def extractor(self) -> ScFusionTTTFeatureExtractor:
+        """Its vocabulary and normaliser."""
+
+    @property
+    def num_trained(self) -> int:
+        """How many of its parameters were trained."""
+
+
+def finish_run(
+    output: Path,
+    fitted: Fitted,
+    seen: SeenByModel,
+    facts: dict[str, str],
+    calibration: dict[str, str],
+    results: dict[str, Any],
+) -> None:
+    """
+    Write the model to `model` and the figures to `results.json`, and print the table and what was trained.
+
+    Parameters
+    ----------
+    output
+        Directory of the run.
+    fitted
+        The fine-tuned model.
+    seen
+        What it has seen, and which of its test cells were among that before.
+    facts
+        What the model card tells, by name.
+    calibration
+        Files that stand beside the weights: their text by name.
+    results
+        What `results.json` tells, but for the parameters and the test cells that were seen; `table` is printed.
+    """
+    files = {name: text.encode() for name, text in calibration.items()}
+    export_model(fitted.model, fitted.extractor, output / "model", facts, seen.cells, files)
+    trained, total = fitted.num_trained, fitted.model.num_parameters()
+    results = results | {"parameters": {"trained": trained, "total": total}, "seen_test_cells": seen.test_cells}
+    (output / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    print(pd.DataFrame(results["table"]).round(3).to_string(index=False))
+    print(f"{trained:,} of {total:,} parameters were trained")
+    print(f"results, predictions and model are in {output}")
 
 
 def describe_provenance(container: AnnData | MuData) -> str:
     """Say in a line where a file is from, if it tells."""
     facts = container.uns.get("provenance", {})
     return "; ".join(f"{k}: {v}" for k, v in facts.items()) if isinstance(facts, dict) else str(facts)
-
-
-def write_results(directory: Path, results: dict[str, Any]) -> None:
-    """Write `results.json`."""
-    (directory / "results.json").write_text(json.dumps(results, indent=1) + "\n")

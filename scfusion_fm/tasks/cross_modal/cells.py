@@ -5,6 +5,7 @@ Letters: n cells, T targets (measured proteins or genes of the panel).
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -118,6 +119,15 @@ class PairedCells:
     def score(self, rows: NDArray[np.int64], predicted: NDArray) -> tuple[pd.DataFrame, dict[str, float]]:
         """Score predictions for some rows, (len(rows), T): a table per target, and a summary."""
         return protein_scores(self.measured[rows], predicted, self.observed[rows])
+
+    def tabulate(
+        self, rows: NDArray[np.int64], predictions: dict[str, NDArray]
+    ) -> tuple[list[dict[str, Any]], pd.DataFrame]:
+        """Score the predictions of several methods for the same rows: a line for each, and a table by target."""
+        scores = {method: self.score(rows, values) for method, values in predictions.items()}
+        lines = [{"method": method, **summary, "n_test": len(rows)} for method, (_, summary) in scores.items()]
+        tables = [table.assign(method=method, protein=self.names) for method, (table, _) in scores.items()]
+        return lines, pd.concat(tables)
 
 
 def choose_genes(

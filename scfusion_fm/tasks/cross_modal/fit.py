@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from scfusion_fm.evaluation.partition import Partition
 from scfusion_fm.inference.batches import CellCollator, predict_rows
-from scfusion_fm.model import ScFusionTTTForCrossModalPrediction
+from scfusion_fm.model import ScFusionTTTFeatureExtractor, ScFusionTTTForCrossModalPrediction
 from scfusion_fm.tasks.cross_modal.cells import SOURCE_OF, PairedCells
 from scfusion_fm.tasks.settings import FitSettings
 from scfusion_fm.tasks.starts.kernel import KernelTargets, choose_share, fit_kernel, size_kernel
@@ -59,6 +59,11 @@ class FittedCrossModal:
     model: PreTrainedModel
     data: PairedCells
     num_trained: int
+
+    @property
+    def extractor(self) -> ScFusionTTTFeatureExtractor:
+        """Vocabulary and normaliser."""
+        return self.data.extractor
 
     def predict(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Predict the targets of some cells from their other modality alone, (len(rows), T)."""
