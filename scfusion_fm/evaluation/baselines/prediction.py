@@ -170,10 +170,10 @@ def fit_prediction_baselines(
         if method in PREDICTION_METHODS:
             predict = PREDICTION_METHODS[method](cells)
             result.test[method], result.val[method] = predict(x[part.test]), predict(x[part.val])
-    if OWN in methods and task.own_columns is not None:
-        values = fill_missing(task.x, part.train) if task.inputs == "adt" else task.x
-        predict_own = partial(predict_from_own_gene, values, task.own_columns, part.train, targets=targets)
-        result.test[OWN], result.val[OWN] = predict_own(part.test), predict_own(part.val)
+        elif method == OWN and task.own_columns is not None:
+            values = fill_missing(task.x, part.train) if task.inputs == "adt" else task.x
+            predict_own = partial(predict_from_own_gene, values, task.own_columns, part.train, targets=targets)
+            result.test[OWN], result.val[OWN] = predict_own(part.test), predict_own(part.val)
     if BLEND in methods:
         add_blend(result, cells)
     return result
