@@ -151,7 +151,7 @@ def test_all_real_files_are_understood_or_refused_for_a_true_reason(shared_data)
     assert list(refused) == ["sln_mouse.h5mu"]
     assert "must be of human cells" in refused["sln_mouse.h5mu"]
     for name, file in files.items():
-        kinds = {"rna_only": ["rna"], "adt_only": ["adt"]}
+        kinds = {"rna_only": ["rna"], "_adt": ["adt"]}
         expected = next((v for k, v in kinds.items() if k in name), ["rna", "adt"] if "h5mu" in name else ["rna"])
         assert [m.name for m in file.modalities] == expected
         assert {s.content for s in file.slots} == {"counts"}
