@@ -1,6 +1,6 @@
 """What the scFusionTTT models return.
 
-Shapes: B cells, N RNA tokens of S genes each, P proteins, D hidden size.
+Letters: B cells, N RNA tokens, S genes per token, P proteins, D hidden_size.
 """
 
 from dataclasses import dataclass

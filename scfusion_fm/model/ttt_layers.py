@@ -93,7 +93,11 @@ class TTTLayer(nn.Module, ABC):
         norm: TTTNorm,
         inner_loss: Tensor | None,
     ) -> tuple[Tensor, TTTState | TTTMLPState]:
-        """Run the inner model over whole mini-batches; outputs (B, L, H, K) and the fast weights at the end."""
+        """
+        Run the inner model over whole mini-batches; outputs (B, L, H, K) and the fast weights at the end.
+
+        The inner loss of each token is written into `inner_loss` (B, L, H), if there is one.
+        """
 
     def token_scale(self) -> Tensor:
         """Give the factor of each position in a mini-batch, max(1 / (i + 1) + learned, 0), shape (M,)."""

@@ -29,6 +29,12 @@ data = np.load(counts)
 inputs = extractor(rna_counts=data["rna"], adt_counts=data["adt"])
 with torch.inference_mode():
     np.save(out, model(**inputs).pooler_output.numpy())
+    assert isinstance(model(**inputs, return_dict=False), tuple)
+card = open(path + "/README.md").read().split("```python\\n")[1].split("```")[0]
+names = ["unknown", *reversed(extractor.gene_ids)]
+found = {"PATH": path, "names": names, "counts": np.pad(data["rna"][:, ::-1], ((0, 0), (1, 0)))}
+exec(card, found)
+assert torch.equal(found["embedding"], model(**extractor(rna_counts=data["rna"])).pooler_output)
 assert "scfusion_fm" not in sys.modules
 full = AutoModelForPreTraining.from_pretrained(path, trust_remote_code=True)
 assert type(full).__name__ == "ScFusionTTTForPreTraining"

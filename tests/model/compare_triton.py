@@ -14,9 +14,8 @@ import torch
 from test_ttt_layers import Shape, make_inputs, outputs_and_gradients, run
 
 from scfusion_fm import ScFusionTTTConfig
-from scfusion_fm.model import ttt_linear as ttt_scan
+from scfusion_fm.model import ttt_linear
 from scfusion_fm.model.ttt_layers import TTTLinear
-from scfusion_fm.model.ttt_linear import ttt_linear
 from scfusion_fm.model.ttt_linear_triton import load_kernels
 from scfusion_fm.model.ttt_reference import ttt_linear_reference
 
@@ -36,7 +35,7 @@ NAMES = (*NAMES, "d_weight", "d_bias")
 
 def triton_chosen(chosen=True):
     """Decide for or against the kernels, whatever the device."""
-    return mock.patch.object(ttt_scan, "runs_on_triton", return_value=chosen)
+    return mock.patch.object(ttt_linear, "runs_on_triton", return_value=chosen)
 
 
 def relative_errors(got, expected, names):
@@ -54,7 +53,7 @@ def function_errors(case, device):
         leaves[3].mul_(1.0 / shape.width)[:, :, ::3] = 0.0  # as the layer scales its learning rates
     here, exact = ([x.detach().to(to).requires_grad_() for x in leaves] for to in (device, torch.float64))
     with triton_chosen():
-        got = outputs_and_gradients("linear", ttt_linear, here)
+        got = outputs_and_gradients("linear", ttt_linear.ttt_linear, here)
     return relative_errors(got, outputs_and_gradients("linear", ttt_linear_reference, exact), NAMES)
 
 
@@ -89,8 +88,8 @@ def padding_error():
     with torch.no_grad():
         leaves[3][:, :, 16:] = 0.0
     with triton_chosen():
-        _, short = run("linear", ttt_linear, [*(x[:, :, :16] for x in leaves[:4]), *leaves[4:]])
-        _, long = run("linear", ttt_linear, leaves)
+        _, short = run("linear", ttt_linear.ttt_linear, [*(x[:, :, :16] for x in leaves[:4]), *leaves[4:]])
+        _, long = run("linear", ttt_linear.ttt_linear, leaves)
     return relative_errors(long[:-1], short[:-1], ("weight", "bias"))
 
 
@@ -123,7 +122,7 @@ def compile_for(capability, width, size):
     compiled.scan, compiled.backward = WarmUp(kernels.scan), WarmUp(kernels.backward)
     shape = Shape(2, 2, 2 * size, width, size)
     with mock.patch("scfusion_fm.model.ttt_linear_triton.load_kernels", return_value=compiled), triton_chosen():
-        out, _ = run("linear", ttt_linear, make_inputs("linear", shape, torch.float32))
+        out, _ = run("linear", ttt_linear.ttt_linear, make_inputs("linear", shape, torch.float32))
         out.sum().backward()
     return needed
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.checkpoint import checkpoint
 
-from scfusion_fm.model import ttt_linear_groups as ttt_groups
+from scfusion_fm.model import ttt_linear_groups
 from scfusion_fm.model.ttt_layers import DIRECTIONS, TTT_LAYERS, rotary_embedding
 from scfusion_fm.model.ttt_linear import TTTNorm, TTTState, ttt_linear
 from scfusion_fm.model.ttt_linear_groups import rotate
@@ -103,7 +103,7 @@ def test_fast_path_equals_reference_in_outputs_and_gradients(kind, batch, heads,
     leaves = make_inputs(kind, Shape(batch, heads, length, width, size), torch.float64, scale=0.5, seed=seed)
     with torch.no_grad():  # some tokens are masked
         leaves[3].mul_(torch.rand(leaves[3].shape, generator=torch.Generator().manual_seed(seed)) < 0.8)
-    with mock.patch.multiple(ttt_groups, GROUP_ELEMENTS=1, KEPT_ELEMENTS=2**18 * kept):
+    with mock.patch.multiple(ttt_linear_groups, GROUP_ELEMENTS=1, KEPT_ELEMENTS=2**18 * kept):
         # This epsilon keeps chance from hitting a nearly constant row, where the function itself loses the digits.
         check_equal_to_reference(kind, leaves, 1e-9, eps=1e-2)
 
@@ -150,7 +150,7 @@ def test_gradients_agree_with_finite_differences(kind):
 
 @pytest.mark.parametrize(("kind", "kept"), [("linear", False), ("linear", True), ("mlp", False)])
 def test_backward_can_be_run_again(kind, kept, monkeypatch):
-    monkeypatch.setattr(ttt_groups, "KEPT_ELEMENTS", 2**18 * kept)
+    monkeypatch.setattr(ttt_linear_groups, "KEPT_ELEMENTS", 2**18 * kept)
     leaves = make_inputs(kind, Shape(), torch.float64)
     out, _ = run(kind, INNER[kind].fast, leaves)
     first = torch.autograd.grad(out.square().sum(), leaves, retain_graph=True)

@@ -15,8 +15,7 @@ from launch import run as launch
 from test_ttt_layers import Shape, make_inputs, run
 from transformers.dynamic_module_utils import get_imports
 
-from scfusion_fm.model import ttt_linear as ttt_scan
-from scfusion_fm.model import ttt_linear_triton as ttt_triton
+from scfusion_fm.model import ttt_linear, ttt_linear_triton
 from scfusion_fm.model.ttt_linear_triton import load_kernels, runs_on_triton
 
 needs_triton = pytest.mark.skipif(
@@ -110,7 +109,7 @@ def a_gpu(monkeypatch):
     monkeypatch.delenv("SCFUSION_TRITON", raising=False)
     monkeypatch.setattr(torch.version, "hip", None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
-    monkeypatch.setattr(ttt_triton, "load_kernels", lambda: "kernels")
+    monkeypatch.setattr(ttt_linear_triton, "load_kernels", lambda: "kernels")
 
     def ask(dtype=torch.float32, width=32, size=16, is_cuda=True):
         qkv = SimpleNamespace(is_cuda=is_cuda, device="cuda", dtype=dtype, shape=(2, 64, 3, 4, width))
@@ -121,7 +120,7 @@ def a_gpu(monkeypatch):
 
 def test_kernels_are_chosen_for_what_they_can_do(a_gpu, monkeypatch):
     assert a_gpu()
-    assert all(a_gpu(width=width, size=size) for width, size in ttt_triton.WARPS)
+    assert all(a_gpu(width=width, size=size) for width, size in ttt_linear_triton.WARPS)
     assert not a_gpu(is_cuda=False)
     assert not a_gpu(dtype=torch.float64)
     assert not a_gpu(width=128)
@@ -143,13 +142,13 @@ def test_environment_variable_turns_the_kernels_off(a_gpu, monkeypatch):
 def test_without_triton_the_kernels_are_not_chosen(a_gpu, monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", None)
     monkeypatch.delitem(sys.modules, "scfusion_fm.model.ttt_linear_kernels", raising=False)
-    monkeypatch.setattr(ttt_triton, "load_kernels", load_kernels.__wrapped__)
+    monkeypatch.setattr(ttt_linear_triton, "load_kernels", load_kernels.__wrapped__)
     assert not a_gpu()
 
 
 def test_cpu_tensors_take_the_pytorch_path(monkeypatch):
-    monkeypatch.setattr(ttt_scan, "TritonTTTLinear", None)
-    out, _ = run("linear", ttt_scan.ttt_linear, make_inputs("linear", Shape(1, 1, 16, 16, 16), torch.float32))
+    monkeypatch.setattr(ttt_linear, "TritonTTTLinear", None)
+    out, _ = run("linear", ttt_linear.ttt_linear, make_inputs("linear", Shape(1, 1, 16, 16, 16), torch.float32))
     assert out.isfinite().all()
 
 
