@@ -51,7 +51,7 @@ from scfusion_fm.planning.recipe import build_model_config
 from scfusion_fm.training.components import start_from_components
 from scfusion_fm.training.optimizer import build_optimizer, build_schedule, set_learning_rate
 
-INPUTS = {"RNA": ("rna",), "protein": ("adt",), "both": ("rna", "adt")}
+SHOWN_INPUTS = {"RNA": ("rna",), "protein": ("adt",), "both": ("rna", "adt")}
 PENALTIES = (0.01, 0.1, 1.0)
 SPREAD = 10.0  # of the features of the regression, so that the penalties mean the same for every model
 FEWEST_CELLS = 10  # of a type that is scored
@@ -169,7 +169,7 @@ def score(
     names, counts = np.unique(labels, return_counts=True)
     scored = np.isin(labels, names[counts >= FEWEST_CELLS])
     found = {}
-    for name, modalities in INPUTS.items():
+    for name, modalities in SHOWN_INPUTS.items():
         features = read_features(model, extractor, cells, modalities)
         found[f"F1 {name}"] = score_features(features[scored], labels[scored])
     some = np.concatenate([rows[:READ_ROWS] for rows in atlas.rows_by_dataset("train").values()])

@@ -26,7 +26,7 @@ from scfusion_fm.tasks.annotation.fit import AnnotationSettings, fit_annotation
 from scfusion_fm.tasks.annotation.labelled_file import LabelledFile
 from scfusion_fm.tasks.results import finish_run
 from scfusion_fm.tasks.seen import check_test_cells
-from scfusion_fm.tasks.weights import Source
+from scfusion_fm.tasks.weights import Weights
 
 
 def main() -> None:
@@ -49,14 +49,14 @@ def main() -> None:
     # Fine-tune; each modality is hidden now and then, so that the model also serves cells that lack it.
     output.mkdir(parents=True)
     save_config(config, output / "config.yaml")
-    source = Source(Path(config.model))
-    fitted = fit_annotation(source, data, file.partition, settings)
+    weights = Weights(Path(config.model))
+    fitted = fit_annotation(weights, data, file.partition, settings)
 
     # Temperature and thresholds from held-out cells; and what becomes of types that training did not have.
     calibration = calibrate_annotation(fitted, data, file.partition, config.unknown_score)
     told = {"calibration": describe_calibration(calibration, fitted, data, file.partition.test)}
     if config.leave_out_types:
-        open_set = score_open_set(source, data, file.partition, settings, config.leave_out_types)
+        open_set = score_open_set(weights, data, file.partition, settings, config.leave_out_types)
         open_set.to_csv(output / "open_set.csv", index=False)
         told["open_set"] = describe_open_set(open_set)
 

@@ -31,7 +31,7 @@ from scfusion_fm.tasks.results import describe_provenance, finish_run
 from scfusion_fm.tasks.seen import check_test_cells
 from scfusion_fm.tasks.settings import FitSettings
 from scfusion_fm.tasks.splits import split_cells
-from scfusion_fm.tasks.weights import Source
+from scfusion_fm.tasks.weights import Weights
 
 
 def main() -> None:
@@ -56,8 +56,8 @@ def main() -> None:
     output.mkdir(parents=True)
     save_config(config, output / "config.yaml")
     settings = FitSettings(config.optim, config.seed, output / "trainer")
-    source = Source(Path(config.model))
-    fitted = fit_cross_modal(source, data, partition, settings)
+    weights = Weights(Path(config.model))
+    fitted = fit_cross_modal(weights, data, partition, settings)
 
     # Held-out figures beside baselines that got the same cells.
     test = partition.test
@@ -71,7 +71,7 @@ def main() -> None:
     if left_out is None:
         intervals = calibrate_intervals(data, partition.calibration, fitted, groups)
     else:
-        intervals = calibrate_for_new_groups(source, data, partition, settings, left_out)
+        intervals = calibrate_for_new_groups(weights, data, partition, settings, left_out)
     coverage = measure_coverage(data, test, intervals, predictions["scFusionTTT"], (groups, donors))
     coverage.to_csv(output / "interval_coverage.csv", index=False)
     results = {

@@ -23,7 +23,7 @@ from scfusion_fm.tasks.annotation.fit import AnnotationSettings, choose_projecte
 from scfusion_fm.tasks.annotation.labelled_file import LabelledFile
 from scfusion_fm.tasks.results import finish_run
 from scfusion_fm.tasks.seen import check_test_cells
-from scfusion_fm.tasks.weights import Source
+from scfusion_fm.tasks.weights import Weights
 
 
 def main() -> None:
@@ -54,7 +54,7 @@ def main() -> None:
     # Fine-tune the projection and the head.
     output.mkdir(parents=True)
     save_config(config, output / "config.yaml")
-    fitted = fit_annotation(Source(Path(config.model)), data, file.partition, settings)
+    fitted = fit_annotation(Weights(Path(config.model)), data, file.partition, settings)
 
     # Temperature and thresholds from held-out cells.
     calibration = calibrate_annotation(fitted, data, file.partition, config.unknown_score)

@@ -7,13 +7,14 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from scfusion_fm.comparison.experiment import Bench
-from scfusion_fm.comparison.scores import PAPER, PAPER_TEST, Scores
+from scfusion_fm.comparison.scores import Scores
 from scfusion_fm.evaluation.baselines.annotation import fit_annotation_baselines
 from scfusion_fm.evaluation.baselines.features import build_inputs
 from scfusion_fm.evaluation.metrics.clusters import paper_protocol_scores
 from scfusion_fm.evaluation.metrics.labels import annotation_scores, class_scores
 from scfusion_fm.evaluation.metrics.probabilities import probability_scores
 from scfusion_fm.evaluation.partition import Partition
+from scfusion_fm.evaluation.protocol.spread import PAPER, PAPER_TEST
 from scfusion_fm.tasks.annotation.baselines import build_annotation_task, show_features
 from scfusion_fm.tasks.annotation.fit import AnnotationSettings, choose_projected, fit_annotation
 
@@ -38,15 +39,15 @@ def run_annotation(bench: Bench, partition: Partition, seed: int, scores: Scores
                 add("baseline", method, inputs, probabilities, fitted.classes)
     every = np.sort(partition.rows)
     embeddings = {}
-    for name, source in bench.sources().items():
-        fitted = fit_annotation(source, data, partition, _choose_settings(bench, name, seed))
+    for name, weights in bench.weights().items():
+        fitted = fit_annotation(weights, data, partition, _choose_settings(bench, name, seed))
         for inputs, shown in data.inputs.items():
             logits = fitted.predict(data.aligned, partition.test, shown).astype(np.float64)
             add("model", name, inputs, softmax(logits, axis=1), np.array(data.classes))
             if config.protocol == PAPER:
                 embeddings["model", name, inputs] = fitted.embed(data.aligned, every, shown)
     if config.protocol == PAPER:
-        _add_paper(bench, partition, seed, scores, embeddings)
+        _add_paper_scores(bench, partition, seed, scores, embeddings)
 
 
 def _choose_settings(bench: Bench, name: str, seed: int) -> AnnotationSettings:
@@ -66,7 +67,7 @@ def _choose_settings(bench: Bench, name: str, seed: int) -> AnnotationSettings:
     return dataclasses.replace(settings, projected=places, trained=("adt_projection",) if projects else ())
 
 
-def _add_paper(
+def _add_paper_scores(
     bench: Bench, partition: Partition, seed: int, scores: Scores, embeddings: dict[tuple[str, str, str], NDArray]
 ) -> None:
     """Score embeddings of all cells, and of test cells alone, as the papers do; beside principal components."""

@@ -37,8 +37,8 @@ def run_embedding(bench: Bench, partition: Partition, seed: int, scores: Scores)
             if inputs in data.inputs:
                 add("baseline", "PCA", inputs, x[places.test])
     collator = CellCollator(data.aligned, data.extractor)
-    for name, source in bench.sources().items():
-        model = source.build(ScFusionTTTModel, seed)
+    for name, weights in bench.weights().items():
+        model = weights.build(ScFusionTTTModel, seed)
         for inputs, shown in data.inputs.items():
             add("model", name, inputs, predict_rows(model, collator, test, "pooler_output", shown))
 

@@ -151,7 +151,7 @@ def describe_bench(bench: Bench) -> dict[str, Any]:
         "data": ", ".join(config.data),
         "cells used": len(bench.usable),
         "split": f"{kind}; seeds {', '.join(map(str, config.seeds))}",
-        "models": {name: describe_model(model) for name, model in config.models.items()},
+        "models": {name: describe_evaluated_model(model) for name, model in config.models.items()},
         "baselines": ", ".join(bench.baselines) or "none",
     }
     if config.task in FINE_TUNED:
@@ -170,7 +170,7 @@ def describe_bench(bench: Bench) -> dict[str, Any]:
     return facts
 
 
-def describe_model(model: EvaluatedModelConfig) -> str:
+def describe_evaluated_model(model: EvaluatedModelConfig) -> str:
     """Say where a model is from and what of it is trained, if that is not all or nothing."""
     text = model.path + (", fresh weights" if model.from_scratch else "")
     if model.projected_proteins is None:

@@ -12,6 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from scfusion_fm.config.comparison import ExperimentConfig
+from scfusion_fm.config.finetune import INPUTS
 from scfusion_fm.data.files.stack import StackedCells, stack_aligned
 from scfusion_fm.data.fingerprints.cells import CellFingerprints, fingerprint_cells
 from scfusion_fm.data.fingerprints.seen import load_seen
@@ -25,10 +26,10 @@ from scfusion_fm.inference.inputs import read_aligned
 from scfusion_fm.inference.model_directory import load_extractor
 from scfusion_fm.model import ScFusionTTTFeatureExtractor
 from scfusion_fm.tasks.annotation.baselines import show_features
-from scfusion_fm.tasks.annotation.cells import INPUTS, LabelledCells, drop_rare_classes, read_labels
+from scfusion_fm.tasks.annotation.cells import LabelledCells, drop_rare_classes, read_labels
 from scfusion_fm.tasks.cross_modal.cells import PairedCells
 from scfusion_fm.tasks.seen import refuse_seen_cells
-from scfusion_fm.tasks.weights import Source
+from scfusion_fm.tasks.weights import Weights
 
 TARGETS = {"protein_from_rna": "adt", "rna_from_protein": "rna"}
 BASELINES = {
@@ -209,7 +210,7 @@ class Bench:
             answer = None if seen is None else seen.look_up(self.prints[fold.partition.test])
             if answer is not None:
                 refuse_seen_cells(answer, self.config.allow_seen_test_cells)
-            known = (None,) if answer is None else (answer.seen, answer.expected_by_chance)
+            known = (None,) if answer is None else (answer.seen, answer.expected_by_chance, answer.beyond_chance)
             found += [
                 dataclasses.replace(leak, message=f"{name}: {leak.message}") for leak in find_pretrained_cells(*known)
             ]
@@ -220,9 +221,9 @@ class Bench:
         chosen = {name: self.config.models[name] for name in models}
         return dataclasses.replace(self, config=dataclasses.replace(self.config, models=chosen, baselines=baselines))
 
-    def sources(self) -> dict[str, Source]:
+    def weights(self) -> dict[str, Weights]:
         """Give where the weights of each model come from."""
-        return {name: Source(Path(m.path), m.from_scratch) for name, m in self.config.models.items()}
+        return {name: Weights(Path(m.path), m.from_scratch) for name, m in self.config.models.items()}
 
     @property
     def baselines(self) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from scfusion_fm.inference.batches import CellCollator, choose_device, predict_r
 from scfusion_fm.inference.model_directory import load_pretrained
 from scfusion_fm.model import ScFusionTTTForPreTraining
 from scfusion_fm.tasks.cross_modal.cells import choose_genes
-from scfusion_fm.tasks.weights import Source
+from scfusion_fm.tasks.weights import Weights
 
 
 def run_imputation(bench: Bench, partition: Partition, seed: int, scores: Scores) -> None:
@@ -42,8 +42,8 @@ def run_imputation(bench: Bench, partition: Partition, seed: int, scores: Scores
     if bench.baselines:
         found = fit_imputation_baselines(ImputationTask(values, hidden, places, seed))
         imputed = {("baseline", name): found[name] for name in bench.baselines}
-    for name, source in bench.sources().items():
-        imputed["model", name] = impute(bench, source, partition.test, tokens[test], seed)[:, genes]
+    for name, weights in bench.weights().items():
+        imputed["model", name] = impute(bench, weights, partition.test, tokens[test], seed)[:, genes]
     for (kind, method), guess in imputed.items():
         found = imputation_scores(
             values[test][:, scored], guess[:, scored], hidden[test][:, scored], values[train][:, scored].mean(0)
@@ -52,13 +52,13 @@ def run_imputation(bench: Bench, partition: Partition, seed: int, scores: Scores
 
 
 def impute(
-    bench: Bench, source: Source, rows: NDArray[np.int64], tokens: NDArray[np.bool_], seed: int
+    bench: Bench, weights: Weights, rows: NDArray[np.int64], tokens: NDArray[np.bool_], seed: int
 ) -> NDArray[np.float32]:
     """Predict the RNA of some cells, of which the given tokens (n, N) are hidden and no protein is shown, (n, G)."""
-    if source.from_scratch:
-        model = source.build(ScFusionTTTForPreTraining, seed)
+    if weights.from_scratch:
+        model = weights.build(ScFusionTTTForPreTraining, seed)
     else:
-        model, _ = load_pretrained(Path(source.path), ScFusionTTTForPreTraining)
+        model, _ = load_pretrained(Path(weights.path), ScFusionTTTForPreTraining)
     collator = CellCollator(bench.aligned, bench.extractor, modalities=("rna",))
 
     def hide(places: NDArray[np.int64]) -> dict[str, torch.Tensor]:

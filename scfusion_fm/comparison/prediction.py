@@ -23,8 +23,8 @@ def run_prediction(bench: Bench, partition: Partition, seed: int, scores: Scores
     if bench.baselines:
         task = build_prediction_task(data, partition, seed)
         predictions = {("baseline", m): p for m, p in fit_prediction_baselines(task, bench.baselines).test.items()}
-    for name, source in bench.sources().items():
-        fitted = fit_cross_modal(source, data, partition, FitSettings(config.optim, seed))
+    for name, weights in bench.weights().items():
+        fitted = fit_cross_modal(weights, data, partition, FitSettings(config.optim, seed))
         predictions["model", name] = fitted.predict(partition.test)
     test = partition.test
     scores.predictions["names"] = np.array(data.names)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-HELD_OUT, PAPER, PAPER_TEST = "held_out", "paper", "paper, test cells only"
+from scfusion_fm.evaluation.protocol.spread import HELD_OUT
 
 
 @dataclass

@@ -5,21 +5,22 @@ of, so that seeds, budgets, models, baselines and experiments can be added to a 
 """
 
 import hashlib
+import io
 import json
-import os
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from omegaconf import OmegaConf
 
-from scfusion_fm.comparison.scores import HELD_OUT, Scores
+from scfusion_fm.comparison.scores import Scores
 from scfusion_fm.config.comparison import ExperimentConfig
 from scfusion_fm.config.loading import config_differences
 from scfusion_fm.evaluation.protocol.leaks import Leak
 from scfusion_fm.evaluation.protocol.splits import Fold
+from scfusion_fm.evaluation.protocol.spread import HELD_OUT
+from scfusion_fm.evaluation.report.run_files import replace_file
 
 # What units are listed from, and what says something about the cells but changes no score.
 LISTS = ("seeds", "label_budgets", "models", "baselines")
@@ -174,8 +175,10 @@ class UnitFile:
             seconds += before["seconds"]
             predictions = predictions | self.read_arrays()
         record = self.unit.describe() | {"made_with": made, "scores": rows, "seconds": round(seconds, 2)}
-        write_atomically(self.path.with_suffix(".npz"), lambda file: np.savez_compressed(file, **predictions))
-        write_json(self.path, record)  # the last: what is there is complete
+        arrays = io.BytesIO()
+        np.savez_compressed(arrays, **predictions)
+        replace_file(self.path.with_suffix(".npz"), arrays.getvalue())
+        replace_file(self.path, json.dumps(record, indent=1).encode())  # the last: what is there is complete
 
     def read(self) -> dict[str, Any]:
         """Give the record with the scores of the methods that are asked for, and what is known of its cells now."""
@@ -248,19 +251,3 @@ def hash_path(path: Path) -> str:
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file so that nobody ever sees a part of it."""
-    write_atomically(path, lambda file: file.write(json.dumps(content, indent=1).encode()))
-
-
-def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Write a file so that nobody ever sees a part of it."""
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -5,7 +5,7 @@ from typing import Any, cast
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from scfusion_fm.config.finetune import FinetuneOptimConfig
+from scfusion_fm.config.finetune import INPUTS, FinetuneOptimConfig
 
 CHOICES = {
     "task": ("annotation", "protein_from_rna", "rna_from_protein", "clustering", "integration", "imputation"),
@@ -13,7 +13,6 @@ CHOICES = {
     "protocol": ("held_out", "paper"),
     "label_derived_from": ("unknown", "none", "adt", "rna", "rna+adt"),
 }
-INPUTS = ("rna", "adt", "rna+adt")
 RESERVED = ("test_rows", "cells", "labels", "names", "measured")
 
 

@@ -6,6 +6,9 @@ from omegaconf import MISSING
 
 from scfusion_fm.config.split import SplitConfig
 
+# What is shown of cells, by the names of settings and tables.
+INPUTS = {"rna": ("rna",), "adt": ("adt",), "rna+adt": ("rna", "adt")}
+
 
 @dataclass
 class FinetuneOptimConfig:

@@ -13,7 +13,7 @@ from scfusion_fm.tasks.settings import FitSettings
 
 
 @dataclass(frozen=True)
-class Source:
+class Weights:
     """
     Where the weights of a model come from that will be fine-tuned.
 

@@ -26,7 +26,7 @@ from scfusion_fm.tasks.cross_modal.cells import PairedCells
 from scfusion_fm.tasks.cross_modal.fit import fit_cross_modal
 from scfusion_fm.tasks.settings import FitSettings
 from scfusion_fm.tasks.splits import split_cells
-from scfusion_fm.tasks.weights import Source
+from scfusion_fm.tasks.weights import Weights
 
 pytest.importorskip("peft")
 OPTIM = FinetuneOptimConfig(epochs=2, batch_size=32, lr=0.02, threads=1, lora_rank=2)
@@ -123,7 +123,7 @@ def test_fitted_model_is_saved_without_adapters_and_gives_the_same(model_dir, pa
     partition = split_cells(cells.obs, SplitConfig(val_fraction=0.2, test_fraction=0.2))
     data = LabelledCells(aligned, extractor, cells.obs["cell_type"].astype(str).to_numpy())
     settings = AnnotationSettings(OPTIM, directory=tmp_path / "trainer")
-    fitted = fit_annotation(Source(model_dir), data, partition, settings)
+    fitted = fit_annotation(Weights(model_dir), data, partition, settings)
     predicted = fitted.predict(aligned, partition.test)
     assert (data.names_of(predicted) == data.labels[partition.test]).mean() > 0.6
     assert 0 < fitted.num_trained < sum(p.numel() for p in fitted.model.parameters())
@@ -150,7 +150,7 @@ def test_fitted_model_is_saved_without_adapters_and_gives_the_same(model_dir, pa
     assert added.abs().max() > 1e-4
 
     paired = PairedCells(aligned, extractor)
-    predictor = fit_cross_modal(Source(model_dir), paired, partition, FitSettings(OPTIM))
+    predictor = fit_cross_modal(Weights(model_dir), paired, partition, FitSettings(OPTIM))
     assert np.isfinite(predictor.predict(partition.test)).all()
     assert predictor.num_trained > 0
 

@@ -37,7 +37,7 @@ from scfusion_fm.tasks.seen import check_test_cells
 from scfusion_fm.tasks.settings import FitSettings
 from scfusion_fm.tasks.splits import split_cells
 from scfusion_fm.tasks.trainer import fine_tuning_groups
-from scfusion_fm.tasks.weights import Source
+from scfusion_fm.tasks.weights import Weights
 
 SCRIPTS = {
     "annotation": ROOT / "finetune" / "cell_type_annotation.py",
@@ -255,7 +255,9 @@ def test_projected_proteins_enter_the_fusion_and_measured_ones_do_not(model_dir,
     rows = np.arange(20)
 
     def logits(cells, projected):
-        model = Source(model_dir).build(ScFusionTTTForCellTypeAnnotation, 0, num_labels=3, projected_proteins=projected)
+        model = Weights(model_dir).build(
+            ScFusionTTTForCellTypeAnnotation, 0, num_labels=3, projected_proteins=projected
+        )
         return predict_rows(model, CellCollator(cells, extractor), rows)
 
     other = dataclasses.replace(aligned, adt=aligned.adt[::-1].copy())
@@ -264,14 +266,14 @@ def test_projected_proteins_enter_the_fusion_and_measured_ones_do_not(model_dir,
     assert np.abs(some - rest).max() > 1e-4
     assert np.abs(some - logits(aligned, [])).max() > 1e-4
     # What the model makes of its configuration is what masks that are given do.
-    plain = Source(model_dir).build(ScFusionTTTForCellTypeAnnotation, 0, num_labels=3).eval()
+    plain = Weights(model_dir).build(ScFusionTTTForCellTypeAnnotation, 0, num_labels=3).eval()
     batch = CellCollator(aligned, extractor, modalities=("rna",))(rows.tolist())
     masked = torch.arange(extractor.num_proteins).expand(20, -1) < 3
     with torch.inference_mode():
         given = plain(**batch, adt_bool_masked_pos=masked).logits.numpy()
     np.testing.assert_allclose(given, some, rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match="`rna_values` must be given to a model that projects proteins"):
-        Source(model_dir).build(ScFusionTTTForCellTypeAnnotation, 0, projected_proteins=[0])(
+        Weights(model_dir).build(ScFusionTTTForCellTypeAnnotation, 0, projected_proteins=[0])(
             adt_values=torch.zeros(2, extractor.num_proteins)
         )
 
@@ -302,8 +304,8 @@ def test_proteins_to_project_are_those_of_the_file_or_all_or_the_named(model_dir
 
 
 def test_fresh_weights_depend_on_the_seed_alone(model_dir):
-    loaded = Source(model_dir).build(ScFusionTTTForCellTypeAnnotation, 0, num_labels=3)
-    fresh = [Source(model_dir, True).build(ScFusionTTTForCellTypeAnnotation, s, num_labels=3) for s in (5, 5, 6)]
+    loaded = Weights(model_dir).build(ScFusionTTTForCellTypeAnnotation, 0, num_labels=3)
+    fresh = [Weights(model_dir, True).build(ScFusionTTTForCellTypeAnnotation, s, num_labels=3) for s in (5, 5, 6)]
     states = [m.state_dict() for m in (loaded, *fresh)]
     name = "model.rna_embeddings.weight"
     assert not torch.equal(states[0][name], states[1][name])
@@ -416,7 +418,7 @@ def test_an_emptied_part_names_what_emptied_it(paired_file, model_dir):
 
 def test_embeddings_learn_slowly_and_the_classifier_fast_unless_all_is_new(model_dir):
     optim = FinetuneOptimConfig(lr=0.01, embedding_lr_ratio=0.1, head_lr_ratio=5.0)
-    pretrained, fresh = Source(model_dir), Source(model_dir, from_scratch=True)
+    pretrained, fresh = Weights(model_dir), Weights(model_dir, from_scratch=True)
     model = pretrained.build(ScFusionTTTForCellTypeAnnotation, 0, num_labels=3)
     rates = {id(p): group["lr"] for group in fine_tuning_groups(model, optim) for p in group["params"]}
     assert set(rates) == {id(p) for p in model.parameters()}

@@ -15,7 +15,7 @@ from sklearn.neural_network import MLPClassifier
 
 from scfusion_fm.evaluation.baselines.networks import MlpSettings, train_until_worse
 
-INVERSE_PENALTIES = tuple(10.0**exponent for exponent in range(-1, 5))
+LOGISTIC_PENALTIES = tuple(10.0**exponent for exponent in range(-1, 5))
 NEIGHBOUR_COUNTS = (3, 5, 10, 15, 30, 50)
 
 
@@ -54,7 +54,7 @@ def fit_majority(cells: KnownLabels) -> Iterable[DummyClassifier]:
 
 def fit_logistic(cells: KnownLabels) -> Iterable[LogisticRegression]:
     """Yield logistic regressions that weigh all classes alike, from the strongest penalty to the weakest."""
-    for inverse in INVERSE_PENALTIES:
+    for inverse in LOGISTIC_PENALTIES:
         yield LogisticRegression(C=inverse, class_weight="balanced", max_iter=5000).fit(cells.x, cells.labels)
 
 

@@ -13,9 +13,9 @@ from sklearn.metrics.pairwise import euclidean_distances
 
 from scfusion_fm.evaluation.baselines.regressors import Predictor, Targets
 
-PENALTIES = tuple(10.0 ** (exponent / 2) for exponent in range(4, -7, -1))
-WIDTHS = (0.25, 0.5, 1.0, 2.0)
-MAX_CELLS = 4000
+KERNEL_PENALTIES = tuple(10.0 ** (exponent / 2) for exponent in range(4, -7, -1))
+KERNEL_WIDTHS = (0.25, 0.5, 1.0, 2.0)
+MAX_KERNEL_CELLS = 4000
 MAX_PATTERNS = 16
 
 Kernel = Callable[[NDArray, NDArray], NDArray]
@@ -73,7 +73,7 @@ def build_kernels(x: NDArray) -> Iterable[tuple[str, Kernel]]:
     sample = x[np.linspace(0, len(x) - 1, min(len(x), 500)).astype(int)]
     distances = euclidean_distances(sample, squared=True)
     median = float(np.median(distances[~np.eye(len(sample), dtype=bool)])) if len(sample) > 1 else 1.0
-    for width in WIDTHS:
+    for width in KERNEL_WIDTHS:
         yield f"RBF, {width:g} / median", partial(rbf_kernel, gamma=width / (median or 1.0))
 
 
@@ -97,8 +97,8 @@ def fit_kernel_ridges(x: NDArray, targets: Targets, filled: NDArray, seed: int =
     decomposition; where there are more than 16 such patterns, all targets are fitted on all cells, with the guesses.
     """
     rows = np.arange(len(x))
-    if len(x) > MAX_CELLS:
-        rows = np.sort(np.random.default_rng(seed).choice(len(x), MAX_CELLS, replace=False))
+    if len(x) > MAX_KERNEL_CELLS:
+        rows = np.sort(np.random.default_rng(seed).choice(len(x), MAX_KERNEL_CELLS, replace=False))
     x, filled, observed = x[rows], filled[rows], targets.observed[rows]
     patterns, pattern_of_target = np.unique(observed, axis=1, return_inverse=True)
     if patterns.shape[1] > MAX_PATTERNS:
@@ -112,7 +112,7 @@ def fit_kernel_ridges(x: NDArray, targets: Targets, filled: NDArray, seed: int =
     for name, kernel in build_kernels(x):
         gram = kernel(x, x)
         parts = [(eigh(gram[np.ix_(cells, cells)]), cells, columns) for cells, columns in groups]
-        for penalty in PENALTIES:
+        for penalty in KERNEL_PENALTIES:
             weights, offsets = np.zeros_like(filled), targets.mean.copy()
             for (values, vectors), cells, columns in parts:
                 y = filled[np.ix_(cells, columns)]

@@ -18,11 +18,11 @@ from sklearn.metrics import (
 )
 from sklearn.neighbors import NearestNeighbors
 
-from scfusion_fm.evaluation.metrics.integration import check_embedding
+from scfusion_fm.evaluation.metrics.integration import MAX_SILHOUETTE_CELLS, check_embedding
 from scfusion_fm.evaluation.metrics.umap import compute_umap
 
 RESOLUTIONS = (0.5, 1.0, 1.5, 2.0)
-MAX_CELLS = 10_000
+MAX_CLUSTERED_CELLS = 10_000
 N_STARTS = 10
 
 
@@ -53,8 +53,8 @@ def cluster_scores(
         If shapes do not fit, a value is not finite, or there are fewer than two labels.
     """
     embedding, labels = check_embedding(embedding, labels, "labels")
-    if len(labels) > MAX_CELLS:
-        chosen = np.sort(np.random.default_rng(seed).choice(len(labels), MAX_CELLS, replace=False))
+    if len(labels) > MAX_CLUSTERED_CELLS:
+        chosen = np.sort(np.random.default_rng(seed).choice(len(labels), MAX_CLUSTERED_CELLS, replace=False))
         embedding, labels = embedding[chosen], labels[chosen]
     n_types = len(np.unique(labels))
     numbers = sorted({int(np.clip(round(r * n_types), 2, len(labels) - 1)) for r in resolutions})
@@ -107,7 +107,7 @@ def paper_protocol_scores(embedding: ArrayLike, labels: ArrayLike, seed: int = 0
     clusters = KMeans(n_types, n_init=N_STARTS, random_state=seed).fit_predict(embedding)
     scores = score_agreement(labels, clusters)
     for name, positions in (("umap", compute_umap(embedding, seed)), ("full", embedding)):
-        sample = MAX_CELLS if len(labels) > MAX_CELLS else None
+        sample = MAX_SILHOUETTE_CELLS if len(labels) > MAX_SILHOUETTE_CELLS else None
         scores[f"{name}_silhouette"] = float(silhouette_score(positions, labels, sample_size=sample, random_state=seed))
         scores[f"{name}_calinski_harabasz"] = float(calinski_harabasz_score(positions, labels))
         scores[f"{name}_davies_bouldin"] = float(davies_bouldin_score(positions, labels))
@@ -128,9 +128,6 @@ def score_agreement(labels: NDArray, clusters: NDArray) -> dict[str, float]:
         "ari": float(adjusted_rand_score(labels, clusters)),
         "nmi": float(normalized_mutual_info_score(labels, clusters)),
     }
-
-
-MAX_SILHOUETTE_CELLS = 10_000
 
 
 def clustering_scores(

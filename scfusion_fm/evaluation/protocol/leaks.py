@@ -10,15 +10,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
-from scipy.stats import poisson
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.tree import DecisionTreeClassifier
 
 from scfusion_fm.evaluation.partition import Partition
-from scfusion_fm.evaluation.protocol.splits import UNKNOWN
+from scfusion_fm.evaluation.protocol.splits import NO_NAME
 
 SEVERITIES = ("leak", "warning", "note")
-CHANCE = 1e-3
 GATE_DEPTH = 6
 GATE_ACCURACY = 0.98
 NEAR_GATE_ACCURACY = 0.93
@@ -110,7 +108,9 @@ def find_leaks(evidence: Evidence, seed: int = 0) -> list[Leak]:
     return sorted(found, key=lambda leak: SEVERITIES.index(leak.severity))
 
 
-def find_pretrained_cells(seen: int | None, expected_by_chance: float = 0.0) -> Iterator[Leak]:
+def find_pretrained_cells(
+    seen: int | None, expected_by_chance: float = 0.0, beyond_chance: bool = False
+) -> Iterator[Leak]:
     """Yield a leak if the model was trained on more test cells than chance explains, a note if nobody knows.
 
     Parameters
@@ -119,10 +119,12 @@ def find_pretrained_cells(seen: int | None, expected_by_chance: float = 0.0) -> 
         Number of test cells that the model is known to have been trained on before; `None` if nobody knows.
     expected_by_chance
         How many the filter that was asked would find if there were none.
+    beyond_chance
+        Whether these are more than chance explains.
     """
     if seen is None:
         yield Leak("seen_unknown", "note", "nobody knows whether the model has seen test cells; ask `scfusion seen`", 0)
-    elif seen and poisson.sf(seen - 1, expected_by_chance) < CHANCE:
+    elif beyond_chance:
         message = (
             f"the model has seen {seen} test cells in pretraining ({expected_by_chance:.3g} by chance); leave them out "
             "or pretrain without them"
@@ -172,7 +174,7 @@ def find_gates(evidence: Evidence, seed: int = 0) -> Iterator[Leak]:
         return
     labels = np.asarray(evidence.labels).astype(str)
     datasets = np.zeros(len(labels), "U1") if evidence.datasets is None else np.asarray(evidence.datasets).astype(str)
-    usable = np.isin(np.arange(len(labels)), evidence.partition.rows) & ~np.isin(labels, UNKNOWN)
+    usable = np.isin(np.arange(len(labels)), evidence.partition.rows) & ~np.isin(labels, NO_NAME)
     for modality in evidence.tested:
         if modality not in evidence.modalities:
             continue
@@ -292,7 +294,7 @@ def find_shared_donors(evidence: Evidence) -> Iterator[Leak]:
     if evidence.donors is None:
         return
     donors = np.asarray(evidence.donors).astype(str)
-    donors = np.where(np.isin(donors, UNKNOWN), "", donors)
+    donors = np.where(np.isin(donors, NO_NAME), "", donors)
     tested = donors[evidence.partition.test]
     shared = (set(tested) & set(donors[evidence.partition.known])) - {""}
     if shared:

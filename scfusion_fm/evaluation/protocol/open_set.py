@@ -92,8 +92,8 @@ def leave_types_out(task: OpenSetTask, fit: Fit, types: list[str] | None = None)
         gaussians = ClassGaussians.fit(cells.embedding[training], labels[training])
         for name in SCORES:
             scores = score_unknown(name, cells, gaussians, cells.embedding[training])
-            rows.append({"left_out": left_out, "method": "model", "score": name, **_tell(scores, known, task)})
-        told = _tell(_score_baseline(task, known, labels), known, task)
+            rows.append({"left_out": left_out, "method": "model", "score": name, **_measure(scores, known, task)})
+        told = _measure(_score_baseline(task, known, labels), known, task)
         rows.append({"left_out": left_out, "method": LOGISTIC, "score": "max_softmax", **told})
     return pd.DataFrame(rows)
 
@@ -131,7 +131,7 @@ def choose_score(table: pd.DataFrame) -> str:
     return str(mean.fillna(-np.inf).idxmax())
 
 
-def _tell(scores: NDArray[np.float64], known: NDArray[np.bool_], task: OpenSetTask) -> dict[str, float]:
+def _measure(scores: NDArray[np.float64], known: NDArray[np.bool_], task: OpenSetTask) -> dict[str, float]:
     """Say how well scores tell known cells from others, with a threshold from the known calibration cells."""
     calibration, test = task.partition.calibration, task.partition.test
     threshold = reject_thresholds(scores[calibration[known[calibration]]], (task.rate,))[0]

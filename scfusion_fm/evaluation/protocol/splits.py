@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from scfusion_fm.evaluation.partition import Partition
 
-UNKNOWN = ("", "unknown", "nan", "None")
+NO_NAME = ("", "unknown", "nan", "None")
 VAL_EVERY = 5
 VAL_PLACE = 2
 MIN_BUDGET = 3
@@ -115,7 +115,7 @@ def leave_group_out(
         raise ValueError(
             f"`strata` must have one entry per cell ({len(groups)}), got shape {strata.shape}; select the same cells."
         )
-    n_unknown = int(np.isin(groups, UNKNOWN).sum())
+    n_unknown = int(np.isin(groups, NO_NAME).sum())
     if n_unknown:
         raise ValueError(
             f"`groups` must name the group of every cell, got {n_unknown} cells without one; leave them out."
@@ -171,7 +171,7 @@ def limit_labels(fold: Fold, labels: ArrayLike, budget: int, seed: int = 0) -> F
     labels = np.asarray(labels).astype(str)
     fold.partition.check_arrays({"labels": labels})
     pool = fold.partition.known
-    pool = pool[~np.isin(labels[pool], UNKNOWN)]
+    pool = pool[~np.isin(labels[pool], NO_NAME)]
     if not MIN_BUDGET <= budget <= len(pool):
         raise ValueError(
             f"`budget` must lie in [{MIN_BUDGET}, {len(pool)}], the number of labelled cells, got {budget}; "

@@ -13,7 +13,8 @@ import pandas as pd
 from scipy.stats import t as student
 
 MIN_SETS = 3
-GROUP = ["protocol", "budget", "inputs", "kind", "method"]
+HELD_OUT, PAPER, PAPER_TEST = "held_out", "paper", "paper, test cells only"  # protocols of scores
+METHOD_KEYS = ["protocol", "budget", "inputs", "kind", "method"]
 ALL_LABELS = -1  # a budget that sorts and groups; null in files
 
 
@@ -80,7 +81,7 @@ def summarise(table: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
     One row per protocol, budget, inputs, kind and method, in the order of their first appearance, with columns
     `<metric>`, `<metric>_sd` (NaN for a single unit) and `n_units`.
     """
-    groups = table.groupby(GROUP, sort=False, dropna=False)
+    groups = table.groupby(METHOD_KEYS, sort=False, dropna=False)
     mean = groups[list(metrics)].mean()
     spread = groups[list(metrics)].std(ddof=1).add_suffix("_sd")
     return pd.concat([mean, spread, groups["unit"].nunique().rename("n_units")], axis=1).reset_index()

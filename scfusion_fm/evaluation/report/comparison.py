@@ -9,6 +9,9 @@ import pandas as pd
 
 from scfusion_fm.evaluation.protocol.spread import (
     ALL_LABELS,
+    HELD_OUT,
+    PAPER,
+    PAPER_TEST,
     Difference,
     average_parts,
     compare_with_best_baseline,
@@ -27,10 +30,10 @@ from scfusion_fm.evaluation.report.page import (
     render_page,
     render_table,
 )
-from scfusion_fm.evaluation.report.run_report import Section, render_readings, replace_file
-from scfusion_fm.evaluation.report.text import ANNOTATION_METRICS, MODEL, PROTEIN_METRICS, Metric, name_method
+from scfusion_fm.evaluation.report.run_files import replace_file
+from scfusion_fm.evaluation.report.section import Section, render_readings
+from scfusion_fm.evaluation.report.text import ANNOTATION_METRICS, MODEL_NAME, PROTEIN_METRICS, Metric, name_method
 
-HELD_OUT, PAPER, PAPER_TEST = "held_out", "paper", "paper, test cells only"
 LABEL_METRICS = ANNOTATION_METRICS | {
     "auroc": Metric("AUROC", True, "how well probabilities rank cells of a type above others; mean over types."),
     "ece": Metric(
@@ -78,7 +81,7 @@ TASKS: dict[str, tuple[dict[str, Metric], str, str, str]] = {
     "integration": (INTEGRATION_METRICS, "overall", "", ""),
     "imputation": (IMPUTATION_METRICS, "pearson_per_gene", "", ""),
 }
-LEAD = (
+EVALUATION_LEAD = (
     "Models beside baselines that got the same cells. Every number is a mean over folds and seeds with its standard "
     "deviation (±). All methods learned from the training cells, chose settings on the validation cells, and are "
     "scored on test cells, unless a table says otherwise. The best number of each column among methods that were shown "
@@ -146,7 +149,7 @@ def write_evaluation_report(
         f"<pre>{escape(command)}</pre>",
         f"<details><summary>All settings</summary><pre>{escape(settings)}</pre></details>",
     ]
-    replace_file(Path(out_html), render_page("scFusionTTT: evaluation", LEAD, "\n".join(parts)).encode())
+    replace_file(Path(out_html), render_page("scFusionTTT: evaluation", EVALUATION_LEAD, "\n".join(parts)).encode())
     return Path(out_html)
 
 
@@ -218,7 +221,7 @@ def build_section(
     if len(budgets) > 1:
         _add_budgets(section, units, summary, metrics[main].name, main)
     _add_parts(section, units, facts["task"], summary[summary["budget"] == budgets[-1]], main)
-    _add_paper(section, table)
+    _add_paper_table(section, table)
     if coverage is not None:
         add_coverage(section, coverage)
     section.add(render_readings(metrics))
@@ -262,7 +265,7 @@ def _render_rows(rows: list[dict], metrics: dict[str, Metric], main: str) -> str
         "baseline": "best baseline",
         "n_units": "folds",
     }
-    return render_table(rows, headings, {key: m.more_is_better for key, m in metrics.items()}, MODEL, "inputs")
+    return render_table(rows, headings, {key: m.more_is_better for key, m in metrics.items()}, MODEL_NAME, "inputs")
 
 
 def _describe_rows(
@@ -335,7 +338,7 @@ def _add_parts(section: Section, units: list[dict], task: str, summary: pd.DataF
     section.add(f"<details><summary>All numbers</summary>{render_table(rows, headings)}</details>")
 
 
-def _add_paper(section: Section, table: pd.DataFrame) -> None:
+def _add_paper_table(section: Section, table: pd.DataFrame) -> None:
     """Add the paper's way of scoring beside the held-out one."""
     paper = table[table["protocol"].isin([PAPER, PAPER_TEST])]
     if paper.empty:
@@ -357,5 +360,5 @@ def _add_paper(section: Section, table: pd.DataFrame) -> None:
     section.add(
         "<h3>The paper's way of scoring</h3>",
         f"<p>{escape(PAPER_NOTE)}</p>",
-        render_table(rows, headings, model=MODEL),
+        render_table(rows, headings, model=MODEL_NAME),
     )

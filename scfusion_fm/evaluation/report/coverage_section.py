@@ -5,8 +5,8 @@ from html import escape
 import pandas as pd
 
 from scfusion_fm.evaluation.report.page import Spread, render_table
-from scfusion_fm.evaluation.report.run_report import Section
-from scfusion_fm.evaluation.report.text import MODEL, name_method
+from scfusion_fm.evaluation.report.section import Section
+from scfusion_fm.evaluation.report.text import MODEL_NAME, name_method
 
 SHOWN_LEVEL = 0.9
 NOTE = (
@@ -16,7 +16,7 @@ NOTE = (
     "centred log ratio. Where folds are groups, such as laboratories, intervals are made for a new group: each group "
     "weighs the same, and few groups widen them."
 )
-GROUP = ["kind", "method"]
+BY_METHOD = ["kind", "method"]
 
 
 def add_coverage(section: Section, coverage: pd.DataFrame) -> None:
@@ -30,16 +30,18 @@ def add_coverage(section: Section, coverage: pd.DataFrame) -> None:
     coverage
         One row per `kind`, `method`, `seed`, `fold`, `level` and `protein`: `coverage`, `width` and `n`.
     """
-    folds = coverage.groupby([*GROUP, "level", "seed", "fold"], sort=False)[["coverage", "width"]].mean().reset_index()
-    rows = [_describe_method(kind, method, part) for (kind, method), part in folds.groupby(GROUP, sort=False)]
+    by_fold = coverage.groupby([*BY_METHOD, "level", "seed", "fold"], sort=False)
+    folds = by_fold[["coverage", "width"]].mean().reset_index()
+    rows = [_describe_method(kind, method, part) for (kind, method), part in folds.groupby(BY_METHOD, sort=False)]
     levels = sorted(folds["level"].unique())
     headings = {"method": "method"} | {f"at {x:g}": f"held at {x:.0%}" for x in levels}
     headings |= {"lowest": f"lowest fold at {SHOWN_LEVEL:.0%}", "width": f"width at {SHOWN_LEVEL:.0%}"}
-    section.add("<h3>Intervals</h3>", f'<p class="note">{escape(NOTE)}</p>', render_table(rows, headings, model=MODEL))
+    table = render_table(rows, headings, model=MODEL_NAME)
+    section.add("<h3>Intervals</h3>", f'<p class="note">{escape(NOTE)}</p>', table)
     shown = folds[folds["level"] == SHOWN_LEVEL]
-    for (kind, method), part in shown.groupby(GROUP, sort=False):
+    for (kind, method), part in shown.groupby(BY_METHOD, sort=False):
         if kind == "model":
-            section.findings.append(("", _tell(section.title, name_method(kind, method), part)))
+            section.findings.append(("", _describe_coverage(section.title, name_method(kind, method), part)))
     own = coverage[(coverage["level"] == SHOWN_LEVEL) & (coverage["kind"] == "model")]
     for key, title in (("fold", "fold"), ("protein", "protein")):
         table = _render_parts(own, key)
@@ -58,7 +60,7 @@ def _describe_method(kind: str, method: str, folds: pd.DataFrame) -> dict:
     }
 
 
-def _tell(title: str, name: str, folds: pd.DataFrame) -> str:
+def _describe_coverage(title: str, name: str, folds: pd.DataFrame) -> str:
     lowest = folds.loc[folds["coverage"].idxmin()]
     return (
         f"{title}, {name}: intervals meant to hold {SHOWN_LEVEL:.0%} hold {folds['coverage'].mean():.1%}, mean over "
@@ -69,7 +71,7 @@ def _tell(title: str, name: str, folds: pd.DataFrame) -> str:
 def _render_parts(own: pd.DataFrame, key: str) -> str:
     """Render coverage by fold (over proteins) or by protein (over folds)."""
     rows = []
-    for (kind, method, name), part in own.groupby([*GROUP, key], sort=False):
+    for (kind, method, name), part in own.groupby([*BY_METHOD, key], sort=False):
         held, width = (Spread(part[x].mean(), part[x].std()) for x in ("coverage", "width"))
         rows.append({"part": str(name), "method": name_method(kind, method), "held": held, "width": width})
         rows[-1]["n"] = int(part["n"].sum())

@@ -10,9 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
+from scfusion_fm.evaluation.report.plots import MAX_NAME_LENGTH, shorten
+
 MAX_NAMED = 40  # data sets whose names are readable beside a heat map
 MAX_NUMBERED = 14
-MAX_NAME_LENGTH = 28
 
 
 def plot_overlap(names: Sequence[str], shared_genes: ArrayLike, shared_proteins: ArrayLike) -> Figure:
@@ -54,7 +55,7 @@ def _draw(axes: Axes, names: Sequence[str], shared: NDArray):
     image = axes.imshow(share, cmap="viridis", vmin=0, vmax=1)
     axes.set_facecolor("#EEEEEE")  # of a data set without the modality
     ticks = range(len(names)) if len(names) <= MAX_NAMED else ()
-    labels = [n if len(n) <= MAX_NAME_LENGTH else n[: MAX_NAME_LENGTH - 1] + "…" for n in names][: len(ticks)]
+    labels = [shorten(name) for name in names][: len(ticks)]
     axes.set_xticks(ticks, labels, rotation=90, fontsize=8)
     axes.set_yticks(ticks, labels, fontsize=8)
     axes.tick_params(length=0)

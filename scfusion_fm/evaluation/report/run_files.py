@@ -1,7 +1,9 @@
-"""Reading of what a run leaves behind, with an error that names the file where something is missing."""
+"""Read what a run leaves behind, with an error that names the file where something is missing; replace files whole."""
 
 import json
+import os
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from zipfile import BadZipFile
 
 import numpy as np
@@ -152,3 +154,25 @@ def _require_file(path: Path) -> Path:
     if not path.is_file():
         raise ValueError(f"`{path}` must exist, got no such file; let the run finish or leave its part out.")
     return path
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file so that nobody ever sees a part of it."""
+    temporary = None
+    try:
+        with NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = Path(file.name)
+            file.write(content)
+        temporary.chmod(0o666 & ~_read_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def _read_umask() -> int:
+    """Return the permissions that new files do not get."""
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask

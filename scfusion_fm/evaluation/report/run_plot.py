@@ -204,7 +204,7 @@ def _finish(axes: Axes, panel: Panel, place: str) -> None:
 
 def _add_legend(figure: Figure, tables: Mapping[str, pd.DataFrame]) -> None:
     """Say above the panels what the lines are, and how far each run came."""
-    names = [f"{shorten(name, 40)}: {describe_run(table)}" for name, table in tables.items()]
+    names = [f"{shorten(name, 40)}: {describe_progress(table)}" for name, table in tables.items()]
     train, val, skipped = (TRAIN_COLOUR, VAL_COLOUR, SKIPPED_COLOUR) if len(names) == 1 else ("#555555",) * 3
     kinds = {"training": Line2D([], [], color=train)}
     if any((table["split"] == "val").any() for table in tables.values()):
@@ -221,7 +221,7 @@ def _add_legend(figure: Figure, tables: Mapping[str, pd.DataFrame]) -> None:
     )
 
 
-def describe_run(table: pd.DataFrame) -> str:
+def describe_progress(table: pd.DataFrame) -> str:
     """Say in a line how far a run came and what its lowest held-out loss was.
 
     Parameters

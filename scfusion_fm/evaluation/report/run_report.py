@@ -1,11 +1,8 @@
 """One self-contained HTML page about a pretraining run and the fine-tuning runs after it."""
 
-import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 import numpy as np
 import pandas as pd
@@ -15,17 +12,24 @@ from scfusion_fm.evaluation.report.page import (
     encode_png,
     is_number,
     render_facts,
-    render_figure,
     render_findings,
     render_page,
     render_table,
 )
 from scfusion_fm.evaluation.report.plots import plot_confusion, plot_losses, plot_proteins, plot_umap
-from scfusion_fm.evaluation.report.run_files import read_arrays, read_json, read_metrics, read_table, read_text
+from scfusion_fm.evaluation.report.run_files import (
+    read_arrays,
+    read_json,
+    read_metrics,
+    read_table,
+    read_text,
+    replace_file,
+)
+from scfusion_fm.evaluation.report.section import Section, render_readings
 from scfusion_fm.evaluation.report.text import (
     ANNOTATION_METRICS,
     EMBEDDING_READINGS,
-    MODEL,
+    MODEL_NAME,
     PROTEIN_METRICS,
     Metric,
     compare_with_baselines,
@@ -37,59 +41,12 @@ from scfusion_fm.evaluation.report.text import (
 )
 
 FIGURES = ("losses.png", "umap.png", "confusion.png", "proteins.png")
-LEAD = (
+RUN_LEAD = (
     "What one run measured, beside simple baselines that got the same cells and the same labels. The tables "
     "score held-out test cells, which neither the training for the task nor the choice of its settings has "
     "seen. Pretraining, which reads no cell types, may have seen them where it used the same data. Every "
     "number is of one split and one training run. The best number of a column is bold, whoever's it is."
 )
-
-
-@dataclass
-class Section:
-    """One part of the report.
-
-    Attributes
-    ----------
-    title
-        Heading.
-    findings
-        Sentences for the summary, each with its mark.
-    html
-        What follows the heading.
-    figures
-        PNG files by name.
-    """
-
-    title: str
-    findings: list[tuple[str, str]]
-    html: str = ""
-    figures: dict[str, bytes] = field(default_factory=dict)
-
-    def add(self, *parts: str) -> None:
-        """Append HTML.
-
-        Parameters
-        ----------
-        parts
-            Pieces of HTML.
-        """
-        self.html += "".join(f"{part}\n" for part in parts)
-
-    def add_figure(self, name: str, png: bytes, caption: str) -> None:
-        """Append a picture and keep it as a file.
-
-        Parameters
-        ----------
-        name
-            Name of the file.
-        png
-            The picture.
-        caption
-            What it shows.
-        """
-        self.figures[name] = png
-        self.add(render_figure(png, caption))
 
 
 def write_report(out_html: Path, pretraining: Path | None, annotation: Path | None, cross_modal: Path | None) -> Path:
@@ -132,7 +89,7 @@ def write_report(out_html: Path, pretraining: Path | None, annotation: Path | No
         out_html.parent / f"{out_html.stem}_figures",
         {name: png for section in sections for name, png in section.figures.items()},
     )
-    replace_file(out_html, render_page("scFusionTTT: report of a run", LEAD, body).encode())
+    replace_file(out_html, render_page("scFusionTTT: report of a run", RUN_LEAD, body).encode())
     return out_html
 
 
@@ -206,7 +163,7 @@ def build_annotation_section(run: Path) -> Section:
         "<p>Every method learned from the training cells, chose its settings on the validation cells, and is "
         "scored once on the test cells.</p>",
         render_facts(facts),
-        render_table(results["table"], headings, _directions(ANNOTATION_METRICS), MODEL),
+        render_table(results["table"], headings, _directions(ANNOTATION_METRICS), MODEL_NAME),
         f'<p class="note">{escape(describe_uncertainty(results["table"]))}</p>',
         render_readings(ANNOTATION_METRICS),
     )
@@ -253,23 +210,11 @@ def build_cross_modal_section(run: Path) -> Section:
         "from the training cells and chose its settings on the validation cells. Pretraining reads proteins: "
         "were the test cells among its cells, the model would have met their proteins before.</p>",
         render_facts(facts),
-        render_table(rows, headings, _directions(PROTEIN_METRICS), MODEL),
+        render_table(rows, headings, _directions(PROTEIN_METRICS), MODEL_NAME),
         render_readings(PROTEIN_METRICS),
     )
     _add_proteins(section, path, rows, per_protein, arrays)
     return section
-
-
-def render_readings(metrics: dict[str, Metric]) -> str:
-    """Render one line per metric on how to read it.
-
-    Parameters
-    ----------
-    metrics
-        The metrics by entry.
-    """
-    lines = "".join(f"<li><b>{escape(metric.name)}</b>: {escape(metric.reading)}</li>\n" for metric in metrics.values())
-    return f'<h3>How to read this</h3>\n<ul class="note">\n{lines}</ul>'
 
 
 def _headings(metrics: dict[str, Metric]) -> dict[str, str]:
@@ -284,7 +229,7 @@ def _add_confusions(section: Section, rows: list[dict], cells: pd.DataFrame) -> 
     """Add the confusion matrix and the table per class, and say whose they are."""
     labels, predicted = cells["label"].to_numpy(), cells["predicted"].to_numpy()
     accuracy = annotation_scores(labels, predicted)["accuracy"]
-    own = [row for row in rows if str(row["method"]).startswith(MODEL)]
+    own = [row for row in rows if str(row["method"]).startswith(MODEL_NAME)]
     match = next((row for row in own if is_number(row["accuracy"]) and abs(row["accuracy"] - accuracy) < 1e-3), None)
     whose = name_row(match) if match else f"a model whose accuracy, {accuracy:.3f}, is in no row of the table above"
     section.add("<h3>Per cell type</h3>")
@@ -333,12 +278,12 @@ def _add_proteins(
         method: table.drop_duplicates("protein").set_index("protein").reindex(names).reset_index()
         for method, table in per_protein.groupby("method", sort=False)
     }
-    own = next((method for method in tables if method.startswith(MODEL)), None)
+    own = next((method for method in tables if method.startswith(MODEL_NAME)), None)
     if own is None:
         raise ValueError(
-            f"`{path.parent / 'per_protein.csv'}` must have rows of {MODEL!r}, got {list(tables)}; add them."
+            f"`{path.parent / 'per_protein.csv'}` must have rows of {MODEL_NAME!r}, got {list(tables)}; add them."
         )
-    others = [row for row in rows if row["method"] in tables and not row["method"].startswith(MODEL)]
+    others = [row for row in rows if row["method"] in tables and not row["method"].startswith(MODEL_NAME)]
     baseline = find_best_row(others, "pearson_per_protein", True)["method"] if others else None
     rival = None if baseline is None else tables[baseline]["pearson"].rename(baseline)
     figure = plot_proteins(arrays["measured"], arrays["predicted"], names, tables[own], rival)
@@ -362,8 +307,8 @@ def _add_protein_table(section: Section, shown: pd.DataFrame, baseline: str | No
     headings = {
         "protein": "protein",
         "n": "test cells",
-        "pearson": f"Pearson, {MODEL}",
-        "rmse": f"RMSE, {MODEL}",
+        "pearson": f"Pearson, {MODEL_NAME}",
+        "rmse": f"RMSE, {MODEL_NAME}",
     }
     if baseline is not None:
         headings["rival"] = f"Pearson, {baseline}"
@@ -379,25 +324,3 @@ def _write_figures(directory: Path, figures: dict[str, bytes]) -> None:
         replace_file(directory / name, png)
     for name in set(FIGURES) - set(figures):
         (directory / name).unlink(missing_ok=True)
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file so that nobody ever sees a part of it."""
-    temporary = None
-    try:
-        with NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = Path(file.name)
-            file.write(content)
-        temporary.chmod(0o666 & ~_read_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        raise
-
-
-def _read_umask() -> int:
-    """Return the permissions that new files do not get."""
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask

@@ -11,7 +11,7 @@ import pandas as pd
 
 from scfusion_fm.evaluation.report.page import find_best, format_value, is_number
 
-MODEL = "scFusionTTT"
+MODEL_NAME = "scFusionTTT"
 
 
 @dataclass(frozen=True)
@@ -92,11 +92,11 @@ def compare_with_baselines(
     ValueError
         If the model or every baseline is absent.
     """
-    own = [row for row in rows if str(row["method"]).startswith(MODEL)]
+    own = [row for row in rows if str(row["method"]).startswith(MODEL_NAME)]
     others = [row for row in rows if row not in own]
     if not own or not others:
         raise ValueError(
-            f"`{path}` must have rows of {MODEL!r} and of baselines, got {[row['method'] for row in rows]}; "
+            f"`{path}` must have rows of {MODEL_NAME!r} and of baselines, got {[row['method'] for row in rows]}; "
             "write both into its table."
         )
     return [_compare(key, metric, own, others, topic) for key, metric in metrics.items()]
@@ -132,7 +132,7 @@ def describe_uncertainty(rows: list[dict]) -> str:
     rows
         Rows with "method", "inputs", "accuracy" and "n_test".
     """
-    best = find_best_row([row for row in rows if str(row["method"]).startswith(MODEL)], "accuracy", True)
+    best = find_best_row([row for row in rows if str(row["method"]).startswith(MODEL_NAME)], "accuracy", True)
     share, n, z = best["accuracy"], best["n_test"], 1.96
     if not is_number(share) or not n:
         return f"{name_row(best)} has no accuracy."
@@ -212,4 +212,4 @@ def name_row(row: dict) -> str:
 
 def name_method(kind: str, method: str) -> str:
     """Give the name of a method in a report; those of models begin alike."""
-    return method if kind == "baseline" or method.startswith(MODEL) else f"{MODEL} ({method})"
+    return method if kind == "baseline" or method.startswith(MODEL_NAME) else f"{MODEL_NAME} ({method})"

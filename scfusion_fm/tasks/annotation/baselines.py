@@ -8,7 +8,7 @@ from scfusion_fm.evaluation.baselines.features import Features
 from scfusion_fm.evaluation.partition import Partition
 from scfusion_fm.tasks.annotation.cells import LabelledCells
 
-SHOWN_METHODS = ("majority", LOGISTIC, "PCA + kNN")
+SHOWN_CLASSIFIERS = ("majority", LOGISTIC, "PCA + kNN")
 
 
 def show_features(data: LabelledCells, rows: NDArray[np.int64]) -> Features:
@@ -34,4 +34,4 @@ def build_annotation_task(data: LabelledCells, partition: Partition, seed: int) 
 
 def name_by_baselines(data: LabelledCells, partition: Partition, seed: int) -> dict[tuple[str, str], NDArray[np.str_]]:
     """Fit the baselines that stand beside a fine-tuned model; names for the test cells by method and inputs."""
-    return fit_annotation_baselines(build_annotation_task(data, partition, seed), SHOWN_METHODS).name_test_cells()
+    return fit_annotation_baselines(build_annotation_task(data, partition, seed), SHOWN_CLASSIFIERS).name_test_cells()

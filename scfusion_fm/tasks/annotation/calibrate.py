@@ -16,7 +16,7 @@ from scfusion_fm.evaluation.protocol.open_set import OpenSetTask, choose_score, 
 from scfusion_fm.tasks.annotation.baselines import show_features
 from scfusion_fm.tasks.annotation.cells import LabelledCells
 from scfusion_fm.tasks.annotation.fit import AnnotationSettings, FittedAnnotation, fit_annotation
-from scfusion_fm.tasks.weights import Source
+from scfusion_fm.tasks.weights import Weights
 
 
 def give_outputs(
@@ -82,14 +82,14 @@ def describe_calibration(
 
 
 def score_open_set(
-    source: Source, data: LabelledCells, partition: Partition, settings: AnnotationSettings, types: list[str]
+    weights: Weights, data: LabelledCells, partition: Partition, settings: AnnotationSettings, types: list[str]
 ) -> pd.DataFrame:
     """
     Fine-tune once without each of some cell types, and tell how their cells are recognised; see `leave_types_out`.
 
     Parameters
     ----------
-    source
+    weights
         Where the weights come from.
     data
         All cells, shown with all modalities that they have.
@@ -106,7 +106,7 @@ def score_open_set(
         labels = np.where(np.isin(np.arange(len(data.labels)), every[known]), data.labels, "")
         part = LabelledCells(data.aligned, data.extractor, labels, data.modalities)
         chosen = Partition(*(every[rows[known[rows]]] for rows in (places.train, places.val)))
-        fitted = fit_annotation(source, part, chosen, dataclasses.replace(settings, directory=None))
+        fitted = fit_annotation(weights, part, chosen, dataclasses.replace(settings, directory=None))
         return give_outputs(fitted, part, every, data.modalities)
 
     return leave_types_out(OpenSetTask(show_features(data, every), data.labels[every], places), fit, types)

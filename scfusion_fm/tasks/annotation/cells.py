@@ -6,10 +6,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from scfusion_fm.config.finetune import INPUTS
 from scfusion_fm.data.schema import AlignedCells, as_text
 from scfusion_fm.model import ScFusionTTTFeatureExtractor
-
-INPUTS = {"rna": ("rna",), "adt": ("adt",), "rna+adt": ("rna", "adt")}
 
 
 @dataclass

@@ -20,7 +20,7 @@ from scfusion_fm.tasks.loss import BalancedCrossEntropy
 from scfusion_fm.tasks.settings import FitSettings
 from scfusion_fm.tasks.starts.classifier import start_classifier
 from scfusion_fm.tasks.trainer import train_best
-from scfusion_fm.tasks.weights import Source
+from scfusion_fm.tasks.weights import Weights
 
 
 @dataclass(frozen=True)
@@ -87,14 +87,14 @@ class FittedAnnotation:
 
 
 def fit_annotation(
-    source: Source, data: LabelledCells, partition: Partition, settings: AnnotationSettings
+    weights: Weights, data: LabelledCells, partition: Partition, settings: AnnotationSettings
 ) -> FittedAnnotation:
     """
     Fine-tune a classifier that starts as a logistic regression; what did best on the validation cells is kept.
 
     Parameters
     ----------
-    source
+    weights
         Where the weights come from.
     data
         All cells.
@@ -103,7 +103,7 @@ def fit_annotation(
     settings
         How to train.
     """
-    model = source.build(
+    model = weights.build(
         ScFusionTTTForCellTypeAnnotation,
         settings.seed,
         num_labels=len(data.classes),
@@ -137,7 +137,7 @@ def fit_annotation(
     )
     codes = data.codes[partition.train]
     loss = BalancedCrossEntropy(codes, len(data.classes)) if settings.balance_classes else None
-    num_trained = train_best(model, partition, collators, score, source.suit(settings), loss)
+    num_trained = train_best(model, partition, collators, score, weights.suit(settings), loss)
     return FittedAnnotation(model, data.extractor, data.classes, settings.modalities, num_trained)
 
 

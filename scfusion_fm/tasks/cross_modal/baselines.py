@@ -7,7 +7,7 @@ from scfusion_fm.evaluation.baselines.prediction import OWN, PredictionTask, fit
 from scfusion_fm.evaluation.partition import Partition
 from scfusion_fm.tasks.cross_modal.cells import SOURCE_OF, PairedCells
 
-SHOWN_METHODS = ("mean", OWN, "PCA + kNN", "PCA + ridge")
+SHOWN_PREDICTORS = ("mean", OWN, "PCA + kNN", "PCA + ridge")
 
 
 def build_prediction_task(data: PairedCells, partition: Partition, seed: int) -> PredictionTask:
@@ -37,4 +37,4 @@ def build_prediction_task(data: PairedCells, partition: Partition, seed: int) ->
 
 def predict_by_baselines(data: PairedCells, partition: Partition, seed: int) -> dict[str, NDArray[np.float64]]:
     """Fit the baselines that stand beside a fine-tuned model; predictions for the test cells by method."""
-    return fit_prediction_baselines(build_prediction_task(data, partition, seed), SHOWN_METHODS).test
+    return fit_prediction_baselines(build_prediction_task(data, partition, seed), SHOWN_PREDICTORS).test

@@ -18,7 +18,7 @@ from scfusion_fm.tasks.cross_modal.cells import SOURCE_OF, PairedCells
 from scfusion_fm.tasks.settings import FitSettings
 from scfusion_fm.tasks.starts.kernel import KernelTargets, choose_share, fit_kernel, size_kernel
 from scfusion_fm.tasks.trainer import train_best
-from scfusion_fm.tasks.weights import Source
+from scfusion_fm.tasks.weights import Weights
 
 LEAST_VARIANCE = 0.05
 
@@ -72,7 +72,9 @@ class FittedCrossModal:
         return _columns(self.data, predict_rows(self.model, collator, rows, modalities=shown))
 
 
-def fit_cross_modal(source: Source, data: PairedCells, partition: Partition, settings: FitSettings) -> FittedCrossModal:
+def fit_cross_modal(
+    weights: Weights, data: PairedCells, partition: Partition, settings: FitSettings
+) -> FittedCrossModal:
     """
     Fine-tune the pretraining pass with the target hidden; the epoch with the best validation correlation is kept.
 
@@ -82,7 +84,7 @@ def fit_cross_modal(source: Source, data: PairedCells, partition: Partition, set
 
     Parameters
     ----------
-    source
+    weights
         Where the weights come from.
     data
         All cells.
@@ -93,7 +95,7 @@ def fit_cross_modal(source: Source, data: PairedCells, partition: Partition, set
     """
     train, val = partition.train, partition.val
     levelled, offsets = data.level(train)
-    model = source.build(
+    model = weights.build(
         ScFusionTTTForCrossModalPrediction,
         settings.seed,
         target_modality=data.target,
@@ -112,7 +114,7 @@ def fit_cross_modal(source: Source, data: PairedCells, partition: Partition, set
         guess = _columns(data, logits)
         return {"score": mean_correlation(levelled, val, guess), **levelled.score(val, guess)[1]}
 
-    num_trained = train_best(model, partition, collators, score, source.suit(settings))
+    num_trained = train_best(model, partition, collators, score, weights.suit(settings))
     fitted = FittedCrossModal(model, data, num_trained)
     if model.config.num_landmarks:
         targets = KernelTargets(levelled.measured, levelled.observed, levelled.panel)

@@ -14,7 +14,7 @@ from scfusion_fm.evaluation.partition import Partition
 from scfusion_fm.tasks.cross_modal.cells import PairedCells
 from scfusion_fm.tasks.cross_modal.fit import FittedCrossModal, fit_cross_modal
 from scfusion_fm.tasks.settings import FitSettings
-from scfusion_fm.tasks.weights import Source
+from scfusion_fm.tasks.weights import Weights
 
 MIN_LEFT_OUT = 3
 
@@ -72,7 +72,7 @@ def calibrate_intervals(
 
 
 def calibrate_for_new_groups(
-    source: Source,
+    weights: Weights,
     data: PairedCells,
     partition: Partition,
     settings: FitSettings,
@@ -92,7 +92,7 @@ def calibrate_for_new_groups(
         kept = np.random.default_rng([settings.seed, number]).permutation(known[~own])
         num_val = max(1, round(len(kept) * len(partition.val) / len(known)))
         part = Partition(train=kept[num_val:], val=kept[:num_val])
-        fitted = fit_cross_modal(source, data, part, dataclasses.replace(settings, directory=None))
+        fitted = fit_cross_modal(weights, data, part, dataclasses.replace(settings, directory=None))
         predicted[own] = fitted.predict(known[own])
     arrays = data.measured[known], predicted, data.observed[known]
     return ProteinIntervals.calibrate_left_out(*arrays, data.names, groups[known])

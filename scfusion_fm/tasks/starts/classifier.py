@@ -20,7 +20,7 @@ from scfusion_fm.evaluation.partition import Partition
 from scfusion_fm.inference.batches import CellCollator, predict_rows
 from scfusion_fm.training.components import prepare_parts, start_coordinates
 
-INVERSE_PENALTIES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+START_PENALTIES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 LOG_SHARPNESS = (-3.0, 5.0)
 PROTEIN_SCALES = (0.5, 1.0, 2.0)
 MOST_CELLS = 10_000
@@ -83,7 +83,7 @@ def start_classifier(
     means = np.concatenate(read["train"]).mean(0)
     weights = "balanced" if balanced else None
     best, best_loss = None, np.inf
-    for scale, penalty in product(_scale_features(model, read["train"]), INVERSE_PENALTIES):
+    for scale, penalty in product(_scale_features(model, read["train"]), START_PENALTIES):
         x, x_val = (np.concatenate([(part - means) * scale for part in read[name]]) for name in ("train", "val"))
         fitted = LogisticRegression(C=penalty, class_weight=weights, max_iter=2000)
         fitted.fit(x, np.tile(codes[train], len(inputs)))

@@ -20,8 +20,8 @@ from scfusion_fm.inference.batches import CellCollator
 from scfusion_fm.tasks.starts.classifier import choose_cells
 from scfusion_fm.training.components import SPREAD, prepare_parts, start_coordinates
 
-WIDTHS = (0.1, 0.3, 1.0)
-PENALTIES = (0.03, 0.1, 0.3, 1.0)
+READOUT_WIDTHS = (0.1, 0.3, 1.0)
+READOUT_PENALTIES = (0.03, 0.1, 0.3, 1.0)
 SHARES = np.linspace(0.0, 1.0, 11)
 JITTER = 1e-6
 
@@ -78,11 +78,11 @@ def fit_kernel(
     readout.landmarks.copy_(found["train"][chosen])
     values, observed = targets.values[train].astype(np.float64), targets.observed[train]
     best, best_score = None, -np.inf
-    for width in WIDTHS:
+    for width in READOUT_WIDTHS:
         readout.inverse_width.fill_(width / (2 * SPREAD**2))
         kernels = {part: readout.kernel(x).double().numpy() for part, x in found.items()}
         between = readout.kernel(readout.landmarks).double().numpy()
-        for penalty in PENALTIES:
+        for penalty in READOUT_PENALTIES:
             weight, bias = _solve(kernels["train"], between, values, observed, penalty)
             predicted = kernels["val"] @ weight + bias
             summary = protein_scores(targets.values[val], predicted, targets.observed[val])[1]

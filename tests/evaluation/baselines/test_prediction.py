@@ -186,7 +186,7 @@ def test_many_patterns_share_one_fit_with_the_guesses(monkeypatch):
 
 
 def test_kernel_ridge_of_many_cells_comes_from_a_sample(monkeypatch):
-    monkeypatch.setattr("scfusion_fm.evaluation.baselines.kernels.MAX_CELLS", 30)
+    monkeypatch.setattr("scfusion_fm.evaluation.baselines.kernels.MAX_KERNEL_CELLS", 30)
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(40, 4)), rng.normal(size=(40, 2))
     targets = Targets.from_training(y, np.ones((40, 2), bool))

@@ -40,7 +40,7 @@ def test_identical_cells_have_no_silhouette(blobs):
 
 
 def test_many_cells_are_sampled(blobs, monkeypatch):
-    monkeypatch.setattr("scfusion_fm.evaluation.metrics.clusters.MAX_CELLS", 60)
+    monkeypatch.setattr("scfusion_fm.evaluation.metrics.clusters.MAX_CLUSTERED_CELLS", 60)
     table = cluster_scores(*blobs, [1.0])
     assert table["ari"].tolist() == [1, 1]
     assert table["silhouette"].iloc[0] != pytest.approx(silhouette_score(*blobs), abs=1e-9)

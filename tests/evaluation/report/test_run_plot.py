@@ -10,7 +10,7 @@ import pytest
 
 from scfusion_fm.cli.main import main
 from scfusion_fm.evaluation.report.run_files import read_metrics
-from scfusion_fm.evaluation.report.run_plot import describe_run, find_skipped, name_runs, plot_runs, write_run_plot
+from scfusion_fm.evaluation.report.run_plot import describe_progress, find_skipped, name_runs, plot_runs, write_run_plot
 
 OPTIMISER = {"lr": 1e-3, "grad_norm": 0.5, "cells_per_s": 90.0, "data_stall": 0.25, "memory_gib": 2.0, "mfu": None}
 
@@ -112,9 +112,10 @@ def test_values_that_overflowed_leave_a_gap(tmp_path):
 
 def test_how_far_a_run_came_is_told():
     table = pd.DataFrame(make_records((1_000, 2_000)))
-    assert describe_run(table) == "step 2,000, 16.0 k cells, 33.3 h, lowest held-out loss 0.0005 at step 2,000"
+    assert describe_progress(table) == "step 2,000, 16.0 k cells, 33.3 h, lowest held-out loss 0.0005 at step 2,000"
     assert (
-        describe_run(table[table["split"] == "train"].head(1).assign(seconds=90)) == "step 1,000, 8.0 k cells, 1.5 min"
+        describe_progress(table[table["split"] == "train"].head(1).assign(seconds=90))
+        == "step 1,000, 8.0 k cells, 1.5 min"
     )
 
 

@@ -9,10 +9,10 @@ import pytest
 
 from scfusion_fm.evaluation.metrics.labels import annotation_scores
 from scfusion_fm.evaluation.metrics.proteins import protein_scores
-from scfusion_fm.evaluation.report import plots
-from scfusion_fm.evaluation.report import run_report as report
-from scfusion_fm.evaluation.report.run_report import write_report
+from scfusion_fm.evaluation.report import plots, run_files
+from scfusion_fm.evaluation.report.run_report import FIGURES, write_report
 from scfusion_fm.evaluation.report.text import (
+    Metric,
     compare_with_baselines,
     describe_seen_cells,
     describe_uncertainty,
@@ -163,7 +163,7 @@ def test_the_pictures_are_in_the_page_and_beside_it(tmp_path, runs):
     page = Page(write_report(tmp_path / "my.report.html", *runs))
     inlined = {base64.b64decode(attrs["src"].split(",")[1]) for tag, attrs in page.tags if tag == "img"}
     files = list((tmp_path / "my.report_figures").iterdir())
-    assert {file.name for file in files} == set(report.FIGURES)
+    assert {file.name for file in files} == set(FIGURES)
     assert {file.read_bytes() for file in files} == inlined
     assert all(png.startswith(b"\x89PNG") for png in inlined)
     assert all(attrs["alt"] for tag, attrs in page.tags if tag == "img")
@@ -214,7 +214,7 @@ def test_comparisons_name_the_better_one(tmp_path, ours, theirs, more_is_better,
         {"method": "kNN", "x": theirs},
         {"method": "scFusionTTT", "x": ours},
     ]
-    metrics = {"x": report.Metric("M", more_is_better, "")}
+    metrics = {"x": Metric("M", more_is_better, "")}
     [(found, sentence)] = compare_with_baselines(tmp_path, rows, metrics, "topic")
     assert found == mark
     assert words.removeprefix("M, ") in sentence
@@ -288,7 +288,7 @@ def test_a_failed_write_leaves_the_old_report_and_no_debris(tmp_path, runs, monk
     def fail(source, target):
         raise OSError("disk full")
 
-    monkeypatch.setattr(report.os, "replace", fail)
+    monkeypatch.setattr(run_files.os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
         write_report(path, runs[0], None, None)
     assert path.read_bytes() == before

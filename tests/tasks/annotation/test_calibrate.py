@@ -22,7 +22,7 @@ from scfusion_fm.tasks.annotation.calibrate import (
 from scfusion_fm.tasks.annotation.cells import LabelledCells
 from scfusion_fm.tasks.annotation.fit import AnnotationSettings, fit_annotation
 from scfusion_fm.tasks.splits import split_cells
-from scfusion_fm.tasks.weights import Source
+from scfusion_fm.tasks.weights import Weights
 
 SETTINGS = AnnotationSettings(FinetuneOptimConfig(epochs=2, batch_size=32, lr=0.02, threads=1), modality_dropout=0.3)
 
@@ -37,7 +37,7 @@ def data(model_dir, paired_file):
 
 @pytest.fixture(scope="module")
 def fitted(model_dir, data):
-    return fit_annotation(Source(model_dir), *data, SETTINGS)
+    return fit_annotation(Weights(model_dir), *data, SETTINGS)
 
 
 @pytest.mark.parametrize("score", ["energy", "mahalanobis"])
@@ -76,7 +76,7 @@ def test_inputs_without_calibration_cells_are_left_out(fitted, data):
 
 def test_types_left_out_are_told_from_the_others(model_dir, data):
     cells, partition = data
-    table = score_open_set(Source(model_dir), cells, partition, SETTINGS, ["Mono"])
+    table = score_open_set(Weights(model_dir), cells, partition, SETTINGS, ["Mono"])
     assert set(table["left_out"]) == {"Mono"}
     assert set(table["score"]) == set(SCORES)
     assert (table["n_unknown"] == (cells.labels[partition.test] == "Mono").sum()).all()

@@ -15,7 +15,7 @@ from scfusion_fm.inference.model_directory import load_extractor
 from scfusion_fm.tasks.cross_modal.cells import PairedCells
 from scfusion_fm.tasks.cross_modal.fit import TargetCollator, fit_cross_modal
 from scfusion_fm.tasks.settings import FitSettings
-from scfusion_fm.tasks.weights import Source
+from scfusion_fm.tasks.weights import Weights
 
 LEVELS = {"a": 1.0, "b": 8.0, "c": 3.0}
 
@@ -82,7 +82,7 @@ def test_models_learn_the_level_and_predict_at_it(data, model_dir):
     optim = FinetuneOptimConfig(epochs=2, batch_size=16, lr=0.01, threads=1)
     learned = []
     for cells in (data, PairedCells(data.aligned, data.extractor)):
-        fitted = fit_cross_modal(Source(Path(model_dir), from_scratch=True), cells, partition, FitSettings(optim))
+        fitted = fit_cross_modal(Weights(Path(model_dir), from_scratch=True), cells, partition, FitSettings(optim))
         predicted = fitted.predict(partition.val)[:, 0]
         between = [predicted[data.batches[partition.val] == x].mean() for x in "ab"]
         learned.append(abs(between[0] - between[1]))

@@ -24,17 +24,16 @@ from scfusion_fm.tasks.cross_modal.cells import PairedCells
 from scfusion_fm.tasks.cross_modal.fit import fit_cross_modal
 from scfusion_fm.tasks.settings import FitSettings
 from scfusion_fm.tasks.starts.classifier import (
-    INVERSE_PENALTIES,
     LOG_SHARPNESS,
     POOLED_SPREAD,
     PROTEIN_SCALES,
+    START_PENALTIES,
     choose_cells,
     start_classifier,
 )
-from scfusion_fm.tasks.starts.kernel import PENALTIES as KERNEL_PENALTIES
-from scfusion_fm.tasks.starts.kernel import KernelTargets, choose_share, fit_kernel
+from scfusion_fm.tasks.starts.kernel import READOUT_PENALTIES, KernelTargets, choose_share, fit_kernel
 from scfusion_fm.tasks.trainer import train_best
-from scfusion_fm.tasks.weights import Source
+from scfusion_fm.tasks.weights import Weights
 from scfusion_fm.training.components import start_coordinates
 
 CELLS = Partition(np.arange(100), np.arange(100, 130), np.arange(130, 160))
@@ -57,13 +56,13 @@ def pairs(cells, model_dir):
 
 
 def build_classifier(model_dir, num_labels=3, num_coordinates=K):
-    source = Source(model_dir)
+    source = Weights(model_dir)
     return source.build(ScFusionTTTForCellTypeAnnotation, 0, num_labels=num_labels, num_coordinates=num_coordinates)
 
 
 def build_predictor(model_dir, num_landmarks):
     return (
-        Source(model_dir)
+        Weights(model_dir)
         .build(ScFusionTTTForCrossModalPrediction, 0, num_coordinates=K, num_landmarks=num_landmarks)
         .eval()
     )
@@ -118,7 +117,7 @@ def test_a_classifier_starts_as_a_logistic_regression(model_dir, data, num_class
     found = special.softmax(predict_rows(model, collator, CELLS.test), axis=1)
     test = read_features(model, collator, CELLS.test, ("rna", "adt"))
     apart = []
-    for protein_scale, penalty in product(PROTEIN_SCALES, INVERSE_PENALTIES):
+    for protein_scale, penalty in product(PROTEIN_SCALES, START_PENALTIES):
         scale = np.ones(x.shape[1])
         scale[: 4 * 16] = POOLED_SPREAD / np.sqrt(x[:, : 4 * 16].var(0).sum())
         scale[x.shape[1] - num_coordinates :] = protein_scale
@@ -188,7 +187,7 @@ def test_the_kernel_regression_is_kernel_ridge_where_all_cells_are_landmarks(mod
         found = model.kernel_readout(x)[:, pairs.panel].numpy()
     x, gamma = x.double().numpy(), float(model.kernel_readout.inverse_width)
     apart = []
-    for penalty in KERNEL_PENALTIES:
+    for penalty in READOUT_PENALTIES:
         expected = np.zeros((160, len(pairs.panel)))
         for t in range(len(pairs.panel)):
             train = CELLS.train[observed[CELLS.train, t]]
@@ -218,7 +217,7 @@ def test_share_is_the_smallest_of_the_best(model_dir, pairs):
 
 def test_a_predictor_with_a_kernel_regression_is_saved_with_it(model_dir, pairs, tmp_path):
     optim = FinetuneOptimConfig(epochs=1, lr=1e-3, threads=1, num_coordinates=K, num_landmarks=50)
-    fitted = fit_cross_modal(Source(model_dir), pairs, CELLS, FitSettings(optim))
+    fitted = fit_cross_modal(Weights(model_dir), pairs, CELLS, FitSettings(optim))
     assert fitted.model.kernel_readout.landmarks.shape == (50, K)
     assert fitted.model.kernel_readout.share[pairs.panel].max() > 0  # one epoch knows less than the kernel
     export_model(fitted.model, pairs.extractor, tmp_path / "model", {})
@@ -227,14 +226,14 @@ def test_a_predictor_with_a_kernel_regression_is_saved_with_it(model_dir, pairs,
     again = predict_rows(loaded, collator, CELLS.test, modalities=("rna",))[:, pairs.panel]
     np.testing.assert_array_equal(again, fitted.predict(CELLS.test))
     plain = fit_cross_modal(
-        Source(model_dir), pairs, CELLS, FitSettings(FinetuneOptimConfig(epochs=1, threads=1, num_landmarks=0))
+        Weights(model_dir), pairs, CELLS, FitSettings(FinetuneOptimConfig(epochs=1, threads=1, num_landmarks=0))
     )
     assert not hasattr(plain.model, "kernel_readout")
 
 
 def test_targets_count_by_the_inverse_of_their_variance(model_dir, pairs):
     optim = FinetuneOptimConfig(epochs=1, threads=1, num_landmarks=0)
-    weight = fit_cross_modal(Source(model_dir), pairs, CELLS, FitSettings(optim)).model.target_weight[pairs.panel]
+    weight = fit_cross_modal(Weights(model_dir), pairs, CELLS, FitSettings(optim)).model.target_weight[pairs.panel]
     assert weight.mean() == pytest.approx(1.0)
     variance = pairs.measured[CELLS.train].var(0)
     usable = variance > 0.05 * np.median(variance)
