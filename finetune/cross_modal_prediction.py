@@ -13,7 +13,7 @@ from scfusion_fm.config.command import parse_config, run_command
 from scfusion_fm.config.finetune import CrossModalConfig
 from scfusion_fm.config.loading import save_config
 from scfusion_fm.data.locations import check_new_path
-from scfusion_fm.evaluation.calibration.intervals import PROTEIN_INTERVALS
+from scfusion_fm.evaluation.calibration.interval_file import PROTEIN_INTERVALS, write_intervals
 from scfusion_fm.inference.inputs import read_aligned
 from scfusion_fm.inference.model_directory import load_pretrained
 from scfusion_fm.tasks.cross_modal.baselines import predict_by_baselines
@@ -88,7 +88,7 @@ def main() -> None:
 
     # The model with its card and intervals, and the results.
     facts = {"task": "protein from RNA", "proteins": ", ".join(data.names), "fine-tuned on": config.data}
-    finish_run(output, fitted, seen, facts, {PROTEIN_INTERVALS: intervals.to_json()}, results)
+    finish_run(output, fitted, seen, facts, {PROTEIN_INTERVALS: write_intervals(intervals)}, results)
 
 
 if __name__ == "__main__":

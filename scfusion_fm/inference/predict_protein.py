@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from scfusion_fm.evaluation.calibration.intervals import PROTEIN_INTERVALS, ProteinIntervals
+from scfusion_fm.evaluation.calibration.interval_file import PROTEIN_INTERVALS, read_intervals
+from scfusion_fm.evaluation.calibration.intervals import ProteinIntervals
 from scfusion_fm.inference.job import FileRequest, Job
 from scfusion_fm.model import ScFusionTTTForCrossModalPrediction
 
@@ -92,7 +93,7 @@ def load_intervals(model: Path, wanted: IntervalRequest) -> ProteinIntervals | N
                 f"{str(model)!r}; fine-tune with finetune/cross_modal_prediction.py."
             )
         return None
-    intervals = ProteinIntervals.load(model / PROTEIN_INTERVALS)
+    intervals = read_intervals(model / PROTEIN_INTERVALS)
     level = _level_of(wanted)
     if level not in intervals.rule.levels:
         raise ValueError(f"`--level` must be one of the calibrated {list(intervals.rule.levels)}, got {level}.")

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from make_cells import make_modalities, write_h5mu
 
-from scfusion_fm.evaluation.calibration.intervals import PROTEIN_INTERVALS, ProteinIntervals
+from scfusion_fm.evaluation.calibration.fit_intervals import fit_intervals
+from scfusion_fm.evaluation.calibration.interval_file import PROTEIN_INTERVALS, write_intervals
 from scfusion_fm.inference.job import FileRequest
 from scfusion_fm.inference.predict_protein import IntervalRequest, predict_protein
 from scfusion_fm.model import ScFusionTTTForCrossModalPrediction
@@ -23,13 +24,13 @@ def make_intervals(names=("CD3", "CD19")):
     measured = np.stack([predicted[:, 0] + 0.1 * noise[:, 0], noise[:, 1]], 1)
     measured[:35, 0] = predicted[:35, 0]
     seen = np.ones((40, 2), dtype=bool)
-    return ProteinIntervals.calibrate(measured, predicted, seen, list(names), ["T"] * 35 + ["B"] * 5)
+    return fit_intervals(measured, predicted, seen, list(names), ["T"] * 35 + ["B"] * 5)
 
 
 @pytest.fixture(scope="module")
 def calibrated_predictor(export_head, tmp_path_factory):
     path = tmp_path_factory.mktemp("calibrated") / "model"
-    files = {PROTEIN_INTERVALS: make_intervals().to_json().encode()}
+    files = {PROTEIN_INTERVALS: write_intervals(make_intervals()).encode()}
     features = ["CD3", "CD19"]
     return export_head(path, ScFusionTTTForCrossModalPrediction, files, predicted_features=features)
 
@@ -82,7 +83,7 @@ def test_intervals_that_cannot_be_given_are_refused(export_head, predictor, cali
     adata = ad.read_h5ad(rna_file)
     adata.obsm["protein_scfusion_ttt_upper"] = np.ones((20, 2))
     adata.write_h5ad(tmp_path / "taken.h5ad")
-    files = {PROTEIN_INTERVALS: make_intervals(("CD3", "CD4")).to_json().encode()}
+    files = {PROTEIN_INTERVALS: write_intervals(make_intervals(("CD3", "CD4"))).encode()}
     features = {"predicted_features": ["CD3", "CD19"]}
     other = export_head(tmp_path / "other", ScFusionTTTForCrossModalPrediction, files, **features)
     for model, source, wanted, message in (

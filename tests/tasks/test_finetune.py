@@ -20,7 +20,7 @@ from scfusion_fm.config.split import SplitConfig
 from scfusion_fm.data.fingerprints.seen import SeenCells
 from scfusion_fm.data.split import assign_split
 from scfusion_fm.evaluation.calibration.classifier import AnnotationCalibration
-from scfusion_fm.evaluation.calibration.intervals import ProteinIntervals
+from scfusion_fm.evaluation.calibration.interval_file import read_intervals
 from scfusion_fm.evaluation.partition import Partition
 from scfusion_fm.inference.annotate import AnnotationRequest, annotate
 from scfusion_fm.inference.batches import CellCollator, predict_rows
@@ -143,7 +143,7 @@ def test_calibration_comes_with_the_model_and_types_left_out_are_told(annotation
 @pytest.mark.slow
 def test_intervals_come_with_the_model_and_their_coverage_is_told(cross_modal):
     results = json.loads((cross_modal / "results.json").read_text())
-    intervals = ProteinIntervals.load(cross_modal / "model" / "protein_intervals.json")
+    intervals = read_intervals(cross_modal / "model" / "protein_intervals.json")
     assert intervals.names == results["proteins"]
     assert set(intervals.group_half_widths) == {"B", "T", "Mono"}
     assert (intervals.table["n"] == results["cells"]["calibration"]).all()
@@ -164,7 +164,7 @@ def test_intervals_for_new_donors_come_from_fits_without_each(model_dir, paired_
     settings = ["interval_left_out_key=donor", "optim.epochs=1", "optim.num_landmarks=20"]
     done = finetune("cross_modal", model_dir, paired_file, output, *settings)
     results = json.loads((output / "results.json").read_text())
-    intervals = ProteinIntervals.load(output / "model" / "protein_intervals.json")
+    intervals = read_intervals(output / "model" / "protein_intervals.json")
     assert results["intervals"]["made_for_new_groups"]
     assert intervals.num_left_out == done.stdout.count("intervals: fit") == 4
     assert "calibration" not in results["cells"]  # no cell is set apart

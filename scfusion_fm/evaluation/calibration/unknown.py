@@ -12,7 +12,7 @@ from scipy.special import logsumexp
 from sklearn.covariance import LedoitWolf
 from sklearn.neighbors import NearestNeighbors
 
-from scfusion_fm.evaluation.calibration.intervals import conformal_quantiles
+from scfusion_fm.evaluation.calibration.conformal import conformal_quantiles
 
 SCORES = ("max_softmax", "energy", "mahalanobis", "knn")
 NEIGHBOURS = 10

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from scfusion_fm.evaluation.calibration.intervals import LEVELS, conformal_quantiles, coverage_by, left_out_quantiles
+from scfusion_fm.evaluation.calibration.conformal import conformal_quantiles, coverage_by, left_out_quantiles
+from scfusion_fm.evaluation.calibration.intervals import LEVELS
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 
 from scfusion_fm.config.finetune import CrossModalConfig
 from scfusion_fm.data.schema import Cells
-from scfusion_fm.evaluation.calibration.intervals import ProteinIntervals, coverage_by
+from scfusion_fm.evaluation.calibration.conformal import coverage_by
+from scfusion_fm.evaluation.calibration.fit_intervals import fit_intervals, fit_left_out_intervals
+from scfusion_fm.evaluation.calibration.intervals import ProteinIntervals
 from scfusion_fm.evaluation.partition import Partition
 from scfusion_fm.tasks.cross_modal.cells import PairedCells
 from scfusion_fm.tasks.cross_modal.fit import FittedCrossModal, fit_cross_modal
@@ -68,7 +70,7 @@ def calibrate_intervals(
 ) -> ProteinIntervals:
     """Calibrate on cells that neither trained nor chose the epoch."""
     arrays = data.measured[rows], fitted.predict(rows), data.observed[rows]
-    return ProteinIntervals.calibrate(*arrays, data.names, None if groups is None else groups[rows])
+    return fit_intervals(*arrays, data.names, None if groups is None else groups[rows])
 
 
 def calibrate_for_new_groups(
@@ -95,7 +97,7 @@ def calibrate_for_new_groups(
         fitted = fit_cross_modal(weights, data, part, dataclasses.replace(settings, directory=None))
         predicted[own] = fitted.predict(known[own])
     arrays = data.measured[known], predicted, data.observed[known]
-    return ProteinIntervals.calibrate_left_out(*arrays, data.names, groups[known])
+    return fit_left_out_intervals(*arrays, data.names, groups[known])
 
 
 def measure_coverage(

@@ -4,14 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scfusion_fm.evaluation.calibration.intervals import (
-    IntervalRule,
-    ProteinIntervals,
-    conformal_quantiles,
-    coverage_by,
-    left_out_quantiles,
-    pearson_interval,
-)
+from scfusion_fm.evaluation.calibration.conformal import coverage_by
+from scfusion_fm.evaluation.calibration.fit_intervals import fit_intervals, fit_left_out_intervals, pearson_interval
+from scfusion_fm.evaluation.calibration.interval_file import PROTEIN_INTERVALS, read_intervals, write_intervals
+from scfusion_fm.evaluation.calibration.intervals import IntervalRule
 
 NAMES = ["a", "b", "c"]
 
@@ -23,19 +19,10 @@ def draw(n, seed, spread=(1.0, 2.0, 0.5)):
     return predicted + rng.gamma(1.0, 1.0, (n, 3)) * spread, predicted, np.ones((n, 3), dtype=bool)
 
 
-def test_quantile_is_the_rank_of_the_theory():
-    errors = np.arange(1.0, 20.0)[::-1, None]  # 19 of them
-    levels = (0.5, 0.9, 0.95, 0.96)
-    assert conformal_quantiles(errors, levels)[:, 0].tolist() == [10, 18, 19, np.inf]
-    assert conformal_quantiles(np.append(errors, [[np.nan]], 0), levels)[:, 0].tolist() == [10, 18, 19, np.inf]
-    assert conformal_quantiles(np.full((4, 1), np.nan), (0.5,))[0, 0] == np.inf
-    assert conformal_quantiles(np.arange(9.0)[:, None], (0.9,))[0, 0] == 8  # 0.9 * 10 is 9, not a little more
-
-
 def test_coverage_is_what_was_promised_on_average_over_calibrations():
     held = []
     for seed in range(200):
-        intervals = ProteinIntervals.calibrate(*draw(49, seed), NAMES)
+        intervals = fit_intervals(*draw(49, seed), NAMES)
         measured, predicted, observed = draw(200, 1000 + seed)
         for level in intervals.rule.levels:
             width = intervals.widths(level, 200)
@@ -52,7 +39,7 @@ def test_groups_have_their_own_intervals_and_small_or_unknown_ones_the_pooled():
     scale = np.where(groups == "easy", 0.1, 2.0)[:, None]
     measured = rng.normal(size=(405, 3)) * scale
     seen = np.ones((405, 3), dtype=bool)
-    intervals = ProteinIntervals.calibrate(measured, np.zeros((405, 3)), seen, NAMES, groups)
+    intervals = fit_intervals(measured, np.zeros((405, 3)), seen, NAMES, groups)
     new = np.array(["easy", "hard", "rare", "never seen", None, np.nan], dtype=object)
     widths = intervals.widths(0.9, 6, new)
     assert (widths[0] < 0.3).all()
@@ -69,37 +56,17 @@ def test_groups_have_their_own_intervals_and_small_or_unknown_ones_the_pooled():
     assert table.loc[table["group"] == "hard", "coverage"].max() < 0.86
 
 
-def test_difficulty_makes_intervals_as_wide_as_needed():
-    rng = np.random.default_rng(1)
-    difficulty = rng.uniform(0.1, 3, 500)
-    measured = rng.normal(size=(500, 3)) * difficulty[:, None]
-    seen = np.ones((500, 3), dtype=bool)
-    intervals = ProteinIntervals.calibrate(measured, np.zeros((500, 3)), seen, NAMES, difficulty=difficulty)
-    width = intervals.widths(0.9, 500, difficulty=difficulty)
-    np.testing.assert_allclose(width[:, 0] / difficulty, width[0, 0] / difficulty[0])
-    easy = difficulty < 0.5
-    assert 0.8 < (np.abs(measured[easy]) <= width[easy]).mean() < 0.97
-    with pytest.raises(ValueError, match="`difficulty` must be given"):
-        intervals.widths(0.9, 500)
-    plain = ProteinIntervals.calibrate(measured, np.zeros((500, 3)), seen, NAMES)
-    with pytest.raises(ValueError, match="`difficulty` must not be given"):
-        plain.widths(0.9, 500, difficulty=difficulty)
-    for bad in (-difficulty, difficulty[:3], np.ones((500, 2))):
-        with pytest.raises(ValueError, match="`difficulty` must be positive"):
-            ProteinIntervals.calibrate(measured, np.zeros((500, 3)), seen, NAMES, difficulty=bad)
-
-
 def test_a_protein_that_rna_does_not_determine_is_marked():
     rng = np.random.default_rng(2)
     predicted = rng.normal(size=(60, 3))
     noise = rng.normal(size=(60, 3))
     measured = np.stack([predicted[:, 0] + 0.3 * noise[:, 0], noise[:, 1], np.zeros(60)], 1)
-    intervals = ProteinIntervals.calibrate(measured, predicted, np.ones((60, 3), dtype=bool), NAMES)
+    intervals = fit_intervals(measured, predicted, np.ones((60, 3), dtype=bool), NAMES)
     assert intervals.undetermined.tolist() == [False, True, True]  # the last one is constant
     table = intervals.table
     assert table.loc["a", "r2"] > 0.8 > 0 > table.loc["b", "r2"]
     assert table.loc["a", "pearson_low"] < table.loc["a", "pearson"] < table.loc["a", "pearson_high"]
-    few = ProteinIntervals.calibrate(measured[:3], predicted[:3], np.ones((3, 3), dtype=bool), NAMES)
+    few = fit_intervals(measured[:3], predicted[:3], np.ones((3, 3), dtype=bool), NAMES)
     assert few.undetermined.all()  # three cells show nothing
     assert few.without_interval(0.9).all()
     assert np.isinf(few.widths(0.9, 1)).all()
@@ -109,8 +76,8 @@ def test_what_was_not_measured_does_not_matter():
     measured, predicted, observed = draw(60, 3)
     observed[::3, 1] = False
     changed = np.where(observed, measured, np.nan)
-    before = ProteinIntervals.calibrate(np.where(observed, measured, 9e9), predicted, observed, NAMES)
-    after = ProteinIntervals.calibrate(changed, predicted, observed, NAMES)
+    before = fit_intervals(np.where(observed, measured, 9e9), predicted, observed, NAMES)
+    after = fit_intervals(changed, predicted, observed, NAMES)
     pd.testing.assert_frame_equal(before.table, after.table)
     assert np.array_equal(before.half_widths, after.half_widths)
     assert after.table["n"].tolist() == [60, 40, 60]
@@ -128,27 +95,6 @@ def test_interval_of_a_correlation_holds_it_as_often_as_it_says():
     assert [float(x) for x in pearson_interval(0.9, 3)] == [-1, 1]
 
 
-def test_file_gives_the_same_intervals_and_damage_is_refused(tmp_path):
-    groups = np.array([0, 1] * 10 + [2] * 40, dtype=object)
-    written = ProteinIntervals.calibrate(*draw(60, 5), NAMES, groups)
-    path = tmp_path / "protein_intervals.json"
-    path.write_text(written.to_json())
-    read = ProteinIntervals.load(path)
-    assert read.names == NAMES
-    assert read.rule == written.rule
-    for level in read.rule.levels:
-        assert np.array_equal(read.widths(level, 60, groups), written.widths(level, 60, groups))
-    assert np.array_equal(read.undetermined, written.undetermined)
-    for damage in ("{", "[]", written.to_json().replace('"half_widths"', '"half"'), written.to_json().replace("a", "")):
-        path.write_text(damage)
-        with pytest.raises(ValueError, match=r"`protein_intervals.json` must be a file that fine-tuning wrote"):
-            ProteinIntervals.load(path)
-    lines = written.to_json().replace('"a",', "")
-    path.write_text(lines)
-    with pytest.raises(ValueError, match="damaged one"):
-        ProteinIntervals.load(path)
-
-
 def test_bad_settings_are_refused():
     data = draw(20, 6)
     for settings, message in (
@@ -160,32 +106,17 @@ def test_bad_settings_are_refused():
         with pytest.raises(ValueError, match=message):
             IntervalRule(**settings)
     with pytest.raises(ValueError, match="`names` must name the 3 proteins"):
-        ProteinIntervals.calibrate(*data, ["a"])
+        fit_intervals(*data, ["a"])
     with pytest.raises(ValueError, match="`groups` must give one group per cell"):
-        ProteinIntervals.calibrate(*data, NAMES, ["x"])
+        fit_intervals(*data, NAMES, ["x"])
     with pytest.raises(ValueError, match="`level` must be one of the calibrated"):
-        ProteinIntervals.calibrate(*data, NAMES).widths(0.7, 3)
-    with pytest.raises(ValueError, match="must fit one another"):
-        coverage_by(data[0], data[1], data[1], data[2], ["a"])
+        fit_intervals(*data, NAMES).widths(0.7, 3)
 
 
 def draw_groups(number, seed, cells=40):
     """Groups with offsets of their own, as large as the noise of cells."""
     rng = np.random.default_rng(seed)
     return [rng.normal(size=(cells, 3)) + rng.normal(size=(1, 3)) for _ in range(number)]
-
-
-def test_a_new_group_weighs_its_cells_and_no_group_weighs_more_than_another():
-    small, large = np.full((1, 1), 1.0), np.full((9, 1), 3.0)
-    widen = np.sqrt(1 + 1 / 2)
-    found = left_out_quantiles([small, large], (0.5, 0.51, 0.9))
-    np.testing.assert_allclose(found[:, 0], [1.0 * widen, 3.0 * widen, 3.0 * widen])
-    found = left_out_quantiles([small, large, np.full((4, 1), np.nan)], (0.5,))  # a group that did not measure it
-    np.testing.assert_allclose(found, [[1.0 * widen]])
-    assert left_out_quantiles([small, np.full((4, 1), np.nan)], (0.5,)).tolist() == [[np.inf]]
-    tenths = np.arange(1.0, 11.0)[:, None]
-    found = left_out_quantiles([tenths, tenths], (0.3, 0.7, 0.9))  # sums of tenths are not exact
-    np.testing.assert_allclose(found[:, 0], np.array([3, 7, 9]) * widen)
 
 
 def test_intervals_for_new_groups_hold_where_those_for_known_ones_do_not():
@@ -197,8 +128,8 @@ def test_intervals_for_new_groups_hold_where_those_for_known_ones_do_not():
         offsets = np.repeat([part.mean(0) for part in known], 40, axis=0)
         found = {
             # A model that knows a group has learned its offset; one without the group has not.
-            "left out": ProteinIntervals.calibrate_left_out(measured, np.zeros((320, 3)), seen, NAMES, groups),
-            "pooled": ProteinIntervals.calibrate(measured, offsets, seen, NAMES),
+            "left out": fit_left_out_intervals(measured, np.zeros((320, 3)), seen, NAMES, groups),
+            "pooled": fit_intervals(measured, offsets, seen, NAMES),
         }
         for name, intervals in found.items():
             width = intervals.widths(0.9, 40)
@@ -214,17 +145,15 @@ def test_left_out_groups_tell_of_rna_within_groups_and_stay_with_the_file(tmp_pa
     offsets = np.repeat([[0.0], [5.0], [10.0]], 60, axis=0)
     measured = predicted + offsets + rng.normal(size=(180, 3)) * [0.02, 0.02, 1.0]
     observed = np.ones((180, 3), dtype=bool)
-    intervals = ProteinIntervals.calibrate_left_out(measured, predicted, observed, NAMES, groups)
+    intervals = fit_left_out_intervals(measured, predicted, observed, NAMES, groups)
     assert intervals.undetermined.tolist() == [False, False, True]
     assert (intervals.table["r2"] < 0).all()  # offsets that no RNA tells are errors
-    flat = ProteinIntervals.calibrate_left_out(measured, predicted + offsets[::-1], observed, NAMES, groups)
+    flat = fit_left_out_intervals(measured, predicted + offsets[::-1], observed, NAMES, groups)
     np.testing.assert_allclose(flat.table["pearson"], intervals.table["pearson"])
-    path = tmp_path / "protein_intervals.json"
-    path.write_text(intervals.to_json())
-    loaded = ProteinIntervals.load(path)
+    path = tmp_path / PROTEIN_INTERVALS
+    path.write_text(write_intervals(intervals))
+    loaded = read_intervals(path)
     assert loaded.num_left_out == 3
     assert (loaded.half_widths == intervals.half_widths).all()
     with pytest.raises(ValueError, match="`left_out` must give the group of every cell"):
-        ProteinIntervals.calibrate_left_out(
-            measured, predicted, observed, NAMES, np.array(["a"] * 179 + [None], dtype=object)
-        )
+        fit_left_out_intervals(measured, predicted, observed, NAMES, np.array(["a"] * 179 + [None], dtype=object))

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from scfusion_fm.evaluation.calibration.intervals import ProteinIntervals, coverage_by
+from scfusion_fm.evaluation.calibration.conformal import coverage_by
+from scfusion_fm.evaluation.calibration.fit_intervals import fit_intervals
 from scfusion_fm.evaluation.protocol.crossed_intervals import HeldOut, cross_coverage
 
 NAMES = ["a", "b"]
@@ -20,7 +21,7 @@ def test_coverage_of_a_fold_is_that_of_intervals_from_the_other_folds():
     table = cross_coverage(folds, NAMES, new_groups=False)
     others = [np.concatenate([getattr(fold, x) for fold in folds[1:]]) for x in ("measured", "predicted")]
     seen = np.ones_like(others[0], dtype=bool)
-    intervals = ProteinIntervals.calibrate(*others, seen, NAMES)
+    intervals = fit_intervals(*others, seen, NAMES)
     width = intervals.widths(0.9, 200)
     first = folds[0]
     expected = coverage_by(first.measured, first.predicted - width, first.predicted + width, seen[:200], NAMES)
