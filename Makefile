@@ -1,5 +1,5 @@
 # make demo    the whole story on the embedded data; results in runs/demo
-# make test    the test suite
+# make test    the test suite; make test-all also runs what repeats it at a larger size
 # A Linux machine without a GPU gets the smaller CPU build of torch with
 #   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
 
@@ -12,7 +12,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Threads that wait for one another give the core away soon: on a busy machine, spinning is ruinous.
 export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-all lint clean
 
 demo: $(DEMO)/report.html
 	@echo
@@ -22,8 +22,14 @@ demo: $(DEMO)/report.html
 	@echo "  protein prediction  $(DEMO)/cross_modal"
 	@echo "  your file with it   $(DEMO)/cells.h5mu"
 
+# The files that take longest come first, and each stays on one of the workers: its fixtures are made once.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: .venv/ready
-	$(BIN)/python -m pytest -n 2
+	$(PYTEST)
+
+test-all: .venv/ready
+	SCFUSION_KILLS=6 $(PYTEST) -m 'slow or not slow' --hypothesis-profile thorough
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -14,6 +14,14 @@ except ModuleNotFoundError:  # the data side is tested without it
 else:
     torch.set_num_threads(1)
 
+# Minutes each: they come first, so that no worker is left alone with one of them in the end.
+LONG_FILES = ("test_house.py", "test_resume.py", "test_finetune.py", "test_benchmarks.py", "test_job.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of the files that take longest first, and leave the order as it is within and after them."""
+    items.sort(key=lambda item: (*LONG_FILES, item.path.name).index(item.path.name))
+
 
 @pytest.fixture
 def tiny_config():

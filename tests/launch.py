@@ -26,7 +26,7 @@ patch_size: 2
 model: {{hidden_size: 16, num_attention_heads: 2, intermediate_size: 16, num_hidden_layers: 1, num_decoder_layers: 1,
   ttt_mini_batch_size: 4, ttt_direction: alternating}}
 masking: {{rna_ratio: 0.3, adt_ratio: 0.3}}
-optim: {{epochs: 2, global_batch_size: 16, micro_batch_size: 4, lr: 0.01}}
+optim: {{epochs: 2, global_batch_size: 16, micro_batch_size: 8, lr: 0.01}}
 run: {{log_every: 1, eval_every: 5, save_every: 4}}
 deepspeed: {deepspeed}
 """

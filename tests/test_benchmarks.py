@@ -21,7 +21,6 @@ from scfusion_fm.data.stream.collate import MaskingCollator
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.slow
 def test_benchmark_of_the_ttt_layer(tmp_path):
     command = [sys.executable, "benchmarks/ttt_layer.py", "--lengths", "32", "64", "--repeats", "1"]
     command += [
@@ -44,7 +43,6 @@ def test_benchmark_of_the_ttt_layer(tmp_path):
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.slow
 def test_benchmark_of_a_pretraining_step(tmp_path):
     command = [sys.executable, "benchmarks/pretrain_step.py", "--quick", "--json", tmp_path / "step.json"]
     environment = os.environ | {"DS_ACCELERATOR": "cpu"}
@@ -104,7 +102,6 @@ def test_attention_of_the_benchmark_has_the_same_projections_and_reads_nothing_h
     torch.testing.assert_close(after.adt_reconstruction, before.adt_reconstruction)
 
 
-@pytest.mark.slow
 def test_benchmark_of_the_transfer_between_widths(atlas_path, tmp_path):
     command = [sys.executable, "benchmarks/width_transfer.py", "--quick", "--atlas", atlas_path]
     done = subprocess.run(
@@ -119,7 +116,6 @@ def test_benchmark_of_the_transfer_between_widths(atlas_path, tmp_path):
     assert all(f"| 2^{power} |" in done.stdout for power in powers)
 
 
-@pytest.mark.slow
 def test_ablations_train_score_and_go_on_where_they_stopped(atlas_path, paired_file, tmp_path):
     small = ["model.hidden_size=16", "model.num_attention_heads=2", "model.num_hidden_layers=1", "start_cells=100"]
     small += [f"atlas={atlas_path}", "optim.epochs=0.5", "optim.global_batch_size=16", "optim.micro_batch_size=16"]
@@ -191,7 +187,6 @@ def test_optimum_of_a_parabola_is_its_vertex(monkeypatch):
     assert np.isnan(optimum(powers, powers.astype(float)))  # lowest at an end: there is no telling
 
 
-@pytest.mark.slow
 def test_benchmark_of_the_loader(tmp_path):
     command = [sys.executable, "benchmarks/loader.py", "--quick", "--seconds", "0.3", "--batch", "256"]
     done = subprocess.run(
@@ -206,7 +201,6 @@ def test_benchmark_of_the_loader(tmp_path):
     assert all(f"| {name} |" in done.stdout for name in names)
 
 
-@pytest.mark.slow
 def test_every_zero_stage_agrees_with_plain_pytorch_and_holds_what_it_promises(tmp_path):
     run(sys.executable, "benchmarks/zero_stages.py", "--quick", "--json", tmp_path / "out.json")
     figures = json.loads((tmp_path / "out.json").read_text())

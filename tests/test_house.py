@@ -34,7 +34,6 @@ def test_make_demo_runs_the_commands_of_the_readme():
         ), command
 
 
-@pytest.mark.slow
 def test_readme_commands_run_in_order(tmp_path):
     for name in ("configs", "data", "finetune", "pretrain"):
         (tmp_path / name).symlink_to(ROOT / name)

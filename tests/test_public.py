@@ -9,14 +9,13 @@ import pytest
 
 import scfusion_fm
 
-SLOW = pytest.mark.slow
 HEAVY = "{'torch', 'transformers', 'numpy', 'pandas', 'anndata', 'zarr', 'omegaconf'} & sys.modules.keys()"
 AUTO = "from transformers import AutoFeatureExtractor, AutoModel"
 ORDERS = [
     pytest.param(f"import scfusion_fm\n{AUTO}", id="ours first"),
     pytest.param(f"{AUTO}\nimport scfusion_fm", id="theirs first"),
     # It imports the Auto classes before it is ready, and our classes need both.
-    pytest.param(f"import scfusion_fm\nimport transformers.modeling_utils\n{AUTO}", id="in between", marks=SLOW),
+    pytest.param(f"import scfusion_fm\nimport transformers.modeling_utils\n{AUTO}", id="in between"),
 ]
 USE = """
 path = sys.argv[1]

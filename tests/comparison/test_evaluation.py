@@ -256,7 +256,6 @@ def test_models_and_baselines_see_the_same_rows(build, monkeypatch):
     assert seen[0][1] is seen[1][1] is partition
 
 
-@pytest.mark.slow
 def test_every_other_task_runs_on_files_together(build, monkeypatch):
     # Compiling UMAP takes longer than all the rest; the tests of clusterings run it.
     monkeypatch.setattr(clustering, "compute_umap", lambda embedding, seed: embedding[:, :2])

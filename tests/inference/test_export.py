@@ -55,7 +55,6 @@ def test_auto_classes_give_our_classes(model_dir):
     assert type(AutoFeatureExtractor.from_pretrained(model_dir)) is ScFusionTTTFeatureExtractor
 
 
-@pytest.mark.slow
 def test_directory_loads_without_the_package_with_difference_0(model_dir, counts, tmp_path):
     np.savez(tmp_path / "counts.npz", **counts)
     environment = {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
@@ -124,7 +123,6 @@ class DumpingJob(Job):
     script = "tests/training/dump_engine.py"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("stage", "precision", "tolerance"), [(3, None, 1e-5), (2, "bf16", 0.05)])
 def test_export_has_the_float32_weights_of_the_engine_and_gives_its_outputs(
     atlas_path, tmp_path, stage, precision, tolerance
@@ -154,7 +152,6 @@ def test_export_has_the_float32_weights_of_the_engine_and_gives_its_outputs(
         torch.testing.assert_close(value / scale, engine["outputs"][name] / scale, rtol=0, atol=tolerance)
 
 
-@pytest.mark.slow
 def test_export_refuses_what_is_not_complete(atlas_path, tmp_path):
     config, output = write_config(tmp_path, atlas_path)
     Job(2, tmp_path / "logs", "--config", config, "optim.epochs=0.5").finish()

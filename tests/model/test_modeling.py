@@ -351,7 +351,6 @@ def test_impossible_architectures_are_refused(fields, message):
         ScFusionTTTConfig(**fields)
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the compiler
 def test_model_can_be_compiled(tiny_config, batch, masks):
     layers = dict.fromkeys(("num_hidden_layers", "num_fusion_layers", "num_decoder_layers"), 1)

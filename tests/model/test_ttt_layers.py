@@ -356,7 +356,6 @@ def test_activation_checkpointing_changes_nothing(any_layer, use_reentrant):
     assert torch.equal(x.grad, plain)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 @pytest.mark.filterwarnings("ignore")  # of the compiler
 def test_layer_can_be_compiled(tiny_config, backend):

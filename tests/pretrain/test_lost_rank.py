@@ -9,8 +9,6 @@ import psutil
 import pytest
 from launch import ENVIRONMENT, ROOT, read_metrics, write_config
 
-pytestmark = pytest.mark.slow
-
 PORT = str(21_000 + os.getpid() % 10_000)
 LAUNCHERS = {
     "deepspeed": ("deepspeed", "--num_accelerators", "2", "--master_port", PORT),

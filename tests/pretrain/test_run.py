@@ -12,8 +12,6 @@ from scfusion_fm.data.atlas.atlas import Atlas
 from scfusion_fm.data.fingerprints.seen import SEEN_CELLS, SeenCells, remember_atlas
 from scfusion_fm.training.checkpoint import newest_checkpoint
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def two_ranks(atlas_path, tmp_path_factory):
@@ -44,7 +42,7 @@ def test_run_and_export_remember_the_cells_of_train_and_val(two_ranks, exported,
 def test_one_and_two_ranks_take_the_same_steps(two_ranks, atlas_path, tmp_path):
     _, output, _ = two_ranks
     config, alone = write_config(tmp_path, atlas_path)
-    pretrain("--config", config, "optim.micro_batch_size=8")
+    pretrain("--config", config)
     np.testing.assert_allclose(losses(output), losses(alone), rtol=1e-5)
     np.testing.assert_allclose(losses(output, "val"), losses(alone, "val"), rtol=1e-5)
     assert len(losses(output)) >= 10

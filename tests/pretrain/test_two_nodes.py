@@ -5,9 +5,8 @@ import sys
 import pytest
 from launch import ROOT, run
 
-pytestmark = pytest.mark.slow
 
-
+@pytest.mark.slow
 def test_two_nodes():
     done = run(
         sys.executable, "scripts/two_nodes.py", cold=True, check=False, env={"PYTHONPATH": str(ROOT)}, timeout_s=900

@@ -76,7 +76,6 @@ def transfer(model_dir, paired_file, tmp_path_factory):
     return output
 
 
-@pytest.mark.slow
 def test_annotation_stands_beside_baselines_on_the_same_cells(annotation, paired_file):
     results = json.loads((annotation / "results.json").read_text())
     methods = {(row["method"], row["inputs"]) for row in results["table"]}
@@ -91,7 +90,6 @@ def test_annotation_stands_beside_baselines_on_the_same_cells(annotation, paired
     assert score["accuracy"] == pytest.approx((predictions["label"] == predictions["predicted"]).mean())
 
 
-@pytest.mark.slow
 def test_annotation_learns_and_its_model_reproduces_the_predictions(annotation, paired_file):
     predictions = pd.read_csv(annotation / "test_predictions.csv", index_col="cell")
     assert (predictions["label"] == predictions["predicted"]).mean() > 0.8  # three well separated types
@@ -103,7 +101,6 @@ def test_annotation_learns_and_its_model_reproduces_the_predictions(annotation, 
     assert [model.config.id2label[i] for i in logits.argmax(1)] == list(predictions["predicted"])
 
 
-@pytest.mark.slow
 def test_protein_prediction_stands_beside_baselines(cross_modal):
     results = json.loads((cross_modal / "results.json").read_text())
     methods = [row["method"] for row in results["table"]]
@@ -116,7 +113,6 @@ def test_protein_prediction_stands_beside_baselines(cross_modal):
     assert config["predicted_features"] == results["proteins"]
 
 
-@pytest.mark.slow
 def test_calibration_comes_with_the_model_and_types_left_out_are_told(annotation, transfer, paired_file, tmp_path):
     results = json.loads((annotation / "results.json").read_text())
     found = AnnotationCalibration.load(annotation / "model" / "annotation_calibration.json")
@@ -140,7 +136,6 @@ def test_calibration_comes_with_the_model_and_types_left_out_are_told(annotation
     assert set(AnnotationCalibration.load(transfer / "model" / "annotation_calibration.json").inputs) == {"rna"}
 
 
-@pytest.mark.slow
 def test_intervals_come_with_the_model_and_their_coverage_is_told(cross_modal):
     results = json.loads((cross_modal / "results.json").read_text())
     intervals = read_intervals(cross_modal / "model" / "protein_intervals.json")
@@ -157,8 +152,6 @@ def test_intervals_come_with_the_model_and_their_coverage_is_told(cross_modal):
     assert {"all", "d0", "d1", "d2", "d3"} == set(table["group"])
 
 
-@pytest.mark.slow
-@pytest.mark.slow
 def test_intervals_for_new_donors_come_from_fits_without_each(model_dir, paired_file, tmp_path):
     output = tmp_path / "run"
     settings = ["interval_left_out_key=donor", "optim.epochs=1", "optim.num_landmarks=20"]
@@ -226,7 +219,6 @@ def test_a_model_without_memory_is_used_with_a_warning(model_dir, paired_file, t
     assert found.cells is None
 
 
-@pytest.mark.slow
 def test_report_is_made_from_these_runs(annotation, cross_modal, transfer, tmp_path):
     from scfusion_fm.evaluation.report.run_report import write_report
 
@@ -236,7 +228,6 @@ def test_report_is_made_from_these_runs(annotation, cross_modal, transfer, tmp_p
     assert "scFusionTTT" in (tmp_path / "transfer.html").read_text()
 
 
-@pytest.mark.slow
 def test_transfer_trains_projection_and_head_alone_and_stands_beside_baselines(transfer, model_dir):
     results = json.loads((transfer / "results.json").read_text())
     assert {(r["method"], r["inputs"]) for r in results["table"]} == {
@@ -278,7 +269,6 @@ def test_projected_proteins_enter_the_fusion_and_measured_ones_do_not(model_dir,
         )
 
 
-@pytest.mark.slow
 def test_a_transferred_model_annotates_from_rna_alone(transfer, paired_file, tmp_path):
     predictions = pd.read_csv(transfer / "test_predictions.csv", index_col="cell")
     with warnings.catch_warnings(action="ignore"):
@@ -314,7 +304,6 @@ def test_fresh_weights_depend_on_the_seed_alone(model_dir):
     assert [s["classifier.weight"].shape for s in states] == [(3, 4 * 16)] * 4
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "override", "message"),
     [
@@ -346,7 +335,6 @@ def test_mistakes_end_with_code_2(model_dir, paired_file, tmp_path, task, overri
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.slow
 def test_protein_prediction_needs_paired_cells(model_dir, tmp_path):
     make_modalities(60, seed=2)[0].write_h5ad(tmp_path / "rna.h5ad")
     done = finetune("cross_modal", model_dir, tmp_path / "rna.h5ad", tmp_path / "run", check=False)

@@ -167,7 +167,6 @@ def read_wandb(directory):
     return ids, config, history
 
 
-@pytest.mark.slow
 def test_wandb_has_every_step_once_in_one_run(tmp_path, offline_wandb):
     write(tmp_path, (1, 2, 3), tensorboard=False, wandb_project="p")
     write(tmp_path, (2, 3, 4), tensorboard=False, wandb_project="p", first_step=1)
@@ -194,7 +193,6 @@ def mlflow(monkeypatch):
     return pytest.importorskip("mlflow")
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings(NEVER_MIND)
 @pytest.mark.parametrize("place", ["run", "server"])
 def test_mlflow_has_every_step_once_in_one_run(tmp_path, monkeypatch, mlflow, place):

@@ -236,7 +236,6 @@ def test_the_demo_file_aligns_to_itself_without_losing_a_count():
 REFUSED = {"sln_mouse.h5mu": "got mouse genes such as 'ENSMUSG"}
 
 
-@pytest.mark.slow
 def test_every_real_file_aligns_or_is_refused_with_the_true_reason(shared_data: Path):
     whole = build_vocabulary(None, genes="protein_coding", proteins="all")
     paths = sorted(p for p in shared_data.iterdir() if p.suffix in (".h5ad", ".h5mu"))

@@ -78,7 +78,6 @@ def test_text_is_stored_alike_by_all_versions_of_pandas(settings: PrepareConfig,
         assert root[name].attrs["encoding-type"] == "string-array"
 
 
-@pytest.mark.slow
 def test_atlas_does_not_depend_on_workers(settings: PrepareConfig, tmp_path: Path, monkeypatch):
     monkeypatch.undo()  # workers are processes of their own
     monkeypatch.setattr(pieces, "SOURCE_CHUNK_ROWS", 256)
@@ -266,7 +265,6 @@ def write_config(path: Path, sources: list[SourceConfig], extra: str = "") -> Pa
     return path
 
 
-@pytest.mark.slow
 def test_a_run_that_is_killed_again_and_again_ends_with_the_same_atlas(tmp_path):
     write_h5mu(tmp_path / "a.h5mu", 9_000, seed=1)
     config = write_config(tmp_path / "data.yaml", [SourceConfig(tmp_path / "a.h5mu", "a")], "workers: 2\n")
@@ -309,7 +307,6 @@ def test_the_command_line_takes_tasks_merge_and_growth(sources, tmp_path, monkey
         assert message in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_a_dask_cluster_makes_the_same_atlas(settings, tmp_path, monkeypatch):
     monkeypatch.undo()
     write_atlas(settings, tmp_path / "here.zarr")
@@ -319,7 +316,6 @@ def test_a_dask_cluster_makes_the_same_atlas(settings, tmp_path, monkeypatch):
     assert multiprocessing.active_children() == []
 
 
-@pytest.mark.slow
 def test_sources_and_atlas_can_be_in_s3(settings, sources, tmp_path, monkeypatch):
     monkeypatch.undo()  # large pieces: few requests
     settings.genes = "sources"

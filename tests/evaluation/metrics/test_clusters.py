@@ -46,7 +46,6 @@ def test_many_cells_are_sampled(blobs, monkeypatch):
     assert table["silhouette"].iloc[0] != pytest.approx(silhouette_score(*blobs), abs=1e-9)
 
 
-@pytest.mark.slow
 def test_indices_on_a_umap_flatter_an_embedding_that_separates_little(blobs):
     rng = np.random.default_rng(3)
     labels = blobs[1]

@@ -77,7 +77,6 @@ def test_losses_that_are_not_there_are_refused(records):
         plots.plot_losses(records.assign(loss=np.nan, rna_loss=np.nan))
 
 
-@pytest.mark.slow
 def test_umap_keeps_groups_apart_and_repeats_itself():
     labels = np.repeat([0, 1], 30)
     embedding = np.random.default_rng(0).normal(size=(60, 5)) + 50 * labels[:, None]
