@@ -2,17 +2,13 @@
 
 import os
 
+# Before anything that calculates is imported. On small arrays, threads of BLAS wait more than they work.
+os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 
-try:
-    import torch
-except ModuleNotFoundError:  # the data side is tested without it
-    pass
-else:
-    torch.set_num_threads(1)
 
 # Minutes each: they come first, so that no worker is left alone with one of them in the end.
 LONG_FILES = ("test_house.py", "test_resume.py", "test_finetune.py", "test_benchmarks.py", "test_job.py")
