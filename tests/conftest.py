@@ -9,7 +9,6 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 
-
 # Minutes each: they come first, so that no worker is left alone with one of them in the end.
 LONG_FILES = ("test_house.py", "test_resume.py", "test_finetune.py", "test_benchmarks.py", "test_job.py")
 
