@@ -11,7 +11,7 @@ from scfusion_fm.config.finetune import AnnotationConfig
 from scfusion_fm.config.loading import save_config
 from scfusion_fm.data.locations import check_new_path
 from scfusion_fm.evaluation.calibration.classifier import ANNOTATION_CALIBRATION, check_served_score
-from scfusion_fm.evaluation.metrics.clusters import clustering_scores
+from scfusion_fm.evaluation.metrics.clusters import separation_scores
 from scfusion_fm.evaluation.protocol.open_set import check_left_out
 from scfusion_fm.inference.batches import CellCollator, predict_rows
 from scfusion_fm.inference.model_directory import load_pretrained
@@ -71,7 +71,7 @@ def main() -> None:
         "task": "cell_type_annotation",
         **file.describe(),
         "table": table,
-        "embedding": clustering_scores(embedding, data.labels[data.used]),
+        "embedding": separation_scores(embedding, data.labels[data.used]),
         **told,
     }
 

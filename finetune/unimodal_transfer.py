@@ -15,7 +15,7 @@ from scfusion_fm.config.finetune import UnimodalTransferConfig
 from scfusion_fm.config.loading import save_config
 from scfusion_fm.data.locations import check_new_path
 from scfusion_fm.evaluation.calibration.classifier import ANNOTATION_CALIBRATION, check_served_score
-from scfusion_fm.evaluation.metrics.clusters import clustering_scores
+from scfusion_fm.evaluation.metrics.clusters import separation_scores
 from scfusion_fm.inference.model_directory import load_pretrained
 from scfusion_fm.tasks.annotation.baselines import name_by_baselines
 from scfusion_fm.tasks.annotation.calibrate import calibrate_annotation, describe_calibration
@@ -70,7 +70,7 @@ def main() -> None:
         **file.describe(),
         "projected_proteins": proteins,
         "table": table,
-        "embedding": clustering_scores(embedding, data.labels[data.used]),
+        "embedding": separation_scores(embedding, data.labels[data.used]),
         "calibration": describe_calibration(calibration, fitted, data, file.partition.test),
     }
 

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 
-from scfusion_fm.comparison.experiment import Bench
+from scfusion_fm.comparison.experiment import Experiment
 from scfusion_fm.comparison.scores import Scores
 from scfusion_fm.evaluation.baselines.annotation import fit_annotation_baselines
 from scfusion_fm.evaluation.baselines.features import build_inputs
@@ -19,9 +19,9 @@ from scfusion_fm.tasks.annotation.baselines import build_annotation_task, show_f
 from scfusion_fm.tasks.annotation.fit import AnnotationSettings, choose_projected, fit_annotation
 
 
-def run_annotation(bench: Bench, partition: Partition, seed: int, scores: Scores) -> None:
+def run_annotation(experiment: Experiment, partition: Partition, seed: int, scores: Scores) -> None:
     """Annotate with baselines and fine-tuned models."""
-    config, data = bench.config, bench.labelled
+    config, data = experiment.config, experiment.labelled
     truth = data.labels[partition.test]
     scores.predictions["labels"] = truth
 
@@ -32,27 +32,27 @@ def run_annotation(bench: Bench, partition: Partition, seed: int, scores: Scores
         scores.add(kind, method, inputs, {**found, "parts": parts})
         scores.predictions[f"{method} ({inputs})"] = guess
 
-    if bench.baselines:
-        fitted = fit_annotation_baselines(build_annotation_task(data, partition, seed), bench.baselines)
+    if experiment.baselines:
+        fitted = fit_annotation_baselines(build_annotation_task(data, partition, seed), experiment.baselines)
         for (method, inputs), probabilities in fitted.test.items():
             if inputs in data.inputs:
                 add("baseline", method, inputs, probabilities, fitted.classes)
     every = np.sort(partition.rows)
     embeddings = {}
-    for name, weights in bench.weights().items():
-        fitted = fit_annotation(weights, data, partition, _choose_settings(bench, name, seed))
+    for name, weights in experiment.weights().items():
+        fitted = fit_annotation(weights, data, partition, _choose_settings(experiment, name, seed))
         for inputs, shown in data.inputs.items():
             logits = fitted.predict(data.aligned, partition.test, shown).astype(np.float64)
             add("model", name, inputs, softmax(logits, axis=1), np.array(data.classes))
             if config.protocol == PAPER:
                 embeddings["model", name, inputs] = fitted.embed(data.aligned, every, shown)
     if config.protocol == PAPER:
-        _add_paper_scores(bench, partition, seed, scores, embeddings)
+        _add_paper_scores(experiment, partition, seed, scores, embeddings)
 
 
-def _choose_settings(bench: Bench, name: str, seed: int) -> AnnotationSettings:
+def _choose_settings(experiment: Experiment, name: str, seed: int) -> AnnotationSettings:
     """Say how a model is fine-tuned: all of it, or as in the paper's third stage."""
-    config, data = bench.config, bench.labelled
+    config, data = experiment.config, experiment.labelled
     settings = AnnotationSettings(
         config.optim,
         seed,
@@ -68,10 +68,14 @@ def _choose_settings(bench: Bench, name: str, seed: int) -> AnnotationSettings:
 
 
 def _add_paper_scores(
-    bench: Bench, partition: Partition, seed: int, scores: Scores, embeddings: dict[tuple[str, str, str], NDArray]
+    experiment: Experiment,
+    partition: Partition,
+    seed: int,
+    scores: Scores,
+    embeddings: dict[tuple[str, str, str], NDArray],
 ) -> None:
     """Score embeddings of all cells, and of test cells alone, as the papers do; beside principal components."""
-    data = bench.labelled
+    data = experiment.labelled
     used, places = partition.join()
     order = np.argsort(used)
     features = build_inputs(show_features(data, used), places.train, seed)

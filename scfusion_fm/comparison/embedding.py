@@ -3,10 +3,10 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from scfusion_fm.comparison.experiment import Bench
+from scfusion_fm.comparison.experiment import Experiment
 from scfusion_fm.comparison.scores import Scores
 from scfusion_fm.evaluation.baselines.features import build_inputs
-from scfusion_fm.evaluation.metrics.clusters import cluster_scores, clustering_scores
+from scfusion_fm.evaluation.metrics.clusters import cluster_scores, separation_scores
 from scfusion_fm.evaluation.metrics.integration import integration_scores
 from scfusion_fm.evaluation.partition import Partition
 from scfusion_fm.inference.batches import CellCollator, predict_rows
@@ -16,38 +16,31 @@ from scfusion_fm.tasks.annotation.baselines import show_features
 BIOLOGY, MIXING = ("label_asw", "clisi", "graph_connectivity"), ("batch_asw", "ilisi", "batch_entropy")
 
 
-def run_embedding(bench: Bench, partition: Partition, seed: int, scores: Scores) -> None:
+def run_embedding(experiment: Experiment, partition: Partition, seed: int, scores: Scores) -> None:
     """Score embeddings of the test cells; nothing is trained but the principal components of the baseline."""
-    data, test = bench.labelled, partition.test
+    data, test = experiment.labelled, partition.test
     truth = data.labels[test]
-    batches = bench.groups()[test] if bench.config.task == "integration" else None
+    batches = experiment.groups()[test] if experiment.config.task == "integration" else None
 
     def add(kind: str, method: str, inputs: str, embedding: NDArray[np.floating]) -> None:
         if batches is None:
-            found = score_clusters(embedding, truth, seed) | clustering_scores(embedding, truth)
+            found = cluster_scores(embedding, truth, seed) | separation_scores(embedding, truth)
         else:
             found = integration_scores(embedding, batches, truth, seed)
             found["overall"] = 0.6 * _mean(found, BIOLOGY) + 0.4 * _mean(found, MIXING)
         scores.add(kind, method, inputs, found)
         scores.predictions[f"{method} ({inputs})"] = np.asarray(embedding, np.float32)
 
-    if bench.baselines:
+    if experiment.baselines:
         used, places = partition.join()
         for inputs, x in build_inputs(show_features(data, used), places.train, seed).items():
             if inputs in data.inputs:
                 add("baseline", "PCA", inputs, x[places.test])
     collator = CellCollator(data.aligned, data.extractor)
-    for name, weights in bench.weights().items():
+    for name, weights in experiment.weights().items():
         model = weights.build(ScFusionTTTModel, seed)
         for inputs, shown in data.inputs.items():
             add("model", name, inputs, predict_rows(model, collator, test, "pooler_output", shown))
-
-
-def score_clusters(embedding: NDArray[np.floating], labels: NDArray[np.str_], seed: int) -> dict[str, float]:
-    """Cluster cells into as many groups as there are labels, and compare: ARI and NMI of k-means, ARI of Ward."""
-    table = cluster_scores(embedding, labels, (1.0,), seed).set_index("method")
-    means, ward = table.loc["k-means"], table.loc["Ward"]
-    return {"ari": float(means["ari"]), "nmi": float(means["nmi"]), "ari_ward": float(ward["ari"])}
 
 
 def _mean(scores: dict[str, float], names: tuple[str, ...]) -> float:

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from omegaconf import OmegaConf
 
-from scfusion_fm.comparison.experiment import Bench
+from scfusion_fm.comparison.experiment import Experiment
 from scfusion_fm.comparison.runs import run_fold
 from scfusion_fm.comparison.units import Recipe, Unit, UnitFile, check_directory, check_units
 from scfusion_fm.config.comparison import EvaluateConfig, EvaluatedModelConfig
@@ -58,13 +58,14 @@ class Evaluation:
         data_dir = Path(config.data_dir)
         files: dict = {}
         hashes: dict[Path, str] = {}
-        self.benches = {
-            title: Bench.read(title, experiment, data_dir, files) for title, experiment in config.experiments.items()
+        self.experiments = {
+            title: Experiment.read(title, settings, data_dir, files) for title, settings in config.experiments.items()
         }
         recipes = {
-            title: Recipe.read(bench.config, bench.baselines, data_dir, hashes) for title, bench in self.benches.items()
+            title: Recipe.read(experiment.config, experiment.baselines, data_dir, hashes)
+            for title, experiment in self.experiments.items()
         }
-        self.units = [unit for title in self.benches for unit in self._plan_units(title)]
+        self.units = [unit for title in self.experiments for unit in self._plan_units(title)]
         self.files = [UnitFile(self.output / UNITS, unit, recipes[unit.title]) for unit in self.units]
         check_units(self.output, self.files)
 
@@ -89,9 +90,9 @@ class Evaluation:
     def write_report(self) -> Path:
         """Write the page from the units that are done."""
         records = [file.read() for file in self.files if file.path.is_file()]
-        facts = {title: describe_bench(bench) for title, bench in self.benches.items()}
+        facts = {title: describe_experiment(experiment) for title, experiment in self.experiments.items()}
         settings = OmegaConf.to_yaml(OmegaConf.structured(self.config))
-        coverage = {title: found for title in self.benches if (found := self.measure_coverage(title)) is not None}
+        coverage = {title: found for title in self.experiments if (found := self.measure_coverage(title)) is not None}
         path = self.output / REPORT
         write_evaluation_report(path, records, facts, settings, self.command, coverage)
         self.report_line(f"wrote {path}")
@@ -103,16 +104,17 @@ class Evaluation:
 
         A table of `kind`, `method`, `seed` and the columns of `cross_coverage`; None, too, where groups are too few.
         """
-        bench, tables = self.benches[title], []
+        experiment, tables = self.experiments[title], []
         files = [file for file in self.files if file.unit.title == title]
-        if bench.config.task != "protein_from_rna" or any(any(file.list_missing()) for file in files):
+        if experiment.config.task != "protein_from_rna" or any(any(file.list_missing()) for file in files):
             return None
         arrays = [(file.unit, file.read_arrays()) for file in files]
         if any("measured" not in stored for _, stored in arrays) or len({unit.whole.name for unit, _ in arrays}) < 2:
             return None
-        new_groups = bench.config.split.kind == "leave_group_out"
-        methods = [("model", name) for name in bench.config.models] + [("baseline", name) for name in bench.baselines]
-        for seed in bench.config.seeds:
+        new_groups = experiment.config.split.kind == "leave_group_out"
+        methods = [("model", name) for name in experiment.config.models]
+        methods += [("baseline", name) for name in experiment.baselines]
+        for seed in experiment.config.seeds:
             units = [(unit, stored) for unit, stored in arrays if unit.seed == seed]
             for kind, name in methods:
                 folds = [HeldOut(unit.whole.name, stored["measured"], stored[name]) for unit, stored in units]
@@ -123,12 +125,12 @@ class Evaluation:
 
     def _plan_units(self, title: str) -> list[Unit]:
         """List the units of an experiment; refuses test cells that a model has seen."""
-        bench, units = self.benches[title], []
-        for seed in bench.config.seeds:
-            for number, whole in enumerate(bench.folds(seed)):
-                leaks = bench.find_leaks(whole, seed, gates=not units)  # those of all cells are looked for once
-                for budget in bench.config.label_budgets:
-                    fold = bench.limit(whole, budget, seed)
+        experiment, units = self.experiments[title], []
+        for seed in experiment.config.seeds:
+            for number, whole in enumerate(experiment.folds(seed)):
+                leaks = experiment.find_leaks(whole, seed, gates=not units)  # those of all cells are looked for once
+                for budget in experiment.config.label_budgets:
+                    fold = experiment.limit(whole, budget, seed)
                     name = f"{slugify(title)}-seed{seed}-fold{number + 1}-{'all' if budget is None else budget}"
                     units.append(Unit(name, title, seed, fold, whole, budget, leaks))
         return units
@@ -136,23 +138,23 @@ class Evaluation:
     def _complete(self, file: UnitFile) -> None:
         """Compute the methods that a unit lacks."""
         start = time.monotonic()
-        bench = self.benches[file.unit.title].select(*file.list_missing())
-        scores = run_fold(bench, file.unit.fold.partition, file.unit.seed)
+        experiment = self.experiments[file.unit.title].select(*file.list_missing())
+        scores = run_fold(experiment, file.unit.fold.partition, file.unit.seed)
         file.add(scores, time.monotonic() - start)
 
 
-def describe_bench(bench: Bench) -> dict[str, Any]:
+def describe_experiment(experiment: Experiment) -> dict[str, Any]:
     """Give what the report tells of the data and settings of an experiment."""
-    config, split = bench.config, bench.config.split
+    config, split = experiment.config, experiment.config.split
     kind = f"{split.folds} folds" if split.kind == "k_fold" else f"one {split.group_key} after the other held out"
     facts = {
         "task": config.task,
         "protocol": config.protocol,
         "data": ", ".join(config.data),
-        "cells used": len(bench.usable),
+        "cells used": len(experiment.usable),
         "split": f"{kind}; seeds {', '.join(map(str, config.seeds))}",
         "models": {name: describe_evaluated_model(model) for name, model in config.models.items()},
-        "baselines": ", ".join(bench.baselines) or "none",
+        "baselines": ", ".join(experiment.baselines) or "none",
     }
     if config.task in FINE_TUNED:
         optim = config.optim
@@ -160,12 +162,12 @@ def describe_bench(bench: Bench) -> dict[str, Any]:
             f"at most {optim.epochs:g} passes over the training cells, {optim.batch_size} cells a step, "
             f"highest learning rate {optim.lr:g}"
         )
-    if bench.labelled is not None:
-        labels, counts = np.unique(bench.labelled.labels[bench.usable], return_counts=True)
+    if experiment.labelled is not None:
+        labels, counts = np.unique(experiment.labelled.labels[experiment.usable], return_counts=True)
         facts |= {
             "labels": f"{config.label_key}, made from: {config.label_derived_from}",
             "classes": {str(label): int(count) for label, count in zip(labels, counts, strict=True)},
-            "left out (too few cells)": bench.left_out or "none",
+            "left out (too few cells)": experiment.left_out or "none",
         }
     return facts
 

@@ -43,7 +43,7 @@ BASELINES = {
 
 
 @dataclass
-class Bench:
+class Experiment:
     """
     An experiment with its data.
 
@@ -77,7 +77,7 @@ class Bench:
     prints: CellFingerprints
 
     @classmethod
-    def read(cls, title: str, config: ExperimentConfig, data_dir: Path, files: dict | None = None) -> "Bench":
+    def read(cls, title: str, config: ExperimentConfig, data_dir: Path, files: dict | None = None) -> "Experiment":
         """
         Read the files of an experiment.
 
@@ -118,9 +118,9 @@ class Bench:
             labelled.inputs = {name: part for name, part in labelled.inputs.items() if name in wanted}
             usable, strata = labelled.used, labels
         prints = fingerprint_cells(aligned, extractor.gene_ids, extractor.protein_names)
-        bench = cls(config, extractor, aligned, labelled, left_out, usable, strata, prints)
-        bench.batches()  # a missing column is told before anything is computed
-        return bench
+        experiment = cls(config, extractor, aligned, labelled, left_out, usable, strata, prints)
+        experiment.batches()  # a missing column is told before anything is computed
+        return experiment
 
     def folds(self, seed: int) -> list[Fold]:
         """
@@ -216,7 +216,7 @@ class Bench:
             ]
         return found
 
-    def select(self, models: list[str], baselines: list[str]) -> "Bench":
+    def select(self, models: list[str], baselines: list[str]) -> "Experiment":
         """Give the same with some of the models and baselines only."""
         chosen = {name: self.config.models[name] for name in models}
         return dataclasses.replace(self, config=dataclasses.replace(self.config, models=chosen, baselines=baselines))

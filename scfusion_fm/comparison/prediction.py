@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from scfusion_fm.comparison.experiment import TARGETS, Bench
+from scfusion_fm.comparison.experiment import TARGETS, Experiment
 from scfusion_fm.comparison.scores import Scores, to_plain
 from scfusion_fm.evaluation.baselines.prediction import fit_prediction_baselines
 from scfusion_fm.evaluation.partition import Partition
@@ -12,18 +12,18 @@ from scfusion_fm.tasks.cross_modal.fit import fit_cross_modal
 from scfusion_fm.tasks.settings import FitSettings
 
 
-def run_prediction(bench: Bench, partition: Partition, seed: int, scores: Scores) -> None:
+def run_prediction(experiment: Experiment, partition: Partition, seed: int, scores: Scores) -> None:
     """Predict one modality from the other with baselines and fine-tuned models."""
-    config, target = bench.config, TARGETS[bench.config.task]
+    config, target = experiment.config, TARGETS[experiment.config.task]
     panel = None
     if target == "rna":
-        panel = choose_genes(bench.aligned, bench.extractor, partition.train, config.scored_genes)
-    data = PairedCells(bench.aligned, bench.extractor, target, panel, bench.batches())
+        panel = choose_genes(experiment.aligned, experiment.extractor, partition.train, config.scored_genes)
+    data = PairedCells(experiment.aligned, experiment.extractor, target, panel, experiment.batches())
     predictions = {}
-    if bench.baselines:
+    if experiment.baselines:
         task = build_prediction_task(data, partition, seed)
-        predictions = {("baseline", m): p for m, p in fit_prediction_baselines(task, bench.baselines).test.items()}
-    for name, weights in bench.weights().items():
+        predictions = {("baseline", m): p for m, p in fit_prediction_baselines(task, experiment.baselines).test.items()}
+    for name, weights in experiment.weights().items():
         fitted = fit_cross_modal(weights, data, partition, FitSettings(config.optim, seed))
         predictions["model", name] = fitted.predict(partition.test)
     test = partition.test

@@ -1,4 +1,4 @@
-"""What the fine-tuning scripts share: settings, cells as a data set, and files of results."""
+"""How a model is fine-tuned, whatever the task."""
 
 import tempfile
 from collections.abc import Iterator

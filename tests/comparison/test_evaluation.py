@@ -98,11 +98,11 @@ def test_an_interrupted_run_goes_on_and_ends_alike(build, monkeypatch):
     whole.run()
     calls = []
 
-    def run_until_third(bench, partition, seed):
+    def run_until_third(experiment, partition, seed):
         calls.append(seed)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return evaluation_runs.run_fold(bench, partition, seed)
+        return evaluation_runs.run_fold(experiment, partition, seed)
 
     monkeypatch.setattr(evaluating, "run_fold", run_until_third)
     with pytest.raises(KeyboardInterrupt):
@@ -155,9 +155,9 @@ def test_what_is_added_to_a_finished_run_is_all_that_is_computed(build, model_di
     path = build({"types": few}).run()
     calls = []
 
-    def record(bench, partition, seed):
-        calls.append((seed, list(bench.config.models), list(bench.baselines)))
-        return evaluation_runs.run_fold(bench, partition, seed)
+    def record(experiment, partition, seed):
+        calls.append((seed, list(experiment.config.models), list(experiment.baselines)))
+        return evaluation_runs.run_fold(experiment, partition, seed)
 
     monkeypatch.setattr(evaluating, "run_fold", record)
     models = {"tiny": {"path": str(model_dir)}, "fresh": {"path": str(model_dir), "from_scratch": True}}
@@ -227,14 +227,14 @@ def test_transfer_to_rna_alone_stands_with_and_without_projected_proteins(build,
     monkeypatch.setattr(annotation_runs, "fit_annotation", record)
     evaluation = build({"transfer": {"task": "annotation", "inputs": ["rna"]}}, models=models)
     partition = evaluation.units[0].fold.partition
-    scores = evaluation_runs.run_fold(evaluation.benches["transfer"], partition, 0).rows
+    scores = evaluation_runs.run_fold(evaluation.experiments["transfer"], partition, 0).rows
     assert [row["method"] for row in scores if row["kind"] == "model"] == list(models)
     whole, with_proteins, without = used.values()
     assert whole[0] is None
     assert len(whole[1]) > 2
     assert with_proteins == ([0, 1, 2, 3, 4], {"adt_projection"})
     assert without == (None, set())
-    facts = evaluating.describe_bench(evaluation.benches["transfer"])["models"]
+    facts = evaluating.describe_experiment(evaluation.experiments["transfer"])["models"]
     assert facts["with"] == f"{path}, head and projected proteins alone trained"
     assert facts["without"] == f"{path}, head alone trained"
 
@@ -251,7 +251,7 @@ def test_models_and_baselines_see_the_same_rows(build, monkeypatch):
 
         monkeypatch.setattr(annotation_runs, name, record)
     partition = evaluation.units[0].fold.partition
-    evaluation_runs.run_fold(evaluation.benches["types"], partition, 0)
+    evaluation_runs.run_fold(evaluation.experiments["types"], partition, 0)
     assert [name for name, _ in seen] == ["build_annotation_task", "fit_annotation"]
     assert seen[0][1] is seen[1][1] is partition
 
@@ -325,13 +325,13 @@ def test_values_that_a_file_did_not_measure_are_not_scored(model_dir, data_dir, 
     with warnings.catch_warnings(action="ignore"):
         MuData({"rna": rna, "adt": adt[:, :3].copy()}).write(data_dir / "few.h5mu")
     evaluation = build({"proteins": TWO["proteins"] | {"data": ["new0.h5mu", "few.h5mu"]}})
-    bench = evaluation.benches["proteins"]
-    paired = PairedCells(bench.aligned, bench.extractor)
+    experiment = evaluation.experiments["proteins"]
+    paired = PairedCells(experiment.aligned, experiment.extractor)
     assert len(paired.names) == 5
     assert paired.observed[:90].all()
     assert (paired.observed[90:].sum(1) == 3).all()
     partition = evaluation.units[0].fold.partition
-    assert all(np.isfinite(s["rmse"]) for s in evaluation_runs.run_fold(bench, partition, 0).rows)
+    assert all(np.isfinite(s["rmse"]) for s in evaluation_runs.run_fold(experiment, partition, 0).rows)
 
 
 def test_intervals_hold_for_cells_like_others_and_new_files_need_three(build):

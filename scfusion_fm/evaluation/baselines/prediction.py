@@ -52,11 +52,10 @@ class PredictionTask:
         (n, T), bool: where the target was measured.
     partition
         What the cells are for.
+    own_columns
+        For each target the column of `x` that measures the same gene or its protein, or `None`.
     inputs
         What `x` is: "rna" (projected on principal components) or "adt" (standardised, then projected if wide).
-    own_columns
-        For each target the column of `x` that measures the same gene or its protein, or `None`. Without the list there
-        is no baseline "own gene".
     seed
         Seed of principal components, networks and the sample of kernel ridge.
     mlp
@@ -72,8 +71,8 @@ class PredictionTask:
     y: NDArray
     observed: NDArray[np.bool_]
     partition: Partition
+    own_columns: list[int | None]
     inputs: str = "rna"
-    own_columns: list[int | None] | None = None
     seed: int = 0
     mlp: MlpSettings = field(default_factory=MlpSettings)
 
@@ -141,8 +140,8 @@ def fit_prediction_baselines(
     task
         Inputs, targets and partition.
     methods
-        Names out of `PREDICTION_METHODS`, "own gene" (a line through the coding gene's RNA or its protein; left out
-        where the task has no `own_columns`) and "blend" (weights of all the others).
+        Names out of `PREDICTION_METHODS`, "own gene" (a line through the coding gene's RNA or its protein) and "blend"
+        (weights of all the others).
 
     Raises
     ------
@@ -170,7 +169,7 @@ def fit_prediction_baselines(
         if method in PREDICTION_METHODS:
             predict = PREDICTION_METHODS[method](cells)
             result.test[method], result.val[method] = predict(x[part.test]), predict(x[part.val])
-        elif method == OWN and task.own_columns is not None:
+        elif method == OWN:
             values = fill_missing(task.x, part.train) if task.inputs == "adt" else task.x
             predict_own = partial(predict_from_own_gene, values, task.own_columns, part.train, targets=targets)
             result.test[OWN], result.val[OWN] = predict_own(part.test), predict_own(part.val)
@@ -205,7 +204,7 @@ def check_targets(task: PredictionTask) -> None:
             f"`y` must be finite wherever `observed` is true, got {n_bad} values that are not; "
             "mark missing measurements as not observed."
         )
-    if task.own_columns is not None and len(task.own_columns) != task.y.shape[1]:
+    if len(task.own_columns) != task.y.shape[1]:
         raise ValueError(
             f"`own_columns` must have one entry per target, got {len(task.own_columns)} for {task.y.shape[1]} "
             "targets; use None where the gene is absent."

@@ -19,7 +19,6 @@ def fit_intervals(
     observed: NDArray[np.bool_],
     names: list[str],
     groups: ArrayLike | None = None,
-    rule: IntervalRule | None = None,
 ) -> ProteinIntervals:
     """
     Calibrate on held-out cells.
@@ -34,15 +33,13 @@ def fit_intervals(
         The proteins.
     groups
         (n,) group of each cell, known for new cells too, such as a predicted cell type; none when None.
-    rule
-        Levels and bounds.
 
     Raises
     ------
     ValueError
         If shapes do not fit, or a measured value is not finite.
     """
-    rule = rule or IntervalRule()
+    rule = IntervalRule()
     measured, predicted, errors = _find_errors(measured, predicted, observed, names)
     kinds = {} if groups is None else rows_by_group(groups, len(errors))
     return ProteinIntervals(
@@ -60,7 +57,6 @@ def fit_left_out_intervals(
     observed: NDArray[np.bool_],
     names: list[str],
     left_out: ArrayLike,
-    rule: IntervalRule | None = None,
 ) -> ProteinIntervals:
     """
     Calibrate for cells of a new group, such as a donor or a laboratory, on groups that were left out in turn.
@@ -75,8 +71,6 @@ def fit_left_out_intervals(
         The proteins.
     left_out
         (n,) group of each cell.
-    rule
-        Levels and bounds.
 
     Raises
     ------
@@ -87,7 +81,7 @@ def fit_left_out_intervals(
     -----
     See `left_out_quantiles`. Whether RNA determines a protein is told by the correlation within groups.
     """
-    rule = rule or IntervalRule()
+    rule = IntervalRule()
     measured, predicted, errors = _find_errors(measured, predicted, observed, names)
     groups = rows_by_group(left_out, len(errors))
     if sum(map(len, groups.values())) < len(errors):

@@ -1,12 +1,9 @@
-"""Clusterings of an embedding compared with cell types, and the protocol of an earlier model beside it.
+"""How an embedding keeps cell types apart: its clusters, its neighbourhoods, and the way of scoring of earlier papers.
 
 Shapes: n cells, D embedding width.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
-import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from sklearn.cluster import AgglomerativeClustering, KMeans
 from sklearn.metrics import (
@@ -21,15 +18,12 @@ from sklearn.neighbors import NearestNeighbors
 from scfusion_fm.evaluation.metrics.integration import MAX_SILHOUETTE_CELLS, check_embedding
 from scfusion_fm.evaluation.metrics.umap import compute_umap
 
-RESOLUTIONS = (0.5, 1.0, 1.5, 2.0)
 MAX_CLUSTERED_CELLS = 10_000
 N_STARTS = 10
 
 
-def cluster_scores(
-    embedding: ArrayLike, labels: ArrayLike, resolutions: Sequence[float] = RESOLUTIONS, seed: int = 0
-) -> pd.DataFrame:
-    """Cluster an embedding at several resolutions, and compare the clusters with cell types.
+def cluster_scores(embedding: ArrayLike, labels: ArrayLike, seed: int = 0) -> dict[str, float]:
+    """Cluster an embedding into as many groups as there are cell types, and compare the clusters with these.
 
     Parameters
     ----------
@@ -37,15 +31,12 @@ def cluster_scores(
         (n, D), one row per cell; never its UMAP. Of more than 10,000 cells, as many are drawn.
     labels
         (n,), cell types; never read by the clustering but for their number.
-    resolutions
-        Numbers of clusters relative to the number of cell types.
     seed
         Seed of draw and k-means.
 
     Returns
     -------
-    One row per method ("k-means", "Ward") and number of clusters: `method`, `n_clusters`, `ari`, `nmi` (arithmetic
-    mean), `silhouette` of the clusters in all D dimensions.
+    `ari` and `nmi` (arithmetic mean) of k-means, and `ari_ward` of Ward's method.
 
     Raises
     ------
@@ -56,19 +47,10 @@ def cluster_scores(
     if len(labels) > MAX_CLUSTERED_CELLS:
         chosen = np.sort(np.random.default_rng(seed).choice(len(labels), MAX_CLUSTERED_CELLS, replace=False))
         embedding, labels = embedding[chosen], labels[chosen]
-    n_types = len(np.unique(labels))
-    numbers = sorted({int(np.clip(round(r * n_types), 2, len(labels) - 1)) for r in resolutions})
-    rows = []
-    for n_clusters in numbers:
-        for method, model in (
-            ("k-means", KMeans(n_clusters, n_init=N_STARTS, random_state=seed)),
-            ("Ward", AgglomerativeClustering(n_clusters)),
-        ):
-            clusters = model.fit_predict(embedding)
-            silhouette = silhouette_score(embedding, clusters) if len(np.unique(clusters)) > 1 else np.nan
-            agreement = score_agreement(labels, clusters)
-            rows.append({"method": method, "n_clusters": n_clusters, **agreement, "silhouette": float(silhouette)})
-    return pd.DataFrame(rows)
+    n_clusters = min(len(np.unique(labels)), len(labels) - 1)
+    means = KMeans(n_clusters, n_init=N_STARTS, random_state=seed).fit_predict(embedding)
+    ward = AgglomerativeClustering(n_clusters).fit_predict(embedding)
+    return score_agreement(labels, means) | {"ari_ward": score_agreement(labels, ward)["ari"]}
 
 
 def paper_protocol_scores(embedding: ArrayLike, labels: ArrayLike, seed: int = 0) -> dict[str, float]:
@@ -130,8 +112,8 @@ def score_agreement(labels: NDArray, clusters: NDArray) -> dict[str, float]:
     }
 
 
-def clustering_scores(
-    embedding: np.ndarray, labels: np.ndarray, n_neighbors: int = 15, seed: int = 0
+def separation_scores(
+    embedding: ArrayLike, labels: ArrayLike, n_neighbors: int = 15, seed: int = 0
 ) -> dict[str, float]:
     """Score how well cell types separate in an embedding, by Euclidean distance in all its dimensions.
 
@@ -156,20 +138,10 @@ def clustering_scores(
     ValueError
         If shapes do not fit, a value is not finite, or the number of classes is not in [2, n - 1].
     """
-    embedding, labels = np.asarray(embedding), np.asarray(labels)
-    if embedding.ndim != 2 or labels.shape != embedding.shape[:1]:
-        raise ValueError(
-            f"`embedding` must be (cells, width) with one of `labels` per cell, got {embedding.shape} "
-            f"and {labels.shape}; select the same cells from both."
-        )
-    if not np.isfinite(embedding).all():
-        raise ValueError("`embedding` must be finite, got NaN or infinity; drop such cells.")
+    embedding, labels = np.asarray(embedding), check_embedding(embedding, labels, "labels")[1]
     n_classes = len(np.unique(labels))
-    if not 2 <= n_classes < len(labels):
-        raise ValueError(
-            f"`labels` must hold between 2 classes and one fewer than cells, got {n_classes} classes "
-            f"in {len(labels)} cells; pass more cells or another label."
-        )
+    if n_classes == len(labels):
+        raise ValueError(f"`labels` must repeat, got {n_classes} labels in {len(labels)} cells; pass other labels.")
     n_neighbors = min(n_neighbors, len(labels) - 1)
     # Without an argument, kneighbors leaves each cell out of its own neighbours.
     neighbours = NearestNeighbors(n_neighbors=n_neighbors).fit(embedding).kneighbors(return_distance=False)

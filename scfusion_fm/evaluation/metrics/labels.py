@@ -1,6 +1,6 @@
-"""Scores of predicted cell types, predicted proteins and embeddings.
+"""Scores of predicted cell types.
 
-Shapes: n cells, P proteins, D embedding width. Everything here takes arrays and fits nothing.
+Shapes: n cells.
 """
 
 import numpy as np
@@ -115,8 +115,3 @@ def check_label_pair(labels: np.ndarray, predicted: np.ndarray) -> tuple[np.ndar
             f"and {predicted.shape}; pass both for the same cells."
         )
     return labels, predicted
-
-
-def _divide(total: np.ndarray, count: np.ndarray) -> np.ndarray:
-    """Divide, with NaN where the count is 0."""
-    return np.divide(total, count, out=np.full(np.shape(total), np.nan), where=np.asarray(count) > 0)

@@ -1,10 +1,11 @@
-"""Scores of predicted proteins."""
+"""Scores of predicted proteins, or of any values that were not measured in every cell.
+
+Shapes: n cells, P proteins.
+"""
 
 import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
-
-from scfusion_fm.evaluation.metrics.labels import _divide
 
 
 def protein_scores(
@@ -106,3 +107,8 @@ def _pearson(measured: np.ndarray, predicted: np.ndarray) -> float:
         return 0.0
     measured, predicted = measured - measured.mean(), predicted - predicted.mean()
     return float(measured @ predicted / np.sqrt((measured @ measured) * (predicted @ predicted)))
+
+
+def _divide(total: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """Divide, with NaN where the count is 0."""
+    return np.divide(total, count, out=np.full(np.shape(total), np.nan), where=np.asarray(count) > 0)

@@ -4,8 +4,6 @@ import warnings
 
 import numpy as np
 
-MAX_UMAP_CELLS = 20_000
-
 
 def compute_umap(embedding: np.ndarray, seed: int = 0) -> np.ndarray:
     """Lay cells out in two dimensions.

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from scfusion_fm.evaluation.metrics.labels import confusion_table
-from scfusion_fm.evaluation.metrics.umap import MAX_UMAP_CELLS, compute_umap
+from scfusion_fm.evaluation.metrics.umap import compute_umap
 
 # Okabe and Ito's colours, told apart by the colour-blind; without the yellow, which is too pale on white.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
@@ -22,6 +22,7 @@ MARKERS = ("o", "^", "s", "D", "v", "P")
 GREY = "#B8B8B8"
 LOSSES = (("loss", "Total loss"), ("rna_loss", "RNA loss"), ("adt_loss", "Protein loss"))
 MAX_NAME_LENGTH = 28
+MAX_UMAP_CELLS = 20_000
 MAX_NAMED_BARS = 70
 MANY_POINTS = 60
 

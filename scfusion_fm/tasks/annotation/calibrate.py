@@ -109,7 +109,8 @@ def score_open_set(
         fitted = fit_annotation(weights, part, chosen, dataclasses.replace(settings, directory=None))
         return give_outputs(fitted, part, every, data.modalities)
 
-    return leave_types_out(OpenSetTask(show_features(data, every), data.labels[every], places), fit, types)
+    task = OpenSetTask(show_features(data, every), data.labels[every], places, seed=settings.seed)
+    return leave_types_out(task, fit, types)
 
 
 def describe_open_set(table: pd.DataFrame) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""Cell-type annotation: labelled cells, a model fitted on some of them, and baselines fitted on the same ones.
+"""A classifier of cell types, fine-tuned on labelled cells.
 
-Letters: n cells, P proteins.
+Letters: n cells, D width of the embedding.
 """
 
 from dataclasses import dataclass

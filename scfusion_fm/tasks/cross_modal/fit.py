@@ -1,4 +1,4 @@
-"""Predicting one modality from the other: paired cells, a model fitted on some, baselines fitted on the same ones.
+"""A predictor of one modality from the other, fine-tuned on paired cells.
 
 Letters: n cells, T targets (measured proteins or genes of the panel).
 """

@@ -135,10 +135,6 @@ def test_noise_correlates_with_nothing(task):
         assert abs(score(task, predicted)) < 0.25
 
 
-def test_without_own_columns_there_is_no_such_baseline():
-    assert OWN not in fit_prediction_baselines(build_task(own_columns=None), LINEAR).test
-
-
 def test_one_target_alone_can_be_predicted(task):
     result = fit_prediction_baselines(build_task(y=task.y[:, :1], observed=task.observed[:, :1], own_columns=[0]))
     assert {predicted.shape for predicted in result.test.values()} == {((ROLES == "test").sum(), 1)}
@@ -148,7 +144,9 @@ def test_wide_protein_panels_are_projected_and_missing_proteins_filled():
     train = np.arange(60)
     x = np.random.default_rng(0).normal(size=(80, 70))
     x[::3, 0], x[:, 1] = np.nan, np.nan
-    task = PredictionTask(x, x[:, :2], np.ones((80, 2), bool), Partition(train, test=np.arange(60, 80)), inputs="adt")
+    task = PredictionTask(
+        x, x[:, :2], np.ones((80, 2), bool), Partition(train, test=np.arange(60, 80)), [None, None], inputs="adt"
+    )
     assert project_inputs(task).shape == (80, 50)
     filled = fill_missing(x, train)
     np.testing.assert_allclose(filled[::3, 0], np.nanmean(x[train, 0]))
