@@ -11,6 +11,7 @@ from scfusion_fm.planning.memory import Memory, memory_per_gpu
 from scfusion_fm.planning.settings import DeepSpeedSettings
 from scfusion_fm.planning.sizing import ParameterCounts, activation_bytes, count_parameters, forward_flops, train_flops
 from scfusion_fm.planning.tokens import longest_tokens, mean_tokens
+from scfusion_fm.training.optimizer import count_steps
 
 USABLE_SHARE = 0.9  # of a GPU's memory; the rest is for the context, NCCL, and pieces too small to be used
 
@@ -156,7 +157,7 @@ def plan_run(
     tokens = mean_tokens(config, masking, request.planned_micro_batch)
     per_cell, steps, seconds = train_flops(config, tokens), None, None
     if request.cells is not None:
-        steps = math.ceil(request.epochs * request.cells / request.global_batch_size)
+        steps = count_steps(request.epochs, request.cells, request.global_batch_size)
         if request.tflops is not None:
             seconds = steps * request.global_batch_size * per_cell / (request.gpus * request.tflops * 1e12)
     forward = forward_flops(config, tokens)

@@ -65,6 +65,11 @@ class Schedule:
         return self.lr * (self.min_ratio + (1 - self.min_ratio) * left)
 
 
+def count_steps(epochs: float, cells: int, global_batch_size: int) -> int:
+    """Count the optimizer steps of so many passes over the cells."""
+    return math.ceil(epochs * cells / global_batch_size)
+
+
 def build_schedule(optim: OptimConfig, cells: int) -> Schedule:
     """
     Turn passes over the cells, and shares of the run, into steps.
@@ -81,7 +86,7 @@ def build_schedule(optim: OptimConfig, cells: int) -> Schedule:
     ValueError
         If the run has no step.
     """
-    steps = math.ceil(optim.epochs * cells / optim.global_batch_size)
+    steps = count_steps(optim.epochs, cells, optim.global_batch_size)
     if steps < 1:
         raise ValueError(f"`optim.epochs` must make at least one step, got {optim.epochs}.")
     decay = math.ceil(steps * optim.decay_ratio) if optim.schedule == "wsd" else 0
