@@ -1,18 +1,22 @@
-# make demo    the whole story on the embedded data; results in runs/demo
-# make test    the test suite; make test-all also runs what repeats it at a larger size
+# make demo       the whole story on the embedded data; results in runs/demo
+# make test       the test suite; make test-all also runs what repeats it at a larger size
+# make test-data  the tests of files and atlases with the newest versions of all libraries, on Python 3.13 or 3.12
 # A Linux machine without a GPU gets the smaller CPU build of torch with
 #   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
 
 PYTHON ?= python3.11
+# The first of these that runs.
+DATA_PYTHON ?= $(shell for p in python3.13 python3.12; do $$p -c '' 2>/dev/null && echo $$p && break; done)
 TORCH_INDEX ?=
 BIN := .venv/bin
+DATA_BIN := .venv-data/bin
 DEMO := runs/demo
 # The commands are found by name.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Threads that wait for one another give the core away soon: on a busy machine, spinning is ruinous.
 export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-all test-data lint clean
 
 demo: $(DEMO)/report.html
 	@echo
@@ -31,6 +35,10 @@ test: .venv/ready
 test-all: .venv/ready
 	SCFUSION_KILLS=6 $(PYTEST) -m 'slow or not slow' --hypothesis-profile thorough
 
+test-data: export PATH := $(CURDIR)/$(DATA_BIN):$(PATH)
+test-data: .venv-data/ready
+	$(DATA_BIN)/python -m pytest -n 2 tests/data
+
 lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -45,6 +53,15 @@ clean:
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# Without torch: nothing in scfusion_fm/data needs it, but for the two modules that give tensors.
+.venv-data/ready: pyproject.toml requirements-newest.txt
+	@test -n "$(DATA_PYTHON)" || { echo "python3.13 or python3.12 must be found, to test today's versions;" \
+	  "install one, or name it: make $(MAKECMDGOALS) DATA_PYTHON=/path/to/python3.13" >&2; exit 1; }
+	$(DATA_PYTHON) -m venv .venv-data
+	$(DATA_BIN)/pip install --quiet --requirement requirements-newest.txt
+	$(DATA_BIN)/pip install --quiet --no-deps --editable .
 	touch $@
 
 $(DEMO)/atlas.zarr/manifest.json: .venv/ready

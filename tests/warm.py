@@ -10,6 +10,7 @@ import atexit
 import contextlib
 import functools
 import gc
+import importlib.util
 import json
 import os
 import runpy
@@ -133,10 +134,11 @@ def become(request: dict, files: list[int]) -> None:
 
 def main() -> None:
     """Import, then serve."""
-    for script in SCRIPTS:
-        runpy.run_path(str(ROOT / script), run_name="preload")
-    for module in MODULES:
-        __import__(module)
+    if importlib.util.find_spec("torch"):  # without it, scripts of the data side import what they need themselves
+        for script in SCRIPTS:
+            runpy.run_path(str(ROOT / script), run_name="preload")
+        for module in MODULES:
+            __import__(module)
     gc.freeze()
     if found := serve(socket.socket(fileno=int(sys.argv[1]))):
         become(*found)
