@@ -2,7 +2,8 @@
 
 import os
 
-# Before anything that calculates is imported. On small arrays, threads of BLAS wait more than they work.
+# Before anything that calculates is imported (so no plugin may: see pyproject.toml). On small arrays, threads of BLAS
+# wait more than they work.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
