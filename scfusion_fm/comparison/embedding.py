@@ -24,7 +24,7 @@ def run_embedding(experiment: Experiment, partition: Partition, seed: int, score
 
     def add(kind: str, method: str, inputs: str, embedding: NDArray[np.floating]) -> None:
         if batches is None:
-            found = cluster_scores(embedding, truth, seed) | separation_scores(embedding, truth)
+            found = cluster_scores(embedding, truth, seed) | separation_scores(embedding, truth, seed=seed)
         else:
             found = integration_scores(embedding, batches, truth, seed)
             found["overall"] = 0.6 * _mean(found, BIOLOGY) + 0.4 * _mean(found, MIXING)

@@ -167,7 +167,6 @@ def calibrate_input(
     codes: ArrayLike,
     score: str = "max_softmax",
     gaussians: ClassGaussians | None = None,
-    rates: tuple[float, ...] = REJECT_RATES,
 ) -> InputCalibration:
     """
     Calibrate on held-out cells of known types.
@@ -182,11 +181,9 @@ def calibrate_input(
         How unknown cells are recognised.
     gaussians
         Of the training cells, for `mahalanobis`.
-    rates
-        False-reject rates.
     """
     scores = score_unknown(score, cells, gaussians)
-    thresholds = dict(zip(rates, reject_thresholds(scores, rates).tolist(), strict=True))
+    thresholds = dict(zip(REJECT_RATES, reject_thresholds(scores, REJECT_RATES).tolist(), strict=True))
     kept = gaussians if score == "mahalanobis" else None
     return InputCalibration(len(scores), fit_temperature(cells.logits, codes), thresholds, kept)
 

@@ -93,11 +93,11 @@ def fit_left_out_intervals(
     return ProteinIntervals(list(names), rule, table, widths, num_left_out=len(groups))
 
 
-def pearson_interval(pearson: ArrayLike, n: ArrayLike, level: float = 0.95) -> tuple[NDArray, NDArray]:
-    """Give the confidence interval of a correlation by Fisher's z; [-1, 1] with fewer than 4 values."""
+def pearson_interval(pearson: ArrayLike, n: ArrayLike) -> tuple[NDArray, NDArray]:
+    """Give the 95 % confidence interval of a correlation by Fisher's z; [-1, 1] with fewer than 4 values."""
     pearson, n = np.asarray(pearson, np.float64), np.asarray(n, np.float64)
     z = np.arctanh(np.clip(pearson, -1 + 1e-12, 1 - 1e-12))
-    reach = norm.ppf(0.5 + level / 2) / np.sqrt(np.where(n > 3, n - 3, np.nan))
+    reach = norm.ppf(0.975) / np.sqrt(np.where(n > 3, n - 3, np.nan))
     low, high = np.tanh(z - reach), np.tanh(z + reach)
     few = ~(n > 3) & np.isfinite(pearson)
     return np.where(few, -1.0, low), np.where(few, 1.0, high)

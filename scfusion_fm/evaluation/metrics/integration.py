@@ -204,7 +204,7 @@ def weigh_to_perplexity(distances: NDArray, perplexity: float) -> NDArray[np.flo
     return weights
 
 
-def batch_entropy(embedding: ArrayLike, batch: ArrayLike, n_neighbors: int = ENTROPY_NEIGHBOURS) -> float:
+def batch_entropy(embedding: ArrayLike, batch: ArrayLike) -> float:
     """Return the mean entropy of the batches around a cell, relative to that of equal shares.
 
     Parameters
@@ -213,8 +213,6 @@ def batch_entropy(embedding: ArrayLike, batch: ArrayLike, n_neighbors: int = ENT
         (n, D).
     batch
         (n,), batches.
-    n_neighbors
-        Neighbours per cell, the cell itself not counted; at most n - 1 are used.
 
     Raises
     ------
@@ -228,13 +226,13 @@ def batch_entropy(embedding: ArrayLike, batch: ArrayLike, n_neighbors: int = ENT
     """
     embedding, batch = check_embedding(embedding, batch, "batch")
     names, codes, sizes = np.unique(batch, return_inverse=True, return_counts=True)
-    around = codes[find_neighbours(embedding, n_neighbors)[1]]
+    around = codes[find_neighbours(embedding, ENTROPY_NEIGHBOURS)[1]]
     shares = np.stack([(around == code).sum(axis=1) / sizes[code] for code in range(len(names))], axis=1)
     shares = shares / shares.sum(axis=1, keepdims=True)
     return float(-xlogy(shares, shares).sum(axis=1).mean() / np.log(len(names)))
 
 
-def graph_connectivity(embedding: ArrayLike, labels: ArrayLike, n_neighbors: int = GRAPH_NEIGHBOURS) -> float:
+def graph_connectivity(embedding: ArrayLike, labels: ArrayLike) -> float:
     """Return the share of a cell type's cells that hang together in the neighbour graph, averaged over types.
 
     Parameters
@@ -243,8 +241,6 @@ def graph_connectivity(embedding: ArrayLike, labels: ArrayLike, n_neighbors: int
         (n, D).
     labels
         (n,), cell types.
-    n_neighbors
-        Neighbours per cell; at most n - 1 are used.
 
     Raises
     ------
@@ -257,7 +253,7 @@ def graph_connectivity(embedding: ArrayLike, labels: ArrayLike, n_neighbors: int
     among the other's neighbours.
     """
     embedding, labels = check_embedding(embedding, labels, "labels")
-    neighbours = find_neighbours(embedding, n_neighbors)[1]
+    neighbours = find_neighbours(embedding, GRAPH_NEIGHBOURS)[1]
     n_cells, k = neighbours.shape
     rows = np.repeat(np.arange(n_cells), k)
     graph = sparse.csr_matrix((np.ones(n_cells * k), (rows, neighbours.ravel())), shape=(n_cells, n_cells))

@@ -38,9 +38,7 @@ class HeldOut:
         return np.abs(self.measured.astype(np.float64) - self.predicted)
 
 
-def cross_coverage(
-    folds: list[HeldOut], names: list[str], new_groups: bool, levels: tuple[float, ...] = LEVELS
-) -> pd.DataFrame:
+def cross_coverage(folds: list[HeldOut], names: list[str], new_groups: bool) -> pd.DataFrame:
     """
     Count how often the intervals of each fold hold, calibrated on the errors of all other folds.
 
@@ -53,8 +51,6 @@ def cross_coverage(
     new_groups
         Whether a fold is a group of its own kind, such as a laboratory: its cells are not exchangeable with others, and
         intervals are those of `left_out_quantiles`. Otherwise those of `conformal_quantiles`.
-    levels
-        Nominal coverages.
 
     Returns
     -------
@@ -78,9 +74,9 @@ def cross_coverage(
     for fold in folds:
         errors = [other.errors for other in folds if other is not fold]
         found = (
-            left_out_quantiles(errors, levels) if new_groups else conformal_quantiles(np.concatenate(errors), levels)
+            left_out_quantiles(errors, LEVELS) if new_groups else conformal_quantiles(np.concatenate(errors), LEVELS)
         )
-        for level, width in zip(levels, found, strict=True):
+        for level, width in zip(LEVELS, found, strict=True):
             observed = np.isfinite(fold.measured) & np.isfinite(width)
             measured = np.where(observed, fold.measured, 0.0)
             width = np.where(np.isfinite(width), width, 0.0)

@@ -60,9 +60,7 @@ def plot_losses(metrics: pd.DataFrame) -> Figure:
     return figure
 
 
-def plot_umap(
-    embedding: np.ndarray, labels: np.ndarray, title: str, coloured: np.ndarray | None = None, seed: int = 0
-) -> Figure:
+def plot_umap(embedding: np.ndarray, labels: np.ndarray, title: str, coloured: np.ndarray | None = None) -> Figure:
     """Plot the UMAP of an embedding with one colour and marker per cell type.
 
     Parameters
@@ -75,8 +73,6 @@ def plot_umap(
         Title of the figure.
     coloured
         (n,), bool: cells to colour, e.g. the test cells; the others are laid out with them and drawn grey.
-    seed
-        Seed of sample and layout.
 
     Raises
     ------
@@ -91,9 +87,9 @@ def plot_umap(
             f"{len(labels)} and {len(coloured)}; select the same cells."
         )
     if len(labels) > MAX_UMAP_CELLS:
-        chosen = np.sort(np.random.default_rng(seed).choice(len(labels), MAX_UMAP_CELLS, replace=False))
+        chosen = np.sort(np.random.default_rng(0).choice(len(labels), MAX_UMAP_CELLS, replace=False))
         embedding, labels, coloured = embedding[chosen], labels[chosen], coloured[chosen]
-    positions = compute_umap(embedding, seed)
+    positions = compute_umap(embedding)
     figure = Figure(figsize=(9.0, 5.6), layout="constrained")
     axes = figure.subplots()
     size = float(np.clip(8000 / max(coloured.sum(), 1), 4, 26))

@@ -19,13 +19,6 @@ from scfusion_fm.tasks.annotation.fit import AnnotationSettings, FittedAnnotatio
 from scfusion_fm.tasks.weights import Weights
 
 
-def give_outputs(
-    fitted: FittedAnnotation, data: LabelledCells, rows: NDArray[np.int64], inputs: tuple[str, ...]
-) -> CellOutputs:
-    """Give logits and embedding of some cells, of which the given modalities are shown."""
-    return fitted.run(data.aligned, rows, inputs)
-
-
 def calibrate_annotation(
     fitted: FittedAnnotation, data: LabelledCells, partition: Partition, score: str = "mahalanobis"
 ) -> AnnotationCalibration:
@@ -51,9 +44,9 @@ def calibrate_annotation(
         gaussians = None
         if score == "mahalanobis":
             training = _having(data, partition.train, inputs)
-            embedding = give_outputs(fitted, data, training, inputs).embedding
+            embedding = fitted.run(data.aligned, training, inputs).embedding
             gaussians = ClassGaussians.fit(embedding, data.codes[training])
-        cells = give_outputs(fitted, data, held_out, inputs)
+        cells = fitted.run(data.aligned, held_out, inputs)
         found[name] = calibrate_input(cells, data.codes[held_out], score, gaussians)
     return AnnotationCalibration(data.classes, score, found)
 
@@ -68,7 +61,7 @@ def describe_calibration(
         rows = _having(data, test, inputs)
         facts = {"calibration_cells": found.n, "temperature": found.temperature, "test_cells": len(rows)}
         if len(rows):
-            cells, kinds = give_outputs(fitted, data, rows, inputs), np.full(len(rows), name)
+            cells, kinds = fitted.run(data.aligned, rows, inputs), np.full(len(rows), name)
             labels, scores = data.labels[rows], calibration.unknown_scores(cells, kinds)
             plain = softmax(cells.logits.astype(np.float64), axis=1)
             mended = calibration.probabilities(cells.logits, kinds)
@@ -107,7 +100,7 @@ def score_open_set(
         part = LabelledCells(data.aligned, data.extractor, labels, data.modalities)
         chosen = Partition(*(every[rows[known[rows]]] for rows in (places.train, places.val)))
         fitted = fit_annotation(weights, part, chosen, dataclasses.replace(settings, directory=None))
-        return give_outputs(fitted, part, every, data.modalities)
+        return fitted.run(data.aligned, every, data.modalities)
 
     task = OpenSetTask(show_features(data, every), data.labels[every], places, seed=settings.seed)
     return leave_types_out(task, fit, types)

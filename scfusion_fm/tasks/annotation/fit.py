@@ -63,7 +63,6 @@ class FittedAnnotation:
 
     model: PreTrainedModel
     extractor: ScFusionTTTFeatureExtractor
-    classes: list[str]
     modalities: tuple[str, ...]
     num_trained: int
 
@@ -138,7 +137,7 @@ def fit_annotation(
     codes = data.codes[partition.train]
     loss = BalancedCrossEntropy(codes, len(data.classes)) if settings.balance_classes else None
     num_trained = train_best(model, partition, collators, score, weights.suit(settings), loss)
-    return FittedAnnotation(model, data.extractor, data.classes, settings.modalities, num_trained)
+    return FittedAnnotation(model, data.extractor, settings.modalities, num_trained)
 
 
 def choose_projected(data: LabelledCells, proteins: list[str] | None) -> list[int]:
