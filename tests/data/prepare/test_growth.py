@@ -43,7 +43,8 @@ def test_a_grown_atlas_is_the_one_written_at_once(settings, sources, tmp_path):
         write_atlas(settings, output, append=True)
 
 
-def test_a_growing_atlas_holds_the_old_cells_at_every_moment(settings, sources, tmp_path, monkeypatch):
+@pytest.mark.parametrize("every", [20, pytest.param(7, marks=pytest.mark.slow)])
+def test_a_growing_atlas_holds_the_old_cells_at_every_moment(settings, sources, tmp_path, monkeypatch, every):
     write_atlas(settings, tmp_path / "whole.zarr")
     output = tmp_path / "atlas.zarr"
     settings.sources = sources[:2]
@@ -58,7 +59,7 @@ def test_a_growing_atlas_holds_the_old_cells_at_every_moment(settings, sources, 
                 write_atlas(settings, output, append=True)
                 break
             except Killed:
-                number += 7
+                number += every
         atlas = Atlas(output)
         assert len(atlas) == 250
         found = atlas.read(rows)
@@ -94,7 +95,8 @@ def give_up_growing(settings, output, monkeypatch, number: int) -> bool:
             return True
 
 
-def test_growth_that_was_given_up_leaves_nothing_in_the_next_one(settings, sources, tmp_path, monkeypatch):
+@pytest.mark.parametrize("every", [40, pytest.param(12, marks=pytest.mark.slow)])
+def test_growth_that_was_given_up_leaves_nothing_in_the_next_one(settings, sources, tmp_path, monkeypatch, every):
     settings.sources = [sources[0], sources[1]]
     write_atlas(settings, tmp_path / "whole.zarr")
     settings.sources = sources[:1]
@@ -111,7 +113,7 @@ def test_growth_that_was_given_up_leaves_nothing_in_the_next_one(settings, sourc
             verify_atlas(output, report=silent)
             assert same(content(output), content(tmp_path / "whole.zarr")), number
             assert read_manifest(output)["fingerprint"] == read_manifest(tmp_path / "whole.zarr")["fingerprint"]
-        number += 12
+        number += every
     assert number > 40
 
 
