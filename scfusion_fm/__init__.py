@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from scfusion_fm.data.stream.order import CellOrder as CellOrder
     from scfusion_fm.data.vocabulary.vocabulary import Vocabulary as Vocabulary
     from scfusion_fm.data.vocabulary.vocabulary import build_vocabulary as build_vocabulary
+    from scfusion_fm.inference.inputs import read_aligned as read_aligned
     from scfusion_fm.inference.model_directory import load_pretrained as load_pretrained
     from scfusion_fm.model import ScFusionTTTConfig as ScFusionTTTConfig
     from scfusion_fm.model import ScFusionTTTFeatureExtractor as ScFusionTTTFeatureExtractor
@@ -46,6 +47,7 @@ _HOMES = {
     "ScFusionTTTForPreTraining": "model",
     "ScFusionTTTModel": "model",
     "load_pretrained": "inference.model_directory",
+    "read_aligned": "inference.inputs",
     "examine_files": "data.inspect.doctor",
     "read_cells": "data.files.readers",
     "align_cells": "data.files.align",

@@ -3,11 +3,13 @@
 import ast
 import re
 import shlex
+import sys
 
 import pytest
 from launch import ROOT, run
 
 SOURCES = [p for d in ("scfusion_fm", "pretrain", "finetune", "scripts") for p in (ROOT / d).rglob("*.py")]
+PYTHON = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S).group(1)
 BASH = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
 COMMANDS = [line for block in BASH for line in block.strip().splitlines()]
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
@@ -41,6 +43,7 @@ def test_readme_commands_run_in_order(tmp_path):
         words = shlex.split(command)
         small = next((v.split() for k, v in SMALL.items() if k in words), [])
         run(*words, *small, cwd=tmp_path)
+    run(sys.executable, "-c", PYTHON + "assert embedding.shape == (100, model.config.hidden_size)", cwd=tmp_path)
     page = (tmp_path / "runs/demo/report.html").read_text()
     assert "scFusionTTT" in page
     assert "PCA + logistic regression" in page

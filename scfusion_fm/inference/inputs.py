@@ -11,7 +11,7 @@ from scfusion_fm.model import ScFusionTTTFeatureExtractor
 
 
 def read_aligned(
-    path: Path, extractor: ScFusionTTTFeatureExtractor, modality: Modality = "auto"
+    path: str | Path, extractor: ScFusionTTTFeatureExtractor, modality: Modality = "auto"
 ) -> tuple[Cells, AlignedCells]:
     """
     Read a file and put its counts into the order of a model's vocabulary.

@@ -12,7 +12,7 @@ from scfusion_fm.model import ScFusionTTTFeatureExtractor, ScFusionTTTModel
 Model = TypeVar("Model", bound=PreTrainedModel)
 
 
-def load_pretrained(path: Path, model_class: type[Model]) -> tuple[Model, ScFusionTTTFeatureExtractor]:
+def load_pretrained(path: str | Path, model_class: type[Model]) -> tuple[Model, ScFusionTTTFeatureExtractor]:
     """
     Load a model directory with its feature extractor, to use and not to train it.
 
@@ -28,6 +28,7 @@ def load_pretrained(path: Path, model_class: type[Model]) -> tuple[Model, ScFusi
     ValueError
         If the directory is no model, or one without the head that is needed.
     """
+    path = Path(path)
     saved = (read_config(path).get("architectures") or [""])[0]
     if model_class is not ScFusionTTTModel and saved != model_class.__name__:
         raise ValueError(
