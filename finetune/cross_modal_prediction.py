@@ -17,9 +17,7 @@ from scfusion_fm.evaluation.calibration.interval_file import PROTEIN_INTERVALS, 
 from scfusion_fm.inference.inputs import read_aligned
 from scfusion_fm.inference.model_directory import load_pretrained
 from scfusion_fm.tasks.cross_modal.baselines import predict_by_baselines
-from scfusion_fm.tasks.cross_modal.cells import PairedCells
-from scfusion_fm.tasks.cross_modal.fit import fit_cross_modal
-from scfusion_fm.tasks.cross_modal.intervals import (
+from scfusion_fm.tasks.cross_modal.calibrate import (
     calibrate_for_new_groups,
     calibrate_intervals,
     describe_intervals,
@@ -27,6 +25,8 @@ from scfusion_fm.tasks.cross_modal.intervals import (
     read_groups,
     read_left_out,
 )
+from scfusion_fm.tasks.cross_modal.cells import PairedCells
+from scfusion_fm.tasks.cross_modal.fit import fit_cross_modal
 from scfusion_fm.tasks.results import describe_provenance, finish_run
 from scfusion_fm.tasks.seen import check_test_cells
 from scfusion_fm.tasks.settings import FitSettings

@@ -30,8 +30,8 @@ from scfusion_fm.inference.predict_protein import predict_protein
 from scfusion_fm.tasks.annotation.cells import LabelledCells
 from scfusion_fm.tasks.annotation.fit import choose_projected
 from scfusion_fm.tasks.annotation.labelled_file import LabelledFile
+from scfusion_fm.tasks.cross_modal.calibrate import read_left_out
 from scfusion_fm.tasks.cross_modal.cells import PairedCells
-from scfusion_fm.tasks.cross_modal.intervals import read_left_out
 from scfusion_fm.tasks.loss import BalancedCrossEntropy
 from scfusion_fm.tasks.seen import check_test_cells
 from scfusion_fm.tasks.settings import FitSettings
