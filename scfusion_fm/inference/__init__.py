@@ -6,5 +6,5 @@ One module for each command: `embed`, `annotate` (with the hierarchy of `label_t
 loads a model, `model_files` reads what needs no torch, `inputs` brings a file onto the vocabulary of a model, and
 `batches` runs the model over cells. `export` writes a model directory.
 
-Public, from `scfusion_fm` itself, is `load_pretrained`.
+Public, from `scfusion_fm` itself, are `load_pretrained` and `read_aligned`.
 """
