@@ -20,7 +20,6 @@ ENDS = {
     "error": "1 / 0",
     "killed": "os.kill(os.getpid(), signal.SIGKILL)",
     "stopped": "os.kill(os.getpid(), signal.SIGTERM)",
-    "interrupted": "raise KeyboardInterrupt",
     "in a thread": "threading.Thread(target=lambda: print('thread')).start()",
 }
 

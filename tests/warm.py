@@ -3,7 +3,8 @@ Start scripts of the project in a moment: a server that has imported what they i
 
 A new interpreter takes 4 to 6 s of CPU time until torch, transformers and deepspeed are there, and most tests are not
 about that. The server only imports: it starts no thread of torch and no process group, so that a fork is as good as
-new. What the fork runs leaves through the interpreter's own end, with its exit code, its handlers and its traceback.
+new. What the fork runs ends with the exit code, the handlers and the traceback of the interpreter, but for its clearing
+of all modules, which takes half a second.
 """
 
 import atexit
@@ -20,8 +21,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import traceback
 import types
 from pathlib import Path
+from typing import NoReturn
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = os.environ | {
@@ -132,6 +136,18 @@ def become(request: dict, files: list[int]) -> None:
     exec(compile(script.read_bytes(), script, "exec"), module.__dict__)
 
 
+def end(code: object) -> NoReturn:
+    """End as the interpreter does with this argument of `sys.exit`."""
+    if not isinstance(code, int | None):
+        print(code, file=sys.stderr)
+        code = 1
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code or 0)
+
+
 def main() -> None:
     """Import, then serve."""
     if importlib.util.find_spec("torch"):  # without it, scripts of the data side import what they need themselves
@@ -141,7 +157,14 @@ def main() -> None:
             __import__(module)
     gc.freeze()
     if found := serve(socket.socket(fileno=int(sys.argv[1]))):
-        become(*found)
+        try:
+            become(*found)
+            end(0)
+        except SystemExit as given:
+            end(given.code)
+        except BaseException:
+            traceback.print_exc()
+            end(1)
 
 
 if __name__ == "__main__":

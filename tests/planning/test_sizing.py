@@ -90,17 +90,21 @@ def test_parameters_of_a_large_model_take_no_memory():
 
 
 PAPER = memory.PAPER
+GATED = PAPER | {"ttt_direction": "gated", "num_hidden_layers": 2}
+MLP = PAPER | {"ttt_layer_type": "mlp", "num_hidden_layers": 1, "num_decoder_layers": 1}
+BASE = memory.BASE_LIKE
 CASES = [
-    (PAPER, 1, True),
-    (PAPER, 8, False),
-    (PAPER, 8, True),
-    (PAPER | {"ttt_direction": "gated", "num_hidden_layers": 2}, 4, False),
-    (PAPER | {"ttt_direction": "gated", "num_hidden_layers": 2}, 8, True),
-    (PAPER | {"ttt_layer_type": "mlp", "num_hidden_layers": 1, "num_decoder_layers": 1}, 2, False),
-    (PAPER | {"ttt_layer_type": "mlp", "num_hidden_layers": 1, "num_decoder_layers": 1}, 2, True),
-    (memory.BASE_LIKE, 1, False),
-    (memory.BASE_LIKE, 2, True),
+    (PAPER, 1, True, torch.bfloat16),
+    (PAPER, 8, False, torch.float32),
+    (GATED, 4, False, torch.bfloat16),
+    (GATED, 8, True, torch.float32),
+    (MLP, 2, False, torch.float32),
+    (MLP, 2, True, torch.bfloat16),
+    (BASE, 1, False, torch.float32),
 ]
+OTHER = {torch.float32: torch.bfloat16, torch.bfloat16: torch.float32}
+MORE = [(*case, OTHER[dtype]) for *case, dtype in CASES]
+MORE += [(*case, dtype) for case in ((PAPER, 8, True), (BASE, 2, True)) for dtype in OTHER]
 
 
 def measured(config, cells, checkpointing, dtype):
@@ -119,8 +123,10 @@ def measured(config, cells, checkpointing, dtype):
     return counter.peak - weights
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("fields", "cells", "checkpointing"), CASES)
+@pytest.mark.parametrize(
+    ("fields", "cells", "checkpointing", "dtype"),
+    [*CASES, *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE)],
+)
 def test_activations_are_those_of_a_real_pass(fields, cells, checkpointing, dtype):
     config = ScFusionTTTConfig(**fields)
     expected = measured(config, cells, checkpointing, dtype)
@@ -128,7 +134,7 @@ def test_activations_are_those_of_a_real_pass(fields, cells, checkpointing, dtyp
     assert found == pytest.approx(expected, rel=0.15)
 
 
-@pytest.mark.parametrize("case", [1, 4, 5])
+@pytest.mark.parametrize("case", [1, *(pytest.param(case, marks=pytest.mark.slow) for case in (4, 5))])
 def test_estimates_of_training_are_within_15_percent(case):
     _, fields, cells, checkpointing = memory.CASES[case]
     config = ScFusionTTTConfig(**fields)
