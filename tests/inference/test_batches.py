@@ -69,7 +69,7 @@ def test_model_sees_what_it_is_shown_and_no_labels(model, collator):
 
 
 def test_fitted_classifier_forwards_every_cell_once(model, collator, calls):
-    fitted = FittedAnnotation(model, collator.extractor, ["a", "b", "c"], ("rna", "adt"), 0)
+    fitted = FittedAnnotation(model, collator.extractor, ("rna", "adt"), 0)
     outputs = fitted.run(collator.aligned, ROWS, ("rna", "adt"))
     assert calls == [len(ROWS)]
     assert isinstance(outputs, CellOutputs)
