@@ -72,9 +72,8 @@ def cross_modal(model_dir, paired_file, tmp_path_factory):
 @pytest.fixture(scope="module")
 def transfer(model_dir, paired_file, tmp_path_factory):
     output = tmp_path_factory.mktemp("transfer") / "run"
-    finetune(
-        "transfer", model_dir, paired_file, output, cold=True
-    )  # the other two are, among the commands of the README
+    # Cold; the other two scripts are started so among the commands of the README.
+    finetune("transfer", model_dir, paired_file, output, cold=True)
     return output
 
 
