@@ -10,13 +10,19 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 
-# Minutes each: they come first, so that no worker is left alone with one of them in the end.
-LONG_FILES = ("test_house.py", "test_resume.py", "test_finetune.py", "test_benchmarks.py", "test_job.py")
+# They take longest, and come first, so that no worker is left alone with one of them in the end.
+LONG_FILES = ("test_house", "test_resume", "test_benchmarks", "comparison/test_evaluation", "prepare/test_job")
+LONG_FILES += ("tasks/test_finetune", "test_lost_rank", "model/test_modeling", "test_export", "test_growth")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the tests of the files that take longest first, and leave the order as it is within and after them."""
-    items.sort(key=lambda item: (*LONG_FILES, item.path.name).index(item.path.name))
+
+    def place(item: pytest.Item) -> int:
+        path = str(item.path.with_suffix(""))
+        return next((i for i, name in enumerate(LONG_FILES) if path.endswith(name)), len(LONG_FILES))
+
+    items.sort(key=place)
 
 
 @pytest.fixture

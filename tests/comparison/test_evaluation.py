@@ -94,7 +94,8 @@ def test_report_holds_every_experiment_beside_its_baselines(build):
 
 
 def test_an_interrupted_run_goes_on_and_ends_alike(build, monkeypatch):
-    whole = build({"types": TWO["types"]}, "whole")
+    few = {"types": TWO["types"] | {"inputs": ["rna"], "label_budgets": [20, 30]}}
+    whole = build(few, "whole")
     whole.run()
     calls = []
 
@@ -106,13 +107,13 @@ def test_an_interrupted_run_goes_on_and_ends_alike(build, monkeypatch):
 
     monkeypatch.setattr(evaluating, "run_fold", run_until_third)
     with pytest.raises(KeyboardInterrupt):
-        build({"types": TWO["types"]}, "broken").run()
-    broken = build({"types": TWO["types"]}, "broken")
+        build(few, "broken").run()
+    broken = build(few, "broken")
     assert len(read_units(broken)) == 2
     broken.run()
     assert len(calls) == 3 + 2
     assert read_units(broken) == read_units(whole)
-    build({"types": TWO["types"]}, "broken").run()
+    build(few, "broken").run()
     assert len(calls) == 5
 
 

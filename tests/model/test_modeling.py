@@ -351,8 +351,9 @@ def test_impossible_architectures_are_refused(fields, message):
         ScFusionTTTConfig(**fields)
 
 
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 @pytest.mark.filterwarnings("ignore")  # of the compiler
-def test_model_can_be_compiled(tiny_config, batch, masks):
+def test_model_can_be_compiled(tiny_config, batch, masks, backend):
     layers = dict.fromkeys(("num_hidden_layers", "num_fusion_layers", "num_decoder_layers"), 1)
     config = type(tiny_config)(**(tiny_config.to_dict() | layers | {"ttt_direction": "gated"}))
     model = ScFusionTTTForPreTraining(config)
@@ -361,7 +362,7 @@ def test_model_can_be_compiled(tiny_config, batch, masks):
     gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     model.zero_grad()
     torch._dynamo.reset()  # or it gives up on code that it has compiled for many models
-    got = torch.compile(model)(**batch, **masks)
+    got = torch.compile(model, backend=backend)(**batch, **masks)
     got.loss.mean().backward()
     torch.testing.assert_close(got.loss, expected.loss)
     for name, parameter in model.named_parameters():
