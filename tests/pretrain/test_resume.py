@@ -164,12 +164,16 @@ def test_damaged_checkpoint_is_passed_over(atlas_path, tmp_path, whole):
     assert "must hold at least one intact checkpoint, got 2 damaged ones" in job.finish(2)
 
 
+class ImpatientJob(Job):
+    script = "tests/pretrain/run_impatiently.py"
+
+
 def test_second_run_in_a_directory_is_refused(atlas_path, tmp_path, whole):
     config, output = write_config(tmp_path, atlas_path)
     first = Job(1, tmp_path / "first", "--config", config, PAIRS)
     first.wait_for("step 1/")
     first.send(signal.SIGSTOP)
-    second = Job(1, tmp_path / "second", "--config", config)
+    second = ImpatientJob(1, tmp_path / "second", "--config", config)
     assert "must not be in use" in second.finish(2)
     first.send(signal.SIGCONT)
     first.finish()
