@@ -9,7 +9,7 @@ import pandas as pd
 
 from scfusion_fm.data.files.counts import CellsFile, StoredModality, check_values
 from scfusion_fm.data.files.obs import check_obs_names, merge_obs
-from scfusion_fm.data.files.stored import StoredAnnData, store_matrix
+from scfusion_fm.data.files.stored import StoredAnnData, StoredTable, store_matrix
 from scfusion_fm.data.schema import as_text
 from scfusion_fm.data.vocabulary.resolve import (
     resolve_antibodies,
@@ -104,13 +104,13 @@ def _by_feature_type(found: StoredModality, path: str) -> dict[str, StoredModali
 
 
 def _find_protein_obsm(adata: StoredAnnData, path: str) -> StoredModality:
-    proteins = adata.obsm[PROTEIN_OBSM_KEY]
+    table = adata.obsm[PROTEIN_OBSM_KEY]
     slot = f'obsm["{PROTEIN_OBSM_KEY}"]'
-    if not isinstance(proteins, pd.DataFrame):
+    if not isinstance(table, StoredTable):
         raise ValueError(
-            f"`{slot}` must be a DataFrame with a column per antibody, got {type(proteins).__name__} in {path!r}. "
-            "Give it column names."
+            f"`{slot}` must be a DataFrame with a column per antibody, got an array in {path!r}. Give it column names."
         )
+    proteins = table.read()
     name = f"{path}, {slot}"
     if proteins.shape[1] == 0:
         raise ValueError(f"`{name}` must have columns, got none. Remove it or fill it.")

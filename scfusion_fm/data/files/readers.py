@@ -10,7 +10,7 @@ import mudata
 import zarr
 
 from scfusion_fm.data.files.counts import CellsFile
-from scfusion_fm.data.files.modalities import PROTEIN_OBSM_KEY, select_features, select_modalities
+from scfusion_fm.data.files.modalities import select_features, select_modalities
 from scfusion_fm.data.files.obs import check_obs_names
 from scfusion_fm.data.files.stored import StoredAnnData, open_10x, open_anndata, open_root, store_anndata
 from scfusion_fm.data.locations import Location, check_exists, file_system, is_remote, suffix_of, zarr_store
@@ -18,7 +18,6 @@ from scfusion_fm.data.schema import Cells, Modality
 
 SUFFIXES = (".h5ad", ".h5mu", ".h5", ".zarr")
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
-_OBSM_KEYS = (PROTEIN_OBSM_KEY,)
 
 Container: TypeAlias = anndata.AnnData | mudata.MuData
 
@@ -60,10 +59,10 @@ def read_cells(path: str | Path, modality: Modality = "auto") -> Cells:
 def take_cells(container: Container, path: Path, modality: Modality = "auto") -> Cells:
     """Take the counts out of what `open_container` gave; see `read_cells`."""
     if isinstance(container, mudata.MuData):
-        mod = {key: _open_or_refuse(str(path), store_anndata, a, _OBSM_KEYS) for key, a in container.mod.items()}
+        mod = {key: _open_or_refuse(str(path), store_anndata, a) for key, a in container.mod.items()}
         file = _select(mod, container.obs, modality, str(path))
     else:
-        stored = _open_or_refuse(str(path), store_anndata, container, _OBSM_KEYS)
+        stored = _open_or_refuse(str(path), store_anndata, container)
         file = _select(stored, container.obs, modality, str(path))
     rna, adt = (None if m is None else m.load() for m in (file.rna, file.adt))
     return Cells(file.path, file.obs, rna, adt, container)
@@ -97,10 +96,10 @@ def open_cells(location: Location, modality: Modality = "auto") -> CellsFile:
     group = _open_group(path)
     encoding = group.attrs.get("encoding-type", "")
     if encoding == "anndata":
-        return _select(_open_or_refuse(path, open_anndata, path, group, _OBSM_KEYS), None, modality, path)
+        return _select(_open_or_refuse(path, open_anndata, path, group), None, modality, path)
     if encoding.lower() == "mudata":
         obs = _open_or_refuse(path, anndata.io.read_elem, group["obs"])
-        mod = {key: _open_or_refuse(path, open_anndata, path, group["mod"][key], _OBSM_KEYS) for key in group["mod"]}
+        mod = {key: _open_or_refuse(path, open_anndata, path, group["mod"][key]) for key in group["mod"]}
         return _select(mod, obs, modality, path)
     if suffix_of(path) == ".h5" and "features" in group.get("matrix", ()):
         return _select(_open_or_refuse(path, open_10x, path, group["matrix"]), None, modality, path)
@@ -108,7 +107,7 @@ def open_cells(location: Location, modality: Modality = "auto") -> CellsFile:
         raise ValueError(f"`path` must be of a present format to be read at a URL, got {path!r}. Copy it here first.")
     container = open_container(Path(path))
     assert isinstance(container, anndata.AnnData)
-    return _select(_open_or_refuse(path, store_anndata, container, _OBSM_KEYS), None, modality, path)
+    return _select(_open_or_refuse(path, store_anndata, container), None, modality, path)
 
 
 def check_modality(modality: str) -> None:

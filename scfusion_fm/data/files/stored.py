@@ -1,8 +1,8 @@
 """Matrices and tables of files of any size: opened without reading them, and read by rows."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scfusion_fm.data.locations import file_system, is_remote, zarr_store
 
 BLOCK_VALUES = 2**22  # values that are looked at together
+MAX_NAMES = 100_000  # longest list of names in `uns`
 
 
 def open_root(location: str) -> h5py.File | zarr.Group:
@@ -134,16 +135,97 @@ class StoredRaw:
     var: pd.DataFrame
 
 
+def _read_or_name(name: str, read: Callable[[], Any]) -> Any:
+    """Read an element of a file, or raise a ValueError that names it."""
+    try:
+        return read()
+    except Exception as error:  # the libraries raise OSError, KeyError, RuntimeError and more on broken elements
+        raise ValueError(f"`{name}` must be readable, got {type(error).__name__}: {error}. Write it again.") from error
+
+
+@dataclass(frozen=True)
+class StoredTable:
+    """
+    Hold a DataFrame of `obsm` that is read when it is asked for.
+
+    Parameters
+    ----------
+    slot
+        What to call it in errors.
+    names
+        Names of its columns.
+    element
+        Gives the DataFrame.
+    """
+
+    slot: str
+    names: list[str]
+    element: Callable[[], pd.DataFrame]
+
+    def read(self) -> pd.DataFrame:
+        """
+        Read it.
+
+        Raises
+        ------
+        ValueError
+            If it is broken.
+        """
+        return _read_or_name(self.slot, self.element)
+
+
+class Elements(Mapping[str, Any]):
+    """
+    Hold the elements of one slot of an AnnData by name; each is opened when it is asked for.
+
+    Parameters
+    ----------
+    slot
+        Name of the slot.
+    readers
+        For each name, what opens the element.
+    """
+
+    def __init__(self, slot: str, readers: Mapping[str, Callable[[], Any]]):
+        self.slot, self._readers = slot, dict(readers)
+
+    def __getitem__(self, key: str) -> Any:
+        """
+        Open an element.
+
+        Raises
+        ------
+        ValueError
+            If it is broken; so a broken one does no harm to who does not ask for it.
+        """
+        return _read_or_name(f'{self.slot}["{key}"]', self._readers[key])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._readers)
+
+    def __len__(self) -> int:
+        return len(self._readers)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._readers
+
+
 @dataclass(frozen=True)
 class StoredAnnData:
-    """Hold the parts of an AnnData from which counts are read, named as there; matrices stay in the file."""
+    """
+    Hold the parts of an AnnData from which counts are read, named as there; matrices stay in the file.
+
+    `layers`, `obsm` and `uns` open an element when it is asked for, and raise a ValueError that names a broken one.
+    In `obsm` are StoredTable for a DataFrame and StoredMatrix for an array; in `uns` lists of names alone.
+    """
 
     obs: pd.DataFrame
     var: pd.DataFrame
     X: StoredMatrix | None
     layers: Mapping[str, StoredMatrix] = field(default_factory=dict)
     raw: StoredRaw | None = None
-    obsm: Mapping[str, Any] = field(default_factory=dict)
+    obsm: Mapping[str, StoredTable | StoredMatrix] = field(default_factory=dict)
+    uns: Mapping[str, list[str]] = field(default_factory=dict)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -169,33 +251,80 @@ def store_matrix(matrix: Any) -> StoredMatrix:
     return StoredDense(np.asarray(matrix))
 
 
-def store_anndata(adata: ad.AnnData, obsm_keys: tuple[str, ...]) -> StoredAnnData:
+def store_anndata(adata: ad.AnnData) -> StoredAnnData:
     """Give an AnnData in memory the form of one in a file."""
+    layers = {key: partial(store_matrix, matrix) for key, matrix in adata.layers.items() if key is not None}
+    obsm = {key: partial(_store_beside, key, element) for key, element in adata.obsm.items()}
+    uns = {key: partial(_as_names, value) for key, value in adata.uns.items() if _is_names(value)}
     return StoredAnnData(
         obs=adata.obs,
         var=adata.var,
         X=None if adata.X is None else store_matrix(adata.X),
-        layers={key: store_matrix(adata.layers[key]) for key in ("counts",) if key in adata.layers},
+        layers=Elements("layers", layers),
         raw=None if adata.raw is None else StoredRaw(store_matrix(adata.raw.X), adata.raw.var),
-        obsm={key: adata.obsm[key] for key in obsm_keys if key in adata.obsm},
+        obsm=Elements("obsm", obsm),
+        uns=Elements("uns", uns),
     )
 
 
-def open_anndata(location: str, group: h5py.Group | zarr.Group, obsm_keys: tuple[str, ...]) -> StoredAnnData:
+def _store_beside(key: str, element: Any) -> StoredTable | StoredMatrix:
+    """Give an element of `obsm` in memory the form of one in a file."""
+    if isinstance(element, pd.DataFrame):
+        return StoredTable(f'obsm["{key}"]', [str(name) for name in element.columns], lambda: element)
+    return store_matrix(element)
+
+
+def _is_names(value: Any) -> bool:
+    """Tell whether something of `uns`, in memory or in a file, may be a list of names."""
+    if isinstance(value, list | tuple):
+        return 0 < len(value) <= MAX_NAMES and all(isinstance(name, str) for name in value)
+    shape, dtype = getattr(value, "shape", ()), getattr(value, "dtype", None)
+    return len(shape) == 1 and 0 < shape[0] <= MAX_NAMES and getattr(dtype, "kind", "") not in "biufcmMV"
+
+
+def _as_names(values: Any) -> list[str]:
+    return [name.decode() if isinstance(name, bytes) else str(name) for name in values]
+
+
+def open_anndata(location: str, group: h5py.Group | zarr.Group) -> StoredAnnData:
     """Open an AnnData of the present on-disk format (0.7 and later), in HDF5 or zarr."""
 
     def open_matrix(key: str) -> StoredMatrix | None:
         return _open_matrix(location, group[key]) if key in group else None
 
-    layers = {key: open_matrix(f"layers/{key}") for key in ("counts",) if f"layers/{key}" in group}
+    def elements(slot: str, read: Callable[[str], Any]) -> Elements:
+        names = list(group[slot]) if slot in group else []
+        return Elements(slot, {name: partial(read, f"{slot}/{name}") for name in names})
+
+    uns = {
+        name: partial(lambda key: _as_names(ad.io.read_elem(group[key])), f"uns/{name}")
+        for name in group.get("uns", ())
+        if _may_be_names(group["uns"], name)
+    }
     return StoredAnnData(
         obs=ad.io.read_elem(group["obs"]),
         var=ad.io.read_elem(group["var"]),
         X=open_matrix("X"),
-        layers=layers,
+        layers=elements("layers", open_matrix),
         raw=StoredRaw(open_matrix("raw/X"), ad.io.read_elem(group["raw/var"])) if "raw/X" in group else None,
-        obsm={key: ad.io.read_elem(group[f"obsm/{key}"]) for key in obsm_keys if f"obsm/{key}" in group},
+        obsm=elements("obsm", lambda key: _open_beside(location, key, group[key])),
+        uns=Elements("uns", uns),
     )
+
+
+def _may_be_names(uns: h5py.Group | zarr.Group, name: str) -> bool:
+    try:
+        return isinstance(uns[name], h5py.Dataset | zarr.Array) and _is_names(uns[name])
+    except Exception:  # a broken element of `uns` is none that is read
+        return False
+
+
+def _open_beside(location: str, key: str, element: Any) -> StoredTable | StoredMatrix:
+    """Open an element of `obsm`."""
+    if element.attrs.get("encoding-type") == "dataframe":
+        names = [str(name) for name in element.attrs["column-order"]]
+        return StoredTable(f'obsm["{key.removeprefix("obsm/")}"]', names, lambda: ad.io.read_elem(element))
+    return _open_matrix(location, element)
 
 
 def open_10x(location: str, matrix: h5py.Group) -> StoredAnnData:

@@ -166,7 +166,7 @@ def test_files_without_the_modality_are_refused(tmp_path):
 def test_proteins_without_names_are_refused(tmp_path):
     adata = make_rna()
     adata.obsm["protein_expression"] = np.ones((7, 2))
-    with pytest.raises(ValueError, match="must be a DataFrame with a column per antibody, got ndarray"):
+    with pytest.raises(ValueError, match="must be a DataFrame with a column per antibody, got an array"):
         read_cells(write(adata, tmp_path / "a.h5ad"))
     adata.obsm["protein_expression"] = pd.DataFrame(index=adata.obs_names)
     with pytest.raises(ValueError, match=r"must have columns, got none|cannot be read"):
