@@ -35,12 +35,21 @@ class AnnotationRequest:
     ontology
         TSV file with the columns label, ontology_id and parent; no levels when None.
     min_probability
-        Below it, a label of the ontology goes up to its parent.
+        Below it, a label of the ontology goes up to its parent; in [0, 1].
+
+    Raises
+    ------
+    ValueError
+        If `min_probability` is out of range.
     """
 
     reject_rate: float | None = None
     ontology: Path | None = None
     min_probability: float = 0.5
+
+    def __post_init__(self):
+        if not 0 <= self.min_probability <= 1:
+            raise ValueError(f"`--min-probability` must lie in [0, 1], got {self.min_probability}.")
 
 
 def annotate(request: FileRequest, wanted: AnnotationRequest | None = None) -> None:

@@ -195,5 +195,20 @@ def run_batches(
 
 
 def choose_device(name: str | None = None) -> torch.device:
-    """Give the device of this name; CUDA where there is one, and else the processor, when None."""
-    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    """
+    Give the device of this name; CUDA where there is one, and else the processor, when None.
+
+    Raises
+    ------
+    ValueError
+        If torch knows no such device, or it cannot be used here.
+    """
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition(". ")[0]
+        raise ValueError(
+            f"`device` must be one that this machine has, such as cpu or cuda, got {name!r} ({reason})."
+        ) from error
+    return device

@@ -1,10 +1,8 @@
 """A model used on a file: load both, run the model, and write the file again with the results added."""
 
 import hashlib
-import shutil
-import tempfile
 import warnings
-from contextlib import nullcontext
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from scfusion_fm.data.locations import check_new_path
+from scfusion_fm.data.files.writers import (
+    Added,
+    check_added,
+    check_destination,
+    check_writable,
+    write_container,
+    zarr_format_of,
+)
 from scfusion_fm.data.schema import AlignedCells, Cells, Modality
 from scfusion_fm.inference.batches import CellCollator, choose_device, predict_fields
 from scfusion_fm.inference.inputs import read_aligned
@@ -82,6 +87,8 @@ class Job:
         The file as read; its container gets the results.
     aligned
         Its counts in the order of the model's vocabulary.
+    added
+        Slots and names of what will be added to the container.
     """
 
     request: FileRequest
@@ -89,11 +96,12 @@ class Job:
     extractor: ScFusionTTTFeatureExtractor
     cells: Cells
     aligned: AlignedCells
+    added: Added
 
     @classmethod
-    def start(cls, request: FileRequest, model_class: type[PreTrainedModel], keys: list[tuple[str, str]]) -> "Job":
+    def start(cls, request: FileRequest, model_class: type[PreTrainedModel], added: Added) -> "Job":
         """
-        Load model and cells.
+        Load model and cells, and check that the result can be written.
 
         Parameters
         ----------
@@ -101,25 +109,25 @@ class Job:
             What was asked.
         model_class
             Class of the model.
-        keys
+        added
             Slots and names that will be added.
 
         Raises
         ------
         ValueError
-            If a file or a setting is refused, or a name is taken.
+            If a file or a setting is refused, or the result could not be written.
         """
-        check_new_path(request.output, "output")
+        check_destination(request.output)
+        device = choose_device(request.device)
         model, extractor = load_pretrained(request.model, model_class)
         cells, aligned = read_aligned(request.input, extractor, request.modality)
-        _check_suffix(cells.container, request.output)
-        for slot, key in keys:
-            if key in getattr(cells.container, slot):
-                raise ValueError(
-                    f"`{slot}[{key!r}]` is already in {str(request.input)!r} and would be lost; "
-                    "choose another name with --key-added."
-                )
-        return cls(request, model.to(choose_device(request.device)), extractor, cells, aligned)
+        check_added(cells.container, added)
+        check_writable(cells.container, request.output)
+        if not isinstance(cells.container.uns.get(PROVENANCE, {}), Mapping):
+            raise ValueError(
+                f"`uns[{PROVENANCE!r}]` must be a table of earlier results, got something else. Rename it."
+            )
+        return cls(request, model.to(device), extractor, cells, aligned, added)
 
     @property
     def container(self) -> ad.AnnData | md.MuData:
@@ -172,28 +180,5 @@ class Job:
             "scfusion_fm": version("scfusion-fm"),
         }
         self.container.uns[PROVENANCE] = {**self.container.uns.get(PROVENANCE, {}), command: record}
-        _write_container(self.container, self.request.output)
+        write_container(self.container, self.request.output, self.added, zarr_format_of(self.request.input))
         print(f"wrote {self.request.output}")
-
-
-def _check_suffix(container: ad.AnnData | md.MuData, output: Path) -> None:
-    """Refuse a name that does not fit what will be written."""
-    allowed = (".h5mu", ".zarr") if isinstance(container, md.MuData) else (".h5ad", ".zarr")
-    if output.suffix not in allowed:
-        raise ValueError(f"`output` must end in {' or '.join(allowed)} for this input, got {output.name!r}.")
-
-
-def _write_container(container: ad.AnnData | md.MuData, output: Path) -> None:
-    """Write to a path that does not exist; all of it or nothing."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
-    try:
-        target = scratch / output.name
-        # The columns of a MuData are the user's business. mudata 0.4 leaves them alone by itself.
-        with md.set_options(pull_on_update=False) if hasattr(md, "set_options") else nullcontext():
-            write = container.write_zarr if output.suffix == ".zarr" else container.write
-            write(target)
-        check_new_path(output, "output")
-        target.rename(output)
-    finally:
-        shutil.rmtree(scratch)

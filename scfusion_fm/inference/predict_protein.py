@@ -62,14 +62,15 @@ def predict_protein(request: FileRequest, wanted: IntervalRequest | None = None)
     if job.cells.rna is None:
         raise ValueError(f"`input` must hold RNA to predict proteins from, got none in {str(request.input)!r}.")
     names = config.predicted_features or job.extractor.protein_names
+    if intervals is not None and intervals.names != names:
+        raise ValueError(f"`model` must have intervals for the proteins it predicts, got {intervals.names}.")
+    groups = _find_groups(job, wanted.group_key)
     columns = job.extractor.index_proteins(names)
     (logits,) = job.forward(("logits",), job.aligned.rna_present, ("rna",))
     predicted = logits[:, columns]
     tables, facts = {key: predicted}, {"obsm": key, "unit": "CLR", "proteins": names}
     if intervals is not None:
-        if intervals.names != names:
-            raise ValueError(f"`model` must have intervals for the proteins it predicts, got {intervals.names}.")
-        tables, told = _add_intervals(job, key, predicted, intervals, wanted)
+        tables, told = _add_intervals(key, predicted, intervals, wanted, groups)
         facts |= told
     for name, values in tables.items():
         values = job.rows_of_container(values)
@@ -104,16 +105,22 @@ def _level_of(wanted: IntervalRequest) -> float:
     return 0.9 if wanted.level is None else wanted.level
 
 
+def _find_groups(job: Job, group_key: str | None) -> pd.Series | None:
+    obs = job.cells.obs
+    if group_key is not None and group_key not in obs:
+        raise ValueError(f"`--group-key` must be a column of obs, got {group_key!r}; it has {list(obs.columns)}.")
+    return None if group_key is None else obs[group_key].astype(object)
+
+
 def _add_intervals(
-    job: Job, key: str, predicted: NDArray[np.float32], intervals: ProteinIntervals, wanted: IntervalRequest
+    key: str,
+    predicted: NDArray[np.float32],
+    intervals: ProteinIntervals,
+    wanted: IntervalRequest,
+    groups: pd.Series | None,
 ) -> tuple[dict[str, NDArray[np.float32]], dict[str, Any]]:
     """Give the tables of predictions and ends, and what the provenance tells of them."""
-    obs, level = job.cells.obs, _level_of(wanted)
-    if wanted.group_key is not None and wanted.group_key not in obs:
-        raise ValueError(
-            f"`--group-key` must be a column of obs, got {wanted.group_key!r}; it has {list(obs.columns)}."
-        )
-    groups = None if wanted.group_key is None else obs[wanted.group_key].astype(object)
+    level = _level_of(wanted)
     widths = intervals.widths(level, len(predicted), groups)
     undetermined = intervals.undetermined
     if wanted.drop_undetermined:

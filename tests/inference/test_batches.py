@@ -78,5 +78,11 @@ def test_fitted_classifier_forwards_every_cell_once(model, collator, calls):
 
 
 def test_device_is_the_one_asked_for_or_the_best():
-    assert choose_device("meta") == torch.device("meta")
+    assert choose_device("cpu:0") == torch.device("cpu:0")
     assert choose_device().type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:99", "meta", "grün"])
+def test_device_that_is_not_there_is_refused(name):
+    with pytest.raises(ValueError, match=f"`device` must be one that this machine has, .* got '{name}'"):
+        choose_device(name)
