@@ -8,8 +8,7 @@ from pathlib import Path
 from scfusion_fm import ScFusionTTTModel
 from scfusion_fm.config.command import parse_config, run_command
 from scfusion_fm.config.finetune import AnnotationConfig
-from scfusion_fm.config.loading import save_config
-from scfusion_fm.data.locations import check_new_path
+from scfusion_fm.data.scratch import Scratch
 from scfusion_fm.evaluation.calibration.classifier import ANNOTATION_CALIBRATION, check_served_score
 from scfusion_fm.evaluation.metrics.clusters import separation_scores
 from scfusion_fm.evaluation.protocol.open_set import check_left_out
@@ -24,7 +23,7 @@ from scfusion_fm.tasks.annotation.calibrate import (
 )
 from scfusion_fm.tasks.annotation.fit import AnnotationSettings, fit_annotation
 from scfusion_fm.tasks.annotation.labelled_file import LabelledFile
-from scfusion_fm.tasks.results import finish_run
+from scfusion_fm.tasks.results import finish_run, start_run
 from scfusion_fm.tasks.seen import check_test_cells
 from scfusion_fm.tasks.weights import Weights
 
@@ -32,8 +31,7 @@ from scfusion_fm.tasks.weights import Weights
 def main() -> None:
     """Run the fine-tuning from top to bottom."""
     config = parse_config(AnnotationConfig, __doc__)
-    output = Path(config.output_dir)
-    check_new_path(output, "output_dir")
+    run = Scratch(config.output_dir, "output_dir")
     check_served_score(config.unknown_score)
 
     # Cells, labels, and the split that pretraining held out.
@@ -43,12 +41,11 @@ def main() -> None:
     check_left_out(config.leave_out_types, data.classes, data.labels[file.partition.test])
     seen = check_test_cells(config, data.aligned, extractor, file.partition)
     settings = AnnotationSettings(
-        config.optim, config.seed, output / "trainer", config.balance_classes, config.modality_dropout
+        config.optim, config.seed, run.path / "trainer", config.balance_classes, config.modality_dropout
     )
 
     # Fine-tune; each modality is hidden now and then, so that the model also serves cells that lack it.
-    output.mkdir(parents=True)
-    save_config(config, output / "config.yaml")
+    start_run(run, config)
     weights = Weights(Path(config.model))
     fitted = fit_annotation(weights, data, file.partition, settings)
 
@@ -57,7 +54,7 @@ def main() -> None:
     told = {"calibration": describe_calibration(calibration, fitted, data, file.partition.test)}
     if config.leave_out_types:
         open_set = score_open_set(weights, data, file.partition, settings, config.leave_out_types)
-        open_set.to_csv(output / "open_set.csv", index=False)
+        open_set.to_csv(run.path / "open_set.csv", index=False)
         told["open_set"] = describe_open_set(open_set)
 
     # Held-out figures beside baselines that got the same cells and labels.
@@ -66,7 +63,7 @@ def main() -> None:
     table = file.score(predicted | name_by_baselines(data, file.partition, config.seed))
     embedding = predict_rows(pretrained, CellCollator(data.aligned, extractor), data.used, "pooler_output")
     inputs = list(data.inputs)[-1]
-    file.write_cells(output, calibration.scale(logits[inputs], inputs), embedding)
+    file.write_cells(run.path, calibration.scale(logits[inputs], inputs), embedding)
     results = {
         "task": "cell_type_annotation",
         **file.describe(),
@@ -77,7 +74,7 @@ def main() -> None:
 
     # The model with its card and calibration, and the results.
     facts = {"task": "cell-type annotation", "classes": ", ".join(data.classes), "fine-tuned on": config.data}
-    finish_run(output, fitted, seen, facts, {ANNOTATION_CALIBRATION: calibration.to_json()}, results)
+    finish_run(run, fitted, seen, facts, {ANNOTATION_CALIBRATION: calibration.to_json()}, results)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,7 @@ import numpy as np
 from scfusion_fm import ScFusionTTTModel
 from scfusion_fm.config.command import parse_config, run_command
 from scfusion_fm.config.finetune import CrossModalConfig
-from scfusion_fm.config.loading import save_config
-from scfusion_fm.data.locations import check_new_path
+from scfusion_fm.data.scratch import Scratch
 from scfusion_fm.evaluation.calibration.interval_file import PROTEIN_INTERVALS, write_intervals
 from scfusion_fm.inference.inputs import read_aligned
 from scfusion_fm.inference.model_directory import load_pretrained
@@ -27,7 +26,7 @@ from scfusion_fm.tasks.cross_modal.calibrate import (
 )
 from scfusion_fm.tasks.cross_modal.cells import PairedCells
 from scfusion_fm.tasks.cross_modal.fit import fit_cross_modal
-from scfusion_fm.tasks.results import describe_provenance, finish_run
+from scfusion_fm.tasks.results import describe_provenance, finish_run, start_run
 from scfusion_fm.tasks.seen import check_test_cells
 from scfusion_fm.tasks.settings import FitSettings
 from scfusion_fm.tasks.splits import split_cells
@@ -37,8 +36,7 @@ from scfusion_fm.tasks.weights import Weights
 def main() -> None:
     """Run the fine-tuning from top to bottom."""
     config = parse_config(CrossModalConfig, __doc__)
-    output = Path(config.output_dir)
-    check_new_path(output, "output_dir")
+    run = Scratch(config.output_dir, "output_dir")
 
     # Paired cells, and the split that pretraining held out.
     _, extractor = load_pretrained(Path(config.model), ScFusionTTTModel)
@@ -53,9 +51,8 @@ def main() -> None:
     print(f"{len(data.names)} proteins, cells: {partition.counts}")
 
     # Fine-tune the pretraining pass with all proteins hidden.
-    output.mkdir(parents=True)
-    save_config(config, output / "config.yaml")
-    settings = FitSettings(config.optim, config.seed, output / "trainer")
+    start_run(run, config)
+    settings = FitSettings(config.optim, config.seed, run.path / "trainer")
     weights = Weights(Path(config.model))
     fitted = fit_cross_modal(weights, data, partition, settings)
 
@@ -63,9 +60,9 @@ def main() -> None:
     test = partition.test
     predictions = {"scFusionTTT": fitted.predict(test), **predict_by_baselines(data, partition, config.seed)}
     table, per_protein = data.tabulate(test, predictions)
-    per_protein.to_csv(output / "per_protein.csv", index=False)
+    per_protein.to_csv(run.path / "per_protein.csv", index=False)
     arrays = {"measured": data.measured[test], "predicted": predictions["scFusionTTT"], "names": np.array(data.names)}
-    np.savez(output / "test_predictions.npz", **arrays)
+    np.savez(run.path / "test_predictions.npz", **arrays)
 
     # Intervals from cells that the model did not learn from, and how often they hold what was measured in test cells.
     if left_out is None:
@@ -73,7 +70,7 @@ def main() -> None:
     else:
         intervals = calibrate_for_new_groups(weights, data, partition, settings, left_out)
     coverage = measure_coverage(data, test, intervals, predictions["scFusionTTT"], (groups, donors))
-    coverage.to_csv(output / "interval_coverage.csv", index=False)
+    coverage.to_csv(run.path / "interval_coverage.csv", index=False)
     results = {
         "task": "cross_modal_prediction",
         "data": config.data,
@@ -88,7 +85,7 @@ def main() -> None:
 
     # The model with its card and intervals, and the results.
     facts = {"task": "protein from RNA", "proteins": ", ".join(data.names), "fine-tuned on": config.data}
-    finish_run(output, fitted, seen, facts, {PROTEIN_INTERVALS: write_intervals(intervals)}, results)
+    finish_run(run, fitted, seen, facts, {PROTEIN_INTERVALS: write_intervals(intervals)}, results)
 
 
 if __name__ == "__main__":

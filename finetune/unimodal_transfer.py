@@ -12,8 +12,7 @@ from pathlib import Path
 from scfusion_fm import ScFusionTTTModel
 from scfusion_fm.config.command import parse_config, run_command
 from scfusion_fm.config.finetune import UnimodalTransferConfig
-from scfusion_fm.config.loading import save_config
-from scfusion_fm.data.locations import check_new_path
+from scfusion_fm.data.scratch import Scratch
 from scfusion_fm.evaluation.calibration.classifier import ANNOTATION_CALIBRATION, check_served_score
 from scfusion_fm.evaluation.metrics.clusters import separation_scores
 from scfusion_fm.inference.model_directory import load_pretrained
@@ -21,7 +20,7 @@ from scfusion_fm.tasks.annotation.baselines import name_by_baselines
 from scfusion_fm.tasks.annotation.calibrate import calibrate_annotation, describe_calibration
 from scfusion_fm.tasks.annotation.fit import AnnotationSettings, choose_projected, fit_annotation
 from scfusion_fm.tasks.annotation.labelled_file import LabelledFile
-from scfusion_fm.tasks.results import finish_run
+from scfusion_fm.tasks.results import finish_run, start_run
 from scfusion_fm.tasks.seen import check_test_cells
 from scfusion_fm.tasks.weights import Weights
 
@@ -29,8 +28,7 @@ from scfusion_fm.tasks.weights import Weights
 def main() -> None:
     """Run the fine-tuning from top to bottom."""
     config = parse_config(UnimodalTransferConfig, __doc__)
-    output = Path(config.output_dir)
-    check_new_path(output, "output_dir")
+    run = Scratch(config.output_dir, "output_dir")
     check_served_score(config.unknown_score)
 
     # RNA, labels, the split that pretraining held out, and the proteins to project.
@@ -44,7 +42,7 @@ def main() -> None:
     settings = AnnotationSettings(
         config.optim,
         config.seed,
-        output / "trainer",
+        run.path / "trainer",
         config.balance_classes,
         modalities=("rna",),
         projected=projected,
@@ -52,8 +50,7 @@ def main() -> None:
     )
 
     # Fine-tune the projection and the head.
-    output.mkdir(parents=True)
-    save_config(config, output / "config.yaml")
+    start_run(run, config)
     fitted = fit_annotation(Weights(Path(config.model)), data, file.partition, settings)
 
     # Temperature and thresholds from held-out cells.
@@ -64,7 +61,7 @@ def main() -> None:
     predicted = {("scFusionTTT", "rna"): data.names_of(logits)} | name_by_baselines(data, file.partition, config.seed)
     table = file.score(predicted)
     embedding = fitted.embed(data.aligned, data.used)
-    file.write_cells(output, calibration.scale(logits, "rna"), embedding)
+    file.write_cells(run.path, calibration.scale(logits, "rna"), embedding)
     results = {
         "task": "unimodal_transfer",
         **file.describe(),
@@ -81,7 +78,7 @@ def main() -> None:
         "proteins projected from RNA": ", ".join(proteins) or "none",
         "fine-tuned on": config.data,
     }
-    finish_run(output, fitted, seen, facts, {ANNOTATION_CALIBRATION: calibration.to_json()}, results)
+    finish_run(run, fitted, seen, facts, {ANNOTATION_CALIBRATION: calibration.to_json()}, results)
 
 
 if __name__ == "__main__":

@@ -17,12 +17,12 @@ from transformers import PreTrainedModel
 from scfusion_fm.data.files.writers import (
     Added,
     check_added,
-    check_destination,
     check_writable,
     write_container,
     zarr_format_of,
 )
 from scfusion_fm.data.schema import AlignedCells, Cells, Modality
+from scfusion_fm.data.scratch import check_destination
 from scfusion_fm.inference.batches import CellCollator, choose_device, predict_fields
 from scfusion_fm.inference.inputs import read_aligned
 from scfusion_fm.inference.model_directory import load_pretrained

@@ -1,7 +1,6 @@
 """What a fine-tuning leaves: the model with its calibration, results, and the closing lines."""
 
 import json
-from pathlib import Path
 from typing import Any, Protocol
 
 import pandas as pd
@@ -9,6 +8,8 @@ from anndata import AnnData
 from mudata import MuData
 from transformers import PreTrainedModel
 
+from scfusion_fm.config.loading import save_config
+from scfusion_fm.data.scratch import Scratch
 from scfusion_fm.inference.export import export_model
 from scfusion_fm.model import ScFusionTTTFeatureExtractor
 from scfusion_fm.tasks.seen import SeenByModel
@@ -30,8 +31,15 @@ class Fitted(Protocol):
         """How many of its parameters were trained."""
 
 
+def start_run(run: Scratch, config: Any) -> None:
+    """Make the directory of a run, with its settings."""
+    run.open()
+    run.path.mkdir()
+    save_config(config, run.path / "config.yaml")
+
+
 def finish_run(
-    output: Path,
+    run: Scratch,
     fitted: Fitted,
     seen: SeenByModel,
     facts: dict[str, str],
@@ -39,12 +47,12 @@ def finish_run(
     results: dict[str, Any],
 ) -> None:
     """
-    Write the model to `model` and the figures to `results.json`, and print the table and what was trained.
+    Write the model to `model` and the figures to `results.json`, name the run, and print what came out.
 
     Parameters
     ----------
-    output
-        Directory of the run.
+    run
+        The directory of the run, which has the other results.
     fitted
         The fine-tuned model.
     seen
@@ -57,13 +65,14 @@ def finish_run(
         What `results.json` tells, but for the parameters and the test cells that were seen; `table` is printed.
     """
     files = {name: text.encode() for name, text in calibration.items()}
-    export_model(fitted.model, fitted.extractor, output / "model", facts, seen.cells, files)
+    export_model(fitted.model, fitted.extractor, run.path / "model", facts, seen.cells, files)
     trained, total = fitted.num_trained, fitted.model.num_parameters()
     results = results | {"parameters": {"trained": trained, "total": total}, "seen_test_cells": seen.test_cells}
-    (output / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    (run.path / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    run.publish()
     print(pd.DataFrame(results["table"]).round(3).to_string(index=False))
     print(f"{trained:,} of {total:,} parameters were trained")
-    print(f"results, predictions and model are in {output}")
+    print(f"results, predictions and model are in {run.output}")
 
 
 def describe_provenance(container: AnnData | MuData) -> str:

@@ -1,7 +1,6 @@
 """Write a file again with results added: what can go wrong is found before the work, and what was written is read."""
 
 import shutil
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -17,32 +16,12 @@ import scipy.sparse as sp
 import zarr
 
 from scfusion_fm.data.files.readers import Container
-from scfusion_fm.data.locations import check_new_path
+from scfusion_fm.data.scratch import Scratch
 
 Added: TypeAlias = list[tuple[str, str]]  # slot (obs, obsm) and key of what a command adds
 
 RESERVED = "_index"  # AnnData files keep the names of rows under it
 _MATRICES = ("layers", "obsm", "varm", "obsp", "varp")
-
-
-def check_destination(output: Path) -> None:
-    """
-    Check that a file can be made, before any work is done for it.
-
-    Raises
-    ------
-    ValueError
-        If something is there already, or its directory cannot be made or written.
-    """
-    check_new_path(output, "output")
-    parent = next(p for p in output.absolute().parents if p.exists())
-    try:
-        tempfile.TemporaryFile(dir=parent).close()
-    except OSError as error:
-        raise ValueError(
-            f"`output` must lie in a directory that can be written, got {str(output)!r} "
-            f"({error.strerror}: {str(parent)!r}). Choose another path."
-        ) from error
 
 
 def check_added(container: Container, added: Added) -> None:
@@ -112,17 +91,11 @@ def write_container(container: Container, output: Path, added: Added, zarr_forma
     ValueError
         If something is at `output`, or what was written cannot be read.
     """
-    output.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
-    try:
-        target = scratch / output.name
+    with Scratch(output) as scratch:
         with _writing(zarr_format):
-            (container.write_zarr if output.suffix == ".zarr" else container.write)(target)
-        _read_back(target, container, added)
-        check_new_path(output, "output")
-        target.rename(output)
-    finally:
-        shutil.rmtree(scratch)
+            (container.write_zarr if output.suffix == ".zarr" else container.write)(scratch.path)
+        _read_back(scratch.path, container, added)
+        scratch.publish()
 
 
 def zarr_format_of(path: Path) -> int | None:

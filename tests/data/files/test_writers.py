@@ -14,7 +14,7 @@ from make_files import make_adt, make_mudata, make_rna
 
 from scfusion_fm.data.files import writers
 from scfusion_fm.data.files.readers import open_container
-from scfusion_fm.data.files.writers import check_added, check_destination, check_writable, write_container
+from scfusion_fm.data.files.writers import check_added, check_writable, write_container
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(pull_on_update|Observation names).*")
 
@@ -131,15 +131,8 @@ def test_names_that_are_taken_are_refused():
         check_added(adata, [("obs", "barcode")])
 
 
-def test_places_that_cannot_be_written_are_refused(tmp_path):
-    (tmp_path / "file").write_text("precious")
-    with pytest.raises(ValueError, match="`output` must lie in a directory that can be written"):
-        check_destination(tmp_path / "file" / "out.h5ad")
-    with pytest.raises(ValueError, match="`output` must not exist yet"):
-        check_destination(tmp_path / "file")
-    check_destination(tmp_path / "new" / "deep" / "out.h5ad")
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
-    with pytest.raises(ValueError, match=r"`output` must end in .h5ad or .zarr for this input"):
+def test_suffix_must_fit(tmp_path):
+    with pytest.raises(ValueError, match=r"`output` must end in \.h5ad or \.zarr for this input"):
         check_writable(make_rna(), tmp_path / "out.h5mu")
 
 
