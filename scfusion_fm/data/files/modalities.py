@@ -1,84 +1,233 @@
-"""Which matrix of a file holds the counts of which modality."""
+"""Which matrix of a file holds the counts of which modality, and what becomes of everything else in it."""
 
 import warnings
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
-import numpy as np
 import pandas as pd
 
-from scfusion_fm.data.files.counts import CellsFile, StoredModality, check_values
-from scfusion_fm.data.files.obs import check_obs_names, merge_obs
-from scfusion_fm.data.files.stored import StoredAnnData, StoredTable, store_matrix
-from scfusion_fm.data.schema import as_text
-from scfusion_fm.data.vocabulary.resolve import (
-    resolve_antibodies,
-    resolve_antibody_features,
-    resolve_gene_features,
-    resolve_genes,
+from scfusion_fm.data.files.columns import (
+    MIN_LEAD,
+    NOUNS,
+    ColumnRoles,
+    Role,
+    cut_number,
+    read_names,
+    role_of_word,
+    sort_columns,
 )
+from scfusion_fm.data.files.count_slots import find_counts
+from scfusion_fm.data.files.counts import CellsFile, StoredModality
+from scfusion_fm.data.files.obs import check_obs_names, merge_obs
+from scfusion_fm.data.files.proteins_in_obsm import PROTEIN_OBSM_KEY, find_proteins
+from scfusion_fm.data.files.stored import StoredAnnData
 
-MODALITY_NAMES = {"rna": ("rna", "gex"), "adt": ("adt", "prot", "protein")}
-FEATURE_TYPES = {"rna": "Gene Expression", "adt": "Antibody Capture"}
-PROTEIN_OBSM_KEY = "protein_expression"
-# To tell genes from antibodies by name: share of the features that must resolve, lead over the other kind.
-ANY_ENSEMBL_GENE = r"ENS[A-Z]*G\d{6,}"
-MIN_RESOLVED = 0.5
-MIN_LEAD = 0.2
+LABELS = {"rna": "RNA", "adt": "ADT"}
+
+
+@dataclass(frozen=True)
+class Block:
+    """
+    Hold counts of one kind.
+
+    Attributes
+    ----------
+    role
+        rna or adt.
+    source
+        Modality of a MuData; '' in an AnnData.
+    rank
+        0 where one expects them, 1 for columns of another modality, 2 for `obsm`.
+    counts
+        The counts.
+    """
+
+    role: str
+    source: str
+    rank: int
+    counts: StoredModality
+
+
+@dataclass
+class Findings:
+    """Hold the blocks of a file, and what a user must know of it."""
+
+    wanted: tuple[str, ...]
+    blocks: list[Block] = field(default_factory=list)
+    told: list[str] = field(default_factory=list)
+
+    @classmethod
+    def start(cls, modality: str) -> "Findings":
+        """Begin with nothing."""
+        return cls(("rna", "adt") if modality == "auto" else (modality,))
+
+    def tell(self) -> None:
+        """Warn of all that a user must know."""
+        for message in dict.fromkeys(self.told):
+            warnings.warn(message, UserWarning, stacklevel=4)
+
+    def add(self, adata: StoredAnnData, where: str, source: str, role: Role, look_beside: bool) -> None:
+        """
+        Find the blocks of an AnnData.
+
+        Parameters
+        ----------
+        adata
+            The AnnData.
+        where
+            What to call it in errors.
+        source
+            Name of the modality.
+        role
+            What a user or the name of the modality says that it is.
+        look_beside
+            Whether proteins may stand in `obsm`.
+
+        Raises
+        ------
+        ValueError
+            If it holds no counts, or it cannot be told what they are of.
+        """
+        proteins = find_proteins(adata, where) if look_beside and "adt" in self.wanted else None
+        beside = proteins.choose() if proteins else None
+        try:
+            found, told = find_counts(adata, where)
+        except ValueError as error:
+            if beside is None:
+                raise
+            if self.wanted != ("adt",):
+                raise ValueError(f"{error} The ADT of {beside.slot} can be read alone: {_ask_for('adt')}") from error
+            self.blocks.append(Block("adt", source, 2, beside))
+            return
+        if beside is not None and not source:
+            role = "unknown"  # what a user says of a file with proteins beside is which part is wanted
+        sorted_columns = sort_columns(found.var, where, role, "unknown" if beside is None else "rna")
+        self.told += [f"{where}: {message}" for message in told + sorted_columns.told]
+        self.told += _find_contradiction(found.var, role, sorted_columns, where)
+        own = {name: _take(found, sorted_columns, name) for name in LABELS if len(sorted_columns.of(name))}
+        self.blocks += [Block(name, source, int(role not in (name, "unknown")), block) for name, block in own.items()]
+        if proteins is not None and "adt" not in own:
+            if beside is None and PROTEIN_OBSM_KEY in proteins.unread:
+                hint = f" The RNA can be read alone: {_ask_for('rna')}" if "rna" in self.wanted else ""
+                raise ValueError(f"{proteins.unread[PROTEIN_OBSM_KEY]} Got this in {where!r}.{hint}")
+            unread = [] if beside else [f"antibodies are not read: {reason}" for reason in proteins.unread.values()]
+            self.told += [f"{where}: {message}" for message in proteins.told + list(dict.fromkeys(unread))]
+            self.blocks += [] if beside is None else [Block("adt", source, 2, beside)]
 
 
 def select_modalities(mod: Mapping[str, StoredAnnData], obs: pd.DataFrame, modality: str, path: str) -> CellsFile:
     """
-    Find the modalities of a MuData by their names.
+    Find the modalities of a MuData: by their names, by the types of their features, or by the names of these.
 
     Raises
     ------
     ValueError
         If a wanted modality is missing, there twice, without counts, or shares no cell with the other.
     """
-    wanted = ("rna", "adt") if modality == "auto" else (modality,)
-    found = {name: [key for key in MODALITY_NAMES[name] if key in mod] for name in wanted}
-    for name, keys in found.items():
-        if len(keys) > 1:
-            raise ValueError(f"`path` must name its {name} modality once, got {keys} in {path!r}. Remove one.")
-    keys = {name: keys[0] for name, keys in found.items() if keys}
-    if not keys:
-        expected = [key for name in wanted for key in MODALITY_NAMES[name]]
+    findings = Findings.start(modality)
+    named = {key: role_of_word(key) for key in mod}
+    roles = {key: {role} if role != "unknown" else _sort_softly(mod[key]) for key, role in named.items()}
+    usable = [key for key in mod if roles[key] & set(LABELS)]
+    asked = [key for key in usable if roles[key] & set(findings.wanted)]
+    complete = all(any(role in roles[key] for key in asked) for role in findings.wanted)
+    failed: dict[str, ValueError] = {}
+    for key in asked if complete else usable:
+        where = f"{path}, modality {key}"
+        try:
+            check_obs_names(mod[key].obs_names, where)
+            findings.add(mod[key], where, key, named[key], look_beside=not complete)
+        except ValueError as error:
+            failed[key] = error
+    _refuse_failed(failed, findings, roles, path)
+    chosen = {role: block for role in findings.wanted if (block := _choose(role, findings, path)) is not None}
+    if not chosen:
         raise ValueError(
-            f"`path` must hold a modality named {' or '.join(expected)}, got {sorted(mod)} "
-            f"in {path!r}. Rename the modalities."
+            f"`path` must hold a modality named {' or '.join(findings.wanted)}, or one whose features are known, "
+            f"got {sorted(mod)} in {path!r}. Rename the modalities."
         )
-    tables = {}
-    for name, key in keys.items():
-        check_obs_names(mod[key].obs_names, f"{path}, modality {key}")
-        tables[name] = _find_counts(mod[key], f"{path}, modality {key}")
-    return _join(path, merge_obs(obs, {key: mod[key].obs for key in keys.values()}), tables)
+    for key in mod.keys() - set(usable):
+        what = " and ".join(NOUNS[role] for role in sorted(roles[key]))
+        findings.told.append(f"{path}: modality {key} is left out: its {mod[key].shape[1]:,} features are {what}.")
+    findings.tell()
+    sources = dict.fromkeys(block.source for block in chosen.values())
+    tables = {role: block.counts for role, block in chosen.items()}
+    return _join(path, merge_obs(obs, {key: mod[key].obs for key in sources}), tables)
 
 
 def select_features(adata: StoredAnnData, modality: str, path: str) -> CellsFile:
     """
-    Find the modalities of an AnnData: by its feature types, a protein slot, or the names of the features.
+    Find the modalities of an AnnData: by its feature types, proteins in `obsm`, or the names of the features.
 
     Raises
     ------
     ValueError
         If the modality is missing or unclear, or there are no counts.
     """
-    found = _find_counts(adata, path)
-    if "feature_types" in found.var:
-        tables = _by_feature_type(found, path)
-    elif PROTEIN_OBSM_KEY in adata.obsm:
-        tables = {"rna": found, "adt": _find_protein_obsm(adata, path)}
-    else:
-        kind = _guess_modality(found.var, path) if modality == "auto" else modality
-        if modality != "auto":
-            _warn_contradiction(found.var, modality, path)
-        tables = {kind: found}
-    if modality != "auto":
-        tables = {name: table for name, table in tables.items() if name == modality}
+    findings = Findings.start(modality)
+    findings.add(adata, path, "", "unknown" if modality == "auto" else role_of_word(modality), look_beside=True)
+    tables = {block.role: block.counts for block in findings.blocks if block.role in findings.wanted}
     if not tables:
         raise ValueError(f"`path` must hold {modality} counts, got none in {path!r}. Choose another `modality`.")
+    findings.tell()
     return _join(path, adata.obs.set_axis(adata.obs_names.astype(str)), tables)
+
+
+def _take(found: StoredModality, sorted_columns: ColumnRoles, role: Role) -> StoredModality:
+    """Take the columns of one role."""
+    columns = sorted_columns.of(role)
+    if len(columns) == len(found.var):
+        return found
+    var = found.var.iloc[columns]
+    if role == "adt" and "antibody" not in var:
+        # Readers append numbers to the names of antibodies that genes have too: KLRG1-1.
+        genes = set(found.var.index[sorted_columns.of("rna")].astype(str))
+        bases = [cut_number(name) for name in var.index.astype(str)]
+        own = [base if base in genes else name for base, name in zip(bases, var.index.astype(str), strict=True)]
+        var = var.assign(antibody=own)
+    return replace(found, var=var, columns=columns)
+
+
+def _sort_softly(adata: StoredAnnData) -> set[str]:
+    """Tell what a modality holds whose name says nothing."""
+    if len(adata.var) == 0:
+        return {"unknown"}
+    try:
+        found = set(sort_columns(adata.var, "").roles)
+    except ValueError:
+        return {"unknown"}
+    return found & set(LABELS) or found
+
+
+def _refuse_failed(failed: dict[str, ValueError], findings: Findings, roles: Mapping[str, set], path: str) -> None:
+    """Refuse a file of which a modality cannot be read, unless that is but a transform of another one."""
+    read = {block.role for block in findings.blocks if block.rank == 0}
+    for key, error in failed.items():
+        if role_of_word(key) == "unknown" and roles[key] <= read:
+            nouns = " and ".join(NOUNS[role] for role in roles[key])
+            findings.told.append(f"{path}: modality {key} ({nouns}) is left out, since it holds no counts.")
+            continue
+        others = [role for role in findings.wanted if role in read and role not in roles[key]]
+        hint = f" The {LABELS[others[0]]} can be read alone: {_ask_for(others[0])}" if others else ""
+        raise ValueError(f"{error}{hint}") from error
+
+
+def _choose(role: str, findings: Findings, path: str) -> Block | None:
+    """Choose the block of a modality that stands where one expects it; say which others are left out."""
+    found = sorted((block for block in findings.blocks if block.role == role), key=lambda block: block.rank)
+    best = [block for block in found if block.rank == found[0].rank]
+    if len(best) > 1:
+        keys = [block.source for block in best]
+        raise ValueError(f"`path` must name its {role} modality once, got {keys} in {path!r}. Remove one.")
+    findings.told += [
+        f"{path}: the {len(block.counts.var):,} {NOUNS[role]} of modality {block.source} are left out: those of "
+        f"modality {best[0].source} are read."
+        for block in found[1:]
+    ]
+    return best[0] if best else None
+
+
+def _ask_for(role: str) -> str:
+    return f"give `modality` {role} (--modality {role})."
 
 
 def _join(path: str, obs: pd.DataFrame, tables: dict[str, StoredModality]) -> CellsFile:
@@ -88,109 +237,17 @@ def _join(path: str, obs: pd.DataFrame, tables: dict[str, StoredModality]) -> Ce
     return CellsFile(path, obs, tables.get("rna"), tables.get("adt"))
 
 
-def _by_feature_type(found: StoredModality, path: str) -> dict[str, StoredModality]:
-    types = as_text(found.var["feature_types"]).to_numpy()
-    tables = {
-        name: replace(found, var=found.var[types == label], columns=np.flatnonzero(types == label))
-        for name, label in FEATURE_TYPES.items()
-        if (types == label).any()
-    }
-    if not tables:
-        raise ValueError(
-            f"`feature_types` must contain {' or '.join(FEATURE_TYPES.values())}, "
-            f"got {sorted(set(types))[:5]} in {path!r}. Correct the column or remove it."
-        )
-    return tables
-
-
-def _find_protein_obsm(adata: StoredAnnData, path: str) -> StoredModality:
-    table = adata.obsm[PROTEIN_OBSM_KEY]
-    slot = f'obsm["{PROTEIN_OBSM_KEY}"]'
-    if not isinstance(table, StoredTable):
-        raise ValueError(
-            f"`{slot}` must be a DataFrame with a column per antibody, got an array in {path!r}. Give it column names."
-        )
-    proteins = table.read()
-    name = f"{path}, {slot}"
-    if proteins.shape[1] == 0:
-        raise ValueError(f"`{name}` must have columns, got none. Remove it or fill it.")
-    var = pd.DataFrame(index=proteins.columns.astype(str))
-    matrix = store_matrix(proteins.to_numpy())
-    largest = check_values(matrix, name)
-    return StoredModality(matrix, var, adata.obs_names.astype(str), name, slot, largest)
-
-
-def _guess_modality(var: pd.DataFrame, path: str) -> str:
-    if var.index.astype(str).str.match(ANY_ENSEMBL_GENE).mean() > 0.5:
-        return "rna"  # of whatever species; the alignment tells which
-    genes, antibodies = _hit_rates(var)
-    if max(genes, antibodies) < MIN_RESOLVED:  # the names may stand in a column
-        genes, antibodies = (
-            (features["match"] != "unknown").mean()
-            for features in (resolve_gene_features(var), resolve_antibody_features(var))
-        )
-    if max(genes, antibodies) >= MIN_RESOLVED and abs(genes - antibodies) >= MIN_LEAD:
-        return "rna" if genes > antibodies else "adt"
-    names = list(var.index.astype(str))
-    raise ValueError(
-        f"`modality` cannot be told from the names in {path!r}: {genes:.0%} are human genes, "
-        f"{antibodies:.0%} are known antibodies, for example {names[:3]}. Give `modality` 'rna' or 'adt', "
-        'or set var["feature_types"].'
-    )
-
-
-def _hit_rates(var: pd.DataFrame) -> tuple[float, float]:
-    """Give the shares of names that are genes and antibodies; aliases of genes (CD10) do not count."""
-    names = list(var.index.astype(str))
-    genes = resolve_genes(names)["match"].isin(["id", "versioned_id", "symbol", "previous"]).mean()
-    return genes, (resolve_antibodies(names)["match"] != "unknown").mean()
-
-
-def _warn_contradiction(var: pd.DataFrame, modality: str, path: str) -> None:
-    genes, antibodies = _hit_rates(var)
-    lead = antibodies - genes if modality == "rna" else genes - antibodies
-    if lead >= MIN_LEAD:
-        warnings.warn(
-            f"{path}: read as {modality} as `modality` says, but {genes:.0%} of the {len(var):,} names are "
-            f"human genes and {antibodies:.0%} known antibodies.",
-            UserWarning,
-            stacklevel=4,
-        )
-
-
-def _find_counts(adata: StoredAnnData, name: str) -> StoredModality:
-    """Take layers["counts"], else .raw if it holds counts, else X."""
-    if 0 in adata.shape:
-        raise ValueError(f"`{name}` must have cells and features, got shape {adata.shape}.")
-    names = adata.obs_names.astype(str)
-    if "counts" in adata.layers:
-        matrix, slot = adata.layers["counts"], 'layers["counts"]'
-        largest = check_values(matrix, f"{name}, {slot}")
-        return StoredModality(matrix, adata.var, names, f"{name}, {slot}", slot, largest)
-    tried = []
-    for slot, holder in ((".raw", adata.raw), ("X", adata)):
-        if holder is None or holder.X is None:
-            continue
-        try:
-            largest = check_values(holder.X, f"{name}, {slot}")
-        except ValueError as error:
-            tried.append(str(error))
-            continue
-        var = holder.var if slot == "X" else _complete_raw_var(adata)
-        return StoredModality(holder.X, var, names, f"{name}, {slot}", slot, largest)
-    reasons = " ".join(tried) or "all are empty."
-    raise ValueError(
-        f'`{name}` must hold raw counts in layers["counts"], .raw or X, got none: layers["counts"] missing, {reasons}'
-    )
-
-
-def _complete_raw_var(adata: StoredAnnData) -> pd.DataFrame:
-    """Give the features of .raw the columns that only `adata.var` has, where all of them are known there."""
-    var = adata.raw.var
-    missing = adata.var.columns.difference(var.columns)
-    if adata.var_names.is_unique and var.index.isin(adata.var_names).all():
-        return pd.concat([var, adata.var.loc[var.index, missing]], axis=1)
-    return var
+def _find_contradiction(var: pd.DataFrame, role: str, sorted_columns: ColumnRoles, where: str) -> Sequence[str]:
+    """Say that names speak against what a user or the name of a modality says."""
+    if sorted_columns.by_type or role not in LABELS or set(sorted_columns.roles) != {role}:
+        return []
+    genes, antibodies = read_names(var).rates
+    if (antibodies - genes if role == "rna" else genes - antibodies) < MIN_LEAD:
+        return []
+    return [
+        f"{where}: read as {role} as `modality` says, but {genes:.0%} of the {len(var):,} names are human genes and "
+        f"{antibodies:.0%} known antibodies."
+    ]
 
 
 def _check_overlap(tables: dict[str, StoredModality], path: str, num_obs: int) -> None:

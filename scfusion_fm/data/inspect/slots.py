@@ -9,7 +9,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from scfusion_fm.data.files.counts import check_sparse
-from scfusion_fm.data.files.modalities import PROTEIN_OBSM_KEY
+from scfusion_fm.data.files.proteins_in_obsm import PROTEIN_OBSM_KEY
 from scfusion_fm.data.files.readers import Container
 from scfusion_fm.data.schema import check_counts
 
