@@ -38,6 +38,21 @@ NOT_A_HUMAN_PROTEIN = {
     "Ly.49C-Ly.49I-AB",
     "Phycoerythrin",
 }
+# Names that the source lacks: of Stephenson 2021 and Hao 2021, BioLegend's cocktails, and common words. Those of
+# the second list mean this only with these very separators: there a number stands for a lost Greek letter.
+MORE_NAMES = {
+    "CD45R0": "PTPRC",
+    "CEACAM1/5/6": "CEACAM1;CEACAM5;CEACAM6",
+    "E-selectin": "SELE",
+    "Igkappa": "IGKC",
+    "Iglambda": "IGLC1;IGLC2;IGLC3",
+    "L-selectin": "SELL",
+    "P-selectin": "SELP",
+    "PECAM": "PECAM1",
+    "TCR-A--TCR-B": "TRAC;TRBC1;TRBC2",
+    "TCR-G--TCR-D": "TRDC;TRGC1;TRGC2",
+}
+AS_WRITTEN = {"Fc?RI?": "FCER1A", "TCR-1": "TRDC;TRGC1;TRGC2", "TCR-2": "TRAC;TRBC1;TRBC2"}
 # Names whose genes the source leaves out, or files under a gene of another nomenclature.
 GENES_OF_NAME = {
     "CD209/CD299 (DC-SIGN/L-SIGN)": "CD209;CLEC4M",
@@ -56,7 +71,7 @@ COMPLEX_OF_GENES = {
 # Isoforms and epitopes of one gene that answer to different cells: (genes, pattern of the name, protein).
 EPITOPES = [
     ("PTPRC", r"^CD45 ?RA", "CD45RA"),
-    ("PTPRC", r"^CD45 ?RO", "CD45RO"),
+    ("PTPRC", r"^CD45 ?R[O0]", "CD45RO"),
     ("PTPRC", r"^CD45 ?RB", "CD45RB"),
     ("PTPRC", r"B220", "CD45R"),
     ("SELPLG", r"^CLA$", "CLA"),
@@ -137,8 +152,8 @@ PROTEIN_OF_GENES = {
 # Complexes that the symbol of each of their genes means, and those that only the first gene's symbol means.
 COMPLEX_OF_ANY_SYMBOL = {"CD3", "CD158f", "HLA-DQ", "HLA-DR", "Ig lambda", "IgA", "TCRab", "TCRgd"}
 COMPLEX_OF_FIRST_SYMBOL = {"CD16", "CD32", "CD158", "CD158b"}
-# HLA-A2 is one allele of HLA-A.
-NOT_OF_ITS_SYMBOL = {"HLA-A2"}
+# HLA-A2 is one allele of HLA-A, phosphorylated tau one state of MAPT.
+NOT_OF_ITS_SYMBOL = {"HLA-A2", "Tau Phospho (Thr181)"}
 # Genes with several proteins: the one that the bare symbol means.
 PROTEIN_OF_SYMBOL = {"PTPRC": "CD45", "SELPLG": "CD162", "PODXL": "Podocalyxin"}
 
@@ -175,9 +190,11 @@ def choose_protein_name(genes: str, names: list[str]) -> str:
 
 def build_antibody_table(source: pd.DataFrame, gene_ids: dict[str, str]) -> pd.DataFrame:
     """Map every antibody name, and the coding genes' symbols, to one protein each."""
-    kept = source[~source.antibody.isin(NOT_A_HUMAN_PROTEIN)].copy()
+    kept = source[~source.antibody.isin(NOT_A_HUMAN_PROTEIN)]
+    more = pd.DataFrame((MORE_NAMES | AS_WRITTEN).items(), columns=["antibody", "gene_symbol"])
+    kept = pd.concat([kept, more.assign(is_isotype_control="false")], ignore_index=True)
     complexes: dict[frozenset[str], str] = {}
-    kept["kind"] = "name"
+    kept["kind"] = kept.antibody.isin(AS_WRITTEN).map({True: "as_written", False: "name"})
     kept["gene_symbols"] = [
         "" if is_control else assign_genes(name, genes, complexes)
         for name, genes, is_control in zip(

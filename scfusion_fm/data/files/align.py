@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 
 from scfusion_fm.data.files.counts import CellsFile, StoredModality
 from scfusion_fm.data.schema import AlignedCells, Cells, ModalityCounts, as_text
+from scfusion_fm.data.vocabulary.antibodies import find_mouse_antigens
 from scfusion_fm.data.vocabulary.names import MOUSE_ID
 from scfusion_fm.data.vocabulary.resolve import resolve_antibody_features, resolve_gene_features
 from scfusion_fm.data.vocabulary.vocabulary import Vocabulary
 
 MIN_HUMAN = 0.05  # below it the file is not of human genes: a few names are the same in every species
+MIN_MOUSE = 3, 0.05  # number and share of antigens that only mice have, from which on a panel is one for mice
 NUM_EXAMPLES = 5
 
 
@@ -166,6 +168,7 @@ def _match_genes(var: pd.DataFrame, path: str, vocabulary: Vocabulary) -> np.nda
 def _match_antibodies(var: pd.DataFrame, path: str, vocabulary: Vocabulary) -> np.ndarray:
     """Give for each antibody of the file its place in the vocabulary, or -1."""
     _check_human(var, path)
+    _check_human_panel(var.index, path)
     antibodies = resolve_antibody_features(var)
     is_unknown = (antibodies["match"] == "unknown").to_numpy()
     targets = _locate(antibodies.protein, vocabulary.protein_names)
@@ -201,6 +204,17 @@ def _check_human(var: pd.DataFrame, path: str) -> None:
                 f"{texts.iloc[is_mouse.argmax()]!r}. Mouse is not supported; "
                 "map the genes to human orthologues first if that is what you want."
             )
+
+
+def _check_human_panel(names: pd.Index, path: str) -> None:
+    """Refuse a panel for mice, most of whose names (CD4, CD19) people have too."""
+    of_mice = find_mouse_antigens(names)
+    least, share = MIN_MOUSE
+    if len(of_mice) >= least and len(of_mice) >= share * len(names):
+        raise ValueError(
+            f"`{path}` must be of human cells, got {len(of_mice):,} antibodies against antigens that only mice have "
+            f"({_examples(pd.Index(of_mice))}). Mouse is not supported; remove these antibodies if the cells are human."
+        )
 
 
 def _hint(names: pd.Index) -> str:

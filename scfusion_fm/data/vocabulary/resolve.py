@@ -7,15 +7,9 @@ import numpy as np
 import pandas as pd
 
 from scfusion_fm.data.schema import as_text
-from scfusion_fm.data.vocabulary.names import (
-    ENSEMBL_ID,
-    antibody_spellings,
-    gene_spellings,
-    is_hashtag,
-    is_isotype_control,
-    normalise_antibody,
-)
-from scfusion_fm.data.vocabulary.reference import load_antibody_table, load_gene_table
+from scfusion_fm.data.vocabulary.antibodies import resolve_antibodies
+from scfusion_fm.data.vocabulary.names import ENSEMBL_ID, gene_spellings
+from scfusion_fm.data.vocabulary.reference import load_gene_table
 
 GENE_ID_COLUMNS = ("gene_ids", "feature_id", "ensembl_id", "gene_id")
 
@@ -107,63 +101,6 @@ def _resolve_gene(name: str, given: set[str]) -> tuple[str, str]:
 @lru_cache(maxsize=1)
 def _known_gene_ids() -> frozenset[str]:
     return frozenset(load_gene_table().index)
-
-
-@lru_cache(maxsize=1)
-def _antibody_lookups() -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
-    """Map exact names, normalised names and gene symbols to proteins; '' for isotype controls."""
-    table = load_antibody_table()
-    names = table[table.kind == "name"]
-    exact = dict(zip(names.antibody, names.protein, strict=True))
-    normalised: dict[str, str] = {}
-    for name, protein in exact.items():
-        key = normalise_antibody(name)
-        known = normalised.setdefault(key, protein)
-        assert known == protein, f"{name!r} reads {key!r}, which is {known!r} and {protein!r}"
-    for protein in names.protein[names.protein != ""].unique():
-        exact.setdefault(protein, protein)
-        normalised.setdefault(normalise_antibody(protein), protein)
-    symbols = table[table.kind == "gene_symbol"]
-    return exact, normalised, dict(zip(symbols.antibody, symbols.protein, strict=True))
-
-
-def resolve_antibodies(names: Sequence[str]) -> pd.DataFrame:
-    """Find the protein that each antibody name stands for.
-
-    Parameters
-    ----------
-    names
-        Names as in the file.
-
-    Returns
-    -------
-    One row per name, columns `protein` ('' if none) and `match`: 'table' (the exact name), 'normalised'
-    (after the rules of `scfusion_fm.data.vocabulary.names.antibody_spellings`), 'gene_symbol' (of the coding gene),
-    'isotype', 'hashtag' or 'unknown'.
-    """
-    texts = [str(name) for name in names]
-    results = [_resolve_antibody(text) for text in texts]
-    return pd.DataFrame(results, columns=["protein", "match"], index=pd.Index(texts, name="name"))
-
-
-def _resolve_antibody(name: str) -> tuple[str, str]:
-    exact, normalised, by_symbol = _antibody_lookups()
-    if name in exact:
-        return exact[name], "table" if exact[name] else "isotype"
-    if is_hashtag(name):
-        return "", "hashtag"
-    if is_isotype_control(name):
-        return "", "isotype"
-    for keys in antibody_spellings(name):
-        proteins = {normalised[key] for key in keys if key in normalised}
-        if len(proteins) == 1:
-            (protein,) = proteins
-            return protein, "normalised" if protein else "isotype"
-        if proteins:  # the parts of the name contradict one another
-            return "", "unknown"
-    if name in by_symbol:
-        return by_symbol[name], "gene_symbol"
-    return "", "unknown"
 
 
 def resolve_gene_features(var: pd.DataFrame) -> pd.DataFrame:

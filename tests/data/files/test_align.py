@@ -189,6 +189,15 @@ def test_mouse_genes_behind_antibodies_are_refused():
         align_cells(cells, VOCABULARY)
 
 
+def test_a_panel_for_mice_is_refused_and_a_few_of_its_antibodies_are_not():
+    vocabulary = build_vocabulary(None, genes="protein_coding", proteins="all")
+    mice = ["CD45.1", "Ly-6C", "NK-1.1", "ADT_I-A/I-E_A0117"]
+    with pytest.raises(ValueError, match=r"got 4 antibodies against antigens that only mice have \(CD45.1, Ly-6C"):
+        align_cells(make_cells(antibodies=["CD4", "CD19", *mice]), vocabulary)
+    with pytest.warns(UserWarning, match="2 of 4 antibodies do not resolve"):
+        align_cells(make_cells(antibodies=["CD4", "CD19", *mice[:2]]), vocabulary)
+
+
 def test_nothing_in_common_with_the_vocabulary_is_refused():
     with pytest.raises(ValueError, match=r"must share genes with the vocabulary \(8 genes\), got none of its 2 genes"):
         align_cells(make_cells(genes=["ACTB", "B2M"]), VOCABULARY)

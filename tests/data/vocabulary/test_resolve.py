@@ -1,12 +1,10 @@
 """Names of genes and antibodies resolve to what they mean, or to nothing."""
 
-import numpy as np
 import pandas as pd
 import pytest
 
-from scfusion_fm.data.vocabulary.reference import load_antibody_table, load_gene_table
+from scfusion_fm.data.vocabulary.reference import load_gene_table
 from scfusion_fm.data.vocabulary.resolve import (
-    resolve_antibodies,
     resolve_antibody_features,
     resolve_gene_features,
     resolve_genes,
@@ -63,82 +61,6 @@ def test_an_id_wins_over_a_symbol_and_a_symbol_over_older_names():
     contested = sorted(older & set(live.symbol))[:200]
     assert (resolve_genes(contested)["match"] == "symbol").all()
     assert (resolve_genes(list(table.index[:200]))["match"] == "id").all()
-
-
-@pytest.mark.parametrize(
-    ("name", "protein", "match"),
-    [
-        ("CD3", "CD3", "table"),
-        ("cd3.2", "CD3", "table"),
-        ("CD3e", "CD3", "table"),
-        ("CD3-2", "CD3", "normalised"),
-        ("CD32", "CD32", "table"),
-        ("CD4-1", "CD4", "normalised"),
-        ("CD41", "CD41", "table"),
-        ("cd45ra", "CD45RA", "table"),
-        ("CD45RA_TotalSeqC", "CD45RA", "normalised"),
-        ("CD45_RO", "CD45RO", "normalised"),
-        ("cd45.2", "CD45", "table"),
-        ("B220 (CD45R)", "CD45R", "table"),
-        ("CLA", "CLA", "table"),
-        ("PD-1", "CD279", "table"),
-        ("ADT_CD19", "CD19", "normalised"),
-        ("anti-human CD8a", "CD8a", "normalised"),
-        ("anti-human/mouse integrin β7", "Integrin b7", "normalised"),
-        ("TCR\N{GREEK SMALL LETTER ALPHA}/β", "TCRab", "normalised"),
-        ("TCRb", "TCRab", "table"),
-        ("HLA.DR-AB", "HLA-DR", "table"),
-        ("CD8a-A0080", "CD8a", "normalised"),
-        ("CD4 (clone RPA-T4)", "CD4", "normalised"),
-        ("Hu.CD4-RPA.T4", "CD4", "normalised"),
-        ("CD3_UCHT1_TotalSeqB", "CD3", "normalised"),
-        ("CD19:SJ25C1|CD19|AHS0030|pAbO", "CD19", "normalised"),
-        ("PTPRC", "CD45", "gene_symbol"),
-        ("CD3D", "CD3", "gene_symbol"),
-        ("HLA-DRA", "HLA-DR", "gene_symbol"),
-        ("HLA-A", "", "unknown"),
-        ("CD16-32", "", "unknown"),
-        ("CD21-CD35(CR2-CR1)", "", "unknown"),
-        ("CD29 (mouse)", "", "unknown"),
-        ("CD44 (v6)", "", "unknown"),
-        ("CD44_v6", "", "unknown"),
-        ("CD45-RABC", "", "unknown"),
-        ("CD66_d", "", "unknown"),
-        ("anti-mouse CD4", "", "unknown"),
-        ("FITC", "", "unknown"),
-        ("", "", "unknown"),
-        ("IgG1", "", "isotype"),
-        ("MouseIgG2bkIsotype_TotalSeqB", "", "isotype"),
-        ("Rat IgG2c, κ isotype Ctrl", "", "isotype"),
-        ("IgG-1", "", "isotype"),
-        ("IgG", "IgG", "table"),
-        ("Hashtag1", "", "hashtag"),
-        ("HTO_A", "", "hashtag"),
-        ("anti-human Hashtag 3", "", "hashtag"),
-        ("CMO301", "", "hashtag"),
-    ],
-)
-def test_antibody_names_resolve(name, protein, match):
-    assert resolve_antibodies([name]).iloc[0].tolist() == [protein, match]
-
-
-def test_every_protein_resolves_to_itself_and_controls_to_none():
-    table = load_antibody_table()
-    proteins = sorted(set(table.protein) - {""})
-    assert resolve_antibodies(proteins).protein.tolist() == proteins
-    controls = table.antibody[table.is_isotype_control == "true"]
-    assert (resolve_antibodies(list(controls))["match"] == "isotype").all()
-
-
-@pytest.mark.parametrize(
-    "change", [str.lower, str.upper, "ADT_{}".format, "{}_TotalSeqB".format, "{} (clone X1)".format]
-)
-def test_spellings_of_a_known_name_never_mean_another_protein(change):
-    table = load_antibody_table()
-    names = table[(table.kind == "name") & (table.protein != "")]
-    found = resolve_antibodies([change(name) for name in names.antibody]).protein.to_numpy()
-    assert not np.any((found != "") & (found != names.protein.to_numpy()))
-    assert np.mean(found != "") > 0.95
 
 
 def test_id_column_goes_first_and_the_name_fills_its_gaps():
