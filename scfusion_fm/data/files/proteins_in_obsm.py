@@ -9,7 +9,7 @@ import pandas as pd
 from scfusion_fm.data.files.columns import Role, read_names, role_of_word
 from scfusion_fm.data.files.counts import StoredModality, check_values
 from scfusion_fm.data.files.stored import StoredAnnData, StoredMatrix, StoredTable, store_matrix
-from scfusion_fm.data.vocabulary.names import is_hashtag
+from scfusion_fm.data.vocabulary.antibody_names import is_hashtag
 
 PROTEIN_OBSM_KEY = "protein_expression"
 OURS = "scfusion_ttt"  # in the name of what our commands add: predictions, not counts

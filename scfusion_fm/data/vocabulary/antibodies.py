@@ -150,7 +150,7 @@ def _resolve_antibody(name: str) -> tuple[str, str]:
     if name in lookups.exact:
         return lookups.exact[name], "table" if lookups.exact[name] else "isotype"
     text = strip_antibody(first_of_bd(name))
-    if is_hashtag(name, text):
+    if is_hashtag(name):
         return "", "hashtag"
     if is_isotype_control(text):
         return "", "isotype"

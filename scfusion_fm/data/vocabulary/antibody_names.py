@@ -103,9 +103,9 @@ def is_isotype_control(text: str) -> bool:
     return bool(_ISOTYPE.search(text.lower()))
 
 
-def is_hashtag(name: str, text: str) -> bool:
-    """Tell whether a feature name, or what is left of it when stripped, is that of a sample tag (HTO, CMO, ...)."""
-    return bool(_HASHTAG.search(name.strip().lower()) or _HASHTAG.search(text.lower()))
+def is_hashtag(name: str) -> bool:
+    """Tell whether a feature name is that of a sample tag (HTO, CMO, ...)."""
+    return bool(_HASHTAG.search(name.strip().lower()) or _HASHTAG.search(strip_antibody(name).lower()))
 
 
 def is_mouse_antigen(text: str) -> bool:
