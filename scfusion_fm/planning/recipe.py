@@ -6,7 +6,8 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 
 from scfusion_fm.config.pretrain import PretrainConfig
-from scfusion_fm.data.atlas.atlas import MANIFEST, Atlas
+from scfusion_fm.data.atlas.atlas import Atlas
+from scfusion_fm.data.atlas.manifest import MANIFEST
 from scfusion_fm.data.locations import exists
 from scfusion_fm.data.stream.order import CellOrder
 from scfusion_fm.data.vocabulary.vocabulary import build_vocabulary

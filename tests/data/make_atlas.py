@@ -1,5 +1,6 @@
 """Atlases as tests write them: quietly, interrupted, and compared."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,9 @@ import anndata as ad
 import numpy as np
 
 from scfusion_fm.config.prepare import PrepareConfig
+from scfusion_fm.data.atlas.manifest import MANIFEST, format_manifest, read_manifest
 from scfusion_fm.data.prepare.job import AtlasJob, Report, prepare_atlas
+from scfusion_fm.data.prepare.store import consolidate
 
 
 def silent(line: str) -> None:
@@ -27,6 +30,15 @@ def plan_atlas(settings: PrepareConfig, output: Path, append: bool = False, **ch
     job = AtlasJob(replace(settings, output=output, **changes), append, silent)
     job.plan()
     return job
+
+
+def remove_column(path: Path, name: str) -> None:
+    """Make an atlas one that was written without a column of obs."""
+    manifest = read_manifest(path)
+    shutil.rmtree(path / "obs" / name)
+    consolidate(path)
+    manifest["files"] = {file: of for file, of in manifest["files"].items() if not file.startswith(f"obs/{name}/")}
+    (path / MANIFEST).write_text(format_manifest(manifest))
 
 
 def content(path: Path) -> dict:

@@ -8,25 +8,19 @@ raw protein counts over the protein vocabulary. What was measured is written bes
 Letters: B cells, G genes, P proteins, E data sets.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import anndata as ad
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
+from scfusion_fm.data.atlas.manifest import read_manifest
 from scfusion_fm.data.atlas.packed import BufferPool, PackedCells
-from scfusion_fm.data.atlas.shards import ArrayReader, open_files
-from scfusion_fm.data.locations import Location, absolute, checksum, file_system, zarr_store
+from scfusion_fm.data.atlas.tables import AtlasTables
+from scfusion_fm.data.locations import Location, checksum, file_system
 from scfusion_fm.data.schema import CellCounts
 from scfusion_fm.data.vocabulary.vocabulary import Vocabulary
 from scfusion_fm.data.workers import Progress
-
-FORMAT = "scfusion-atlas"
-FORMAT_VERSION = 2
-MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
@@ -109,25 +103,22 @@ class Atlas:
     """
 
     def __init__(self, path: Location):
-        self.manifest = read_manifest(path)
-        self.path = path = absolute(path)
-        files = open_files(path)
-        self._counts = ArrayReader(files, "X/data", complete=True)
-        self._genes = ArrayReader(files, "X/indices", complete=True)
-        self._proteins = ArrayReader(files, "obsm/adt")
-        # An append that was interrupted leaves rows behind that the manifest does not count.
-        number = self.manifest["num_cells"]
-        self._indptr = ArrayReader(files, "X/indptr").read_all(number + 1)
+        tables = AtlasTables(path)
+        self.manifest, self.path = tables.manifest, tables.location
+        number, values = self.manifest["num_cells"], self.manifest["num_values"]
+        self._counts = tables.array("X/data", (values,), complete=True)
+        self._genes = tables.array("X/indices", (values,), complete=True)
+        self._proteins = tables.array("obsm/adt", (number, self.manifest["num_proteins"]))
+        self._indptr = tables.array("X/indptr", (number + 1,)).read_all(number + 1)
         self._check_indptr(number)
-        group = zarr.open_group(zarr_store(path), mode="r")
-        self._total_counts = group["obs/rna_total_counts"][:number]
-        self.dataset = ad.io.read_elem(group["obs/dataset"])[:number].remove_unused_categories()
-        self.split = ad.io.read_elem(group["obs/split"])[:number]
+        self._total_counts = tables.column("rna_total_counts")
+        self.dataset = tables.categories("dataset")
+        self.split = tables.categories("split")
+        self._check_datasets()
         self._buffers = BufferPool()
-        self._rna_panels = _panels(group["varm/rna_panel"][:])
-        self._adt_panels = _panels(group["uns/adt/panel"][:])
+        self._rna_panels, self._adt_panels = (_panels(tables.panel(kind)) for kind in ("rna", "adt"))
         self._rna_panel, self._adt_panel = (
-            np.where(group[f"obs/{key}"][:number], self.dataset.codes, -1) for key in ("rna_present", "adt_present")
+            np.where(tables.column(key), self.dataset.codes, -1) for key in ("rna_present", "adt_present")
         )
 
     def __len__(self) -> int:
@@ -232,10 +223,19 @@ class Atlas:
         )
 
     def _check_indptr(self, number: int) -> None:
-        steps, end = np.diff(self._indptr), self._counts.shape[0]
-        if len(steps) != number or self._indptr[0] != 0 or (steps < 0).any() or self._indptr[-1] > end:
+        steps, end = np.diff(self._indptr), self.manifest["num_values"]
+        if self._indptr[0] != 0 or (steps < 0).any() or self._indptr[-1] != end:
             raise ValueError(
-                f"`X/indptr` must rise from 0 to at most {end} in {number} steps; copy or prepare the atlas again."
+                f"`X/indptr` must rise from 0 to {end} in {number} steps; copy or prepare the atlas again."
+            )
+
+    def _check_datasets(self) -> None:
+        names, sources, codes = list(self.dataset.categories), self.manifest["sources"], self.dataset.codes
+        found = dict(zip(names, np.bincount(codes[codes >= 0], minlength=len(names)).tolist(), strict=True))
+        if names != [s["name"] for s in sources] or list(found.values()) != [s["cells"] for s in sources]:
+            raise ValueError(
+                f"`obs/dataset` must have the data sets and cells of the manifest, got {str(found)[:200]}; copy or "
+                "prepare the atlas again."
             )
 
 
@@ -244,31 +244,6 @@ def _panels(measured: NDArray[np.bool_]) -> NDArray[np.bool_]:
     panels = np.zeros((measured.shape[1] + 1, measured.shape[0]), bool)  # rows together, for fast copies
     panels[:-1] = measured.T
     return panels
-
-
-def read_manifest(location: Location) -> dict:
-    """
-    Read the manifest of an atlas.
-
-    Raises
-    ------
-    ValueError
-        If there is none, or it belongs to another format.
-    """
-    fs, path = file_system(location)
-    try:
-        manifest = json.loads(fs.cat_file(f"{path}/{MANIFEST}"))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise ValueError(
-            f"`atlas` must be a directory that `scfusion prepare` wrote, got {str(location)!r}."
-        ) from error
-    found = (manifest.get("format"), manifest.get("format_version"))
-    if found != (FORMAT, FORMAT_VERSION):
-        raise ValueError(
-            f"`atlas` must be of format {FORMAT} {FORMAT_VERSION}, got {found[0]} {found[1]} in {str(location)!r}; "
-            "prepare it again with this version."
-        )
-    return manifest
 
 
 def verify_atlas(location: Location, report: Callable[[str], None] = print) -> None:
@@ -284,7 +259,7 @@ def verify_atlas(location: Location, report: Callable[[str], None] = print) -> N
     files = read_manifest(location)["files"]
     progress, bad = Progress(len(files), "files checked", report), []
     for name, expected in files.items():
-        if not fs.exists(f"{path}/{name}"):
+        if not fs.isfile(f"{path}/{name}"):
             bad.append(f"{name} (missing)")
         elif checksum(str(location).rstrip("/") + f"/{name}") != expected["sha256"]:
             bad.append(f"{name} (changed)")

@@ -1,30 +1,35 @@
 """Read ranges of rows of zarr v3 arrays, sharded or not, from a disk or an object store.
 
 Only the public format is used: `zarr.json`, the chunk grid, the `sharding_indexed` codec with its checksummed index,
-and blosc, zstd or no compression. Neighbouring chunks come with one request, and decoding releases the GIL, so many
-threads can read at once. A "row" is an element of a vector or a row of a matrix whose chunks are as wide as it is.
+blosc, zstd or no compression, and the `crc32c` codec, by which every chunk is checked when it is read. Neighbouring
+chunks come with one request, and decoding releases the GIL, so many threads can read at once. A "row" is an element of
+a vector or a row of a matrix whose chunks are as wide as it is.
 """
 
 import itertools
-import json
 import math
 import os
+import stat
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import google_crc32c
 import numpy as np
 from numcodecs import blosc, zstd
 from numpy.typing import NDArray
 
+from scfusion_fm.data.atlas.metadata import METADATA, parse_layout, parse_metadata
 from scfusion_fm.data.locations import Location, file_system, is_remote
 
 _ABSENT = np.uint64(2**64 - 1)
 _BLOSC_HEADER = struct.Struct("<4xI4xI")  # bytes of the content and of the frame
+_ZSTD_MAGIC, _ZSTD_HEADER = b"\x28\xb5\x2f\xfd", 18  # and the most bytes of a header
 
+Decoder = Callable[[memoryview, NDArray[np.uint8]], None]
 ByteRange = tuple[str, int, int | None]  # key, first byte, end (None: to the end of the object)
 
 
@@ -47,20 +52,33 @@ class LocalFiles:
 
     def __init__(self, root: Path):
         self.root = root
+        self._inside: set[str] = set()  # directories that were looked at
 
     def read_ranges(self, ranges: Sequence[ByteRange]) -> list[bytes | None]:
         """Read byte ranges; see `Files`."""
         return [self._read(*wanted) for wanted in ranges]
 
     def _read(self, key: str, start: int, stop: int | None) -> bytes | None:
+        directory = key.rpartition("/")[0]
+        if directory not in self._inside:
+            if os.path.realpath(self.root / directory) != os.path.join(os.path.realpath(self.root), directory).rstrip(
+                "/"
+            ):
+                raise ValueError(f"`{directory}` must lie in the store, got a link; copy or prepare the atlas again.")
+            self._inside.add(directory)
         try:
-            file = os.open(self.root / key, os.O_RDONLY)
-        except FileNotFoundError:
+            file = os.open(self.root / key, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)  # a pipe would not end
+        except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            raise ValueError(f"`{key}` must be a file of the store that can be read, got: {error.strerror}.") from error
         try:
-            size = os.fstat(file).st_size
-            start = max(size + start, 0) if start < 0 else start
-            return os.pread(file, (size if stop is None else stop) - start, start)
+            state = os.fstat(file)
+            if not stat.S_ISREG(state.st_mode):
+                raise ValueError(f"`{key}` must be a plain file of the store; copy or prepare the atlas again.")
+            start = max(state.st_size + start, 0) if start < 0 else start
+            stop = state.st_size if stop is None else min(stop, state.st_size)
+            return os.pread(file, max(stop - start, 0), start)
         finally:
             os.close(file)
 
@@ -96,6 +114,22 @@ def _data_or_none(value: bytes | Exception) -> bytes | None:
     return value
 
 
+def read_metadata(files: Files, name: str, sealed: bool = False) -> dict[str, Any]:
+    """
+    Read the `zarr.json` of an array or group; see `parse_metadata`.
+
+    Raises
+    ------
+    ValueError
+        If there is none, or it is not as it was written.
+    """
+    file = f"{name}/{METADATA}" if name else METADATA
+    (found,) = files.read_ranges([(file, 0, None)])
+    if found is None:
+        raise ValueError(f"`{file}` must be in the zarr v3 store, got none there; copy or prepare the atlas again.")
+    return parse_metadata(found, file, sealed)
+
+
 def open_files(path: Location) -> Files:
     """Open a directory, or the place that a URL names."""
     return RemoteFiles(str(path)) if is_remote(path) else LocalFiles(Path(path))
@@ -123,6 +157,8 @@ class ArrayReader:
         Path of the array, such as `X/data`.
     complete
         Whether a missing chunk is an error; otherwise it holds the fill value, as zarr has it.
+    sealed
+        Whether its metadata must have a seal.
 
     Attributes
     ----------
@@ -137,32 +173,18 @@ class ArrayReader:
         If there is no such array, or it is stored in a way that this reader does not know.
     """
 
-    def __init__(self, files: Files, name: str, complete: bool = False):
-        self._files, self.name, self._complete = files, name, complete
-        (found,) = files.read_ranges([(f"{name}/zarr.json", 0, None)])
-        if found is None:
-            raise ValueError(f"`{name}` must be an array of the zarr v3 store, got none there.")
-        meta = json.loads(found)
-        self.shape = tuple(meta["shape"])
-        self.dtype = np.dtype(meta["data_type"]).newbyteorder("<")
-        self._fill = meta["fill_value"]
-        grid, codecs = meta["chunk_grid"]["configuration"]["chunk_shape"], meta["codecs"]
-        self._chunks_per_shard, inner = 1, grid
-        self._index_at_end = None
-        if codecs[0]["name"] == "sharding_indexed":
-            settings = codecs[0]["configuration"]
-            inner, codecs = settings["chunk_shape"], settings["codecs"]
-            self._chunks_per_shard = grid[0] // inner[0]
-            self._index_at_end = settings.get("index_location", "end") == "end"
-            self._expect([c["name"] for c in settings["index_codecs"]] == ["bytes", "crc32c"], "a crc32c index")
+    def __init__(self, files: Files, name: str, complete: bool = False, sealed: bool = False):
+        self._files, self.name = files, name
+        meta = read_metadata(files, name, sealed)
+        self._layout = layout = parse_layout(meta, f"{name}/{METADATA}")
+        self.shape, self.dtype, self.chunk_rows = layout.shape, layout.dtype, layout.chunk_shape[0]
         width = tuple(max(n, 1) for n in self.shape[1:])  # zarr has no empty chunks
-        self._expect(tuple(inner[1:]) == tuple(grid[1:]) == width, "chunks as wide as the array")
-        encoding = meta["chunk_key_encoding"]
-        self._expect(encoding["name"] == "default", "default chunk keys")
-        separator = encoding.get("configuration", {}).get("separator", "/")
-        self._key = f"{name}/c{separator}{{}}{f'{separator}0' * (len(self.shape) - 1)}"
-        self.chunk_rows = inner[0]
-        self._decode = self._find_decoder(codecs)
+        self._complete = complete and 0 not in self.shape[1:]  # and stores no chunks without elements
+        self._expect(layout.chunk_shape[1:] == layout.shard_shape[1:] == width, "chunks as wide as the array")
+        self._expect(meta["chunk_key_encoding"].get("name") == "default", "default chunk keys")
+        self._expect(layout.index_codecs in (None, ["bytes", "crc32c"]), "a crc32c index")
+        self._key = f"{name}/c{layout.separator}{{}}{f'{layout.separator}0' * (len(self.shape) - 1)}"
+        self._decode = self._find_decoder(layout.codecs)
         self._indexes: dict[int, NDArray[np.uint64] | None] = {}
 
     def read(self, start: NDArray[np.int64], stop: NDArray[np.int64]) -> tuple[NDArray, NDArray[np.int64]]:
@@ -225,13 +247,13 @@ class ArrayReader:
     def _fill_absent(self, out: NDArray, where: slice, chunks: NDArray[np.int64]) -> None:
         if self._complete:
             raise ValueError(self._damage(chunks[where][0], "is missing"))
-        out[where] = self._fill
+        out[where] = self._layout.fill
 
     def _find(self, chunks: NDArray[np.int64]) -> list[_Run]:
         """Find where chunks lie; an array without shards has one object per chunk."""
-        if self._index_at_end is None:
+        if self._layout.index_at_end is None:
             return [_Run(i, (self._key.format(chunk), 0, None), [0], [None]) for i, chunk in enumerate(chunks)]
-        shard, inside = np.divmod(chunks, self._chunks_per_shard)
+        shard, inside = np.divmod(chunks, self._layout.chunks_per_shard)
         place = np.full((len(chunks), 2), _ABSENT)
         for s in np.unique(shard):
             index = self._index(int(s))
@@ -254,22 +276,28 @@ class ArrayReader:
     def _index(self, shard: int) -> NDArray[np.uint64] | None:
         """Give (offset, bytes) of the chunks of a shard; None where there is no such shard."""
         if shard not in self._indexes:
-            size = 16 * self._chunks_per_shard + 4
-            span = (-size, None) if self._index_at_end else (0, size)
+            size = 16 * self._layout.chunks_per_shard + 4
+            span = (-size, None) if self._layout.index_at_end else (0, size)
             (data,) = self._files.read_ranges([(self._key.format(shard), *span)])
-            if data is not None and google_crc32c.value(data[:-4]) != int.from_bytes(data[-4:], "little"):
-                raise ValueError(self._damage(shard * self._chunks_per_shard, "lies in a shard with a damaged index"))
+            if data is not None and (len(data) != size or _checksum(data[:-4]) != data[-4:]):
+                chunk = shard * self._layout.chunks_per_shard
+                raise ValueError(self._damage(chunk, "lies in a shard with a damaged index"))
             self._indexes[shard] = None if data is None else np.frombuffer(data[:-4], "<u8").reshape(-1, 2)
         return self._indexes[shard]
 
-    def _find_decoder(self, codecs: list[dict]) -> Callable[[memoryview, NDArray[np.uint8]], None]:
+    def _find_decoder(self, codecs: list[dict]) -> Decoder:
         names = [c["name"] for c in codecs]
-        self._expect(names[0] == "bytes" and len(names) <= 2, f"plain bytes and one compressor, not {names}")
-        endian = codecs[0].get("configuration", {}).get("endian", "little")
-        self._expect(endian == "little", "little endian numbers")
+        checked = names[-1] == "crc32c"
+        self._expect(names[0] == "bytes", f"plain bytes, not {names[0]}")
+        settings = codecs[0].get("configuration", {})
+        self._expect(settings.get("endian", "little") == "little", "little endian numbers")
+        compressors = names[1:-1] if checked else names[1:]
+        self._expect(len(compressors) <= 1, f"plain bytes and one compressor, not {names}")
         decoders = {"blosc": _decode_blosc, "zstd": _decode_zstd, "bytes": _copy}
-        self._expect(names[-1] in decoders, f"blosc, zstd or no compression, not {names[-1]}")
-        return decoders[names[-1]]
+        compressor = compressors[0] if compressors else "bytes"
+        self._expect(compressor in decoders, f"blosc, zstd or no compression, not {compressor}")
+        decode = decoders[compressor]
+        return partial(_decode_checked, decode) if checked else decode
 
     def _expect(self, fits: bool, what: str) -> None:
         if not fits:
@@ -290,6 +318,17 @@ def _gaps(runs: list[_Run], number: int) -> Iterator[slice]:
         yield slice(end, number)
 
 
+def _decode_checked(decode: Decoder, source: memoryview, target: NDArray[np.uint8]) -> None:
+    """Decode what four bytes at its end say the checksum of."""
+    if source.nbytes < 4 or _checksum(np.frombuffer(source[:-4], np.uint8)) != source[-4:]:
+        raise ValueError("it does not have its checksum")
+    decode(source[:-4], target)
+
+
+def _checksum(data: bytes | NDArray[np.uint8]) -> bytes:
+    return google_crc32c.value(data).to_bytes(4, "little")
+
+
 def _decode_blosc(source: memoryview, target: NDArray[np.uint8]) -> None:
     """Decode a blosc frame; its header is compared first, because blosc itself trusts it."""
     if source.nbytes < _BLOSC_HEADER.size:
@@ -301,8 +340,25 @@ def _decode_blosc(source: memoryview, target: NDArray[np.uint8]) -> None:
 
 
 def _decode_zstd(source: memoryview, target: NDArray[np.uint8]) -> None:
+    """Decode a zstd frame; its header is compared first, because that much memory is taken."""
+    size = _zstd_size(bytes(source[:_ZSTD_HEADER]))
+    if size != target.nbytes:
+        raise ValueError(f"{size} bytes, expected {target.nbytes}")
     _copy(zstd.decompress(source), target)  # decoding into `target` would accept a shorter frame
 
 
+def _zstd_size(header: bytes) -> int | None:
+    """Give the bytes of the content of a frame; None where its header does not tell (RFC 8878, 3.1.1.1)."""
+    if len(header) < 6 or header[:4] != _ZSTD_MAGIC:
+        return None
+    single = header[4] >> 5 & 1
+    start = 6 - single + (0, 1, 2, 4)[header[4] & 3]
+    width = (single, 2, 4, 8)[header[4] >> 6]
+    found = int.from_bytes(header[start : start + width], "little") + 256 * (width == 2)
+    return found if width else None
+
+
 def _copy(source: memoryview | bytes, target: NDArray[np.uint8]) -> None:
+    if len(source) != target.nbytes:
+        raise ValueError(f"{len(source)} bytes, expected {target.nbytes}")
     target[:] = np.frombuffer(source, np.uint8)

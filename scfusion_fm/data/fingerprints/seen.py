@@ -14,13 +14,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
 from scfusion_fm.data.atlas.atlas import Atlas
+from scfusion_fm.data.atlas.tables import AtlasTables
 from scfusion_fm.data.fingerprints.cells import CellFingerprints, exceeds_chance
 from scfusion_fm.data.hashing import hash_keys
-from scfusion_fm.data.locations import zarr_store
 
 SEEN_CELLS = "seen_cells.npz"
 FORMAT = "scfusion-seen-cells 1"
@@ -272,11 +271,10 @@ def remember_atlas(atlas: Atlas) -> SeenCells:
     ValueError
         If the atlas was prepared without fingerprints.
     """
-    obs = zarr.open_group(zarr_store(atlas.path), mode="r")["obs"]
-    columns = ("rna_fingerprint", "adt_fingerprint")
-    if any(column not in obs for column in columns):
+    tables, columns = AtlasTables(atlas.path), ("rna_fingerprint", "adt_fingerprint")
+    if not all(map(tables.has_column, columns)):
         raise ValueError(
             f"`atlas` must hold fingerprints of its cells, got none in {str(atlas.path)!r}; prepare it again."
         )
     rows = np.sort(np.concatenate([atlas.rows_of("train"), atlas.rows_of("val")]))
-    return SeenCells((SeenPart.build("pretraining", CellFingerprints(*(obs[c][:] for c in columns))[rows]),))
+    return SeenCells((SeenPart.build("pretraining", CellFingerprints(*map(tables.column, columns))[rows]),))

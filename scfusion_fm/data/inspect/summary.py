@@ -5,13 +5,11 @@ Letters: E data sets.
 
 from dataclasses import asdict, dataclass
 
-import anndata as ad
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
-from scfusion_fm.data.atlas.atlas import read_manifest
-from scfusion_fm.data.locations import Location, zarr_store
+from scfusion_fm.data.atlas.tables import AtlasTables
+from scfusion_fm.data.locations import Location
 from scfusion_fm.data.split import SPLITS
 
 SUMMED_ROWS = 65_536  # cells whose counts are summed together
@@ -98,15 +96,12 @@ def summarise_atlas(path: Location) -> AtlasSummary:
     ValueError
         If there is no atlas of this version.
     """
-    manifest = read_manifest(path)
-    group = zarr.open_group(zarr_store(path), mode="r")
-    number, sources = manifest["num_cells"], len(manifest["sources"])  # arrays are longer while the atlas grows
-    obs = group["obs"]
-    dataset = ad.io.read_elem(obs["dataset"])[:number].remove_unused_categories()
-    split = np.asarray(ad.io.read_elem(obs["split"])[:number])
-    panels = {"genes": group["varm/rna_panel"][:, :sources], "proteins": group["uns/adt/panel"][:, :sources]}
-    present = {"rna": obs["rna_present"][:number], "adt": obs["adt_present"][:number]}
-    totals = {"rna": obs["rna_total_counts"][:number], "adt": _sum_rows(group["obsm/adt"], number)}
+    tables = AtlasTables(path)
+    manifest = tables.manifest
+    dataset, split = tables.categories("dataset"), np.asarray(tables.categories("split"))
+    panels = {"genes": tables.panel("rna"), "proteins": tables.panel("adt")}
+    present = {kind: tables.column(f"{kind}_present") for kind in ("rna", "adt")}
+    totals = {"rna": tables.column("rna_total_counts"), "adt": _sum_proteins(tables)}
     licences = {source["name"]: source["licence"] for source in manifest["sources"]}
     datasets = []
     for code, name in enumerate(map(str, dataset.categories)):
@@ -132,16 +127,20 @@ def summarise_atlas(path: Location) -> AtlasSummary:
         *(len(panel) for panel in panels.values()),
         _count_splits(split),
         float(manifest["num_values"] / max(present["rna"].sum(), 1)),
-        _count_leaks(obs, split),
+        _count_leaks(tables, split),
         datasets,
         *(matrix.tolist() for matrix in shared),
     )
 
 
-def _sum_rows(array: zarr.Array, number: int) -> NDArray[np.int64]:
-    """Sum the first rows, some at a time."""
-    blocks = (array[i : min(i + SUMMED_ROWS, number)] for i in range(0, number, SUMMED_ROWS))
-    parts = [block.sum(axis=1, dtype=np.int64) for block in blocks]
+def _sum_proteins(tables: AtlasTables) -> NDArray[np.int64]:
+    """Sum the protein counts of each cell, some cells at a time."""
+    number = tables.num_cells
+    array, parts = tables.array("obsm/adt", (number, tables.manifest["num_proteins"])), [np.empty(0, np.int64)]
+    for start in range(0, number, SUMMED_ROWS):
+        stop = min(start + SUMMED_ROWS, number)
+        rows, (first,) = array.read(np.array([start]), np.array([stop]))
+        parts.append(rows[first : first + stop - start].sum(axis=1, dtype=np.int64))
     return np.concatenate(parts)
 
 
@@ -153,12 +152,12 @@ def _count_splits(split: NDArray[np.str_]) -> dict[str, int]:
     return {name: int((split == name).sum()) for name in SPLITS}
 
 
-def _count_leaks(obs: zarr.Group, split: NDArray[np.str_]) -> int | None:
-    if "rna_fingerprint" not in obs:
+def _count_leaks(tables: AtlasTables, split: NDArray[np.str_]) -> int | None:
+    if not tables.has_column("rna_fingerprint"):
         return None
     is_test = split == "test"
     leaked = np.zeros(int(is_test.sum()), dtype=bool)
     for column in ("rna_fingerprint", "adt_fingerprint"):
-        values = obs[column][: len(split)]
+        values = tables.column(column)
         leaked |= (values[is_test] != 0) & np.isin(values[is_test], values[~is_test])
     return int(leaked.sum())

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from scfusion_fm.config.prepare import PrepareConfig, SourceConfig
-from scfusion_fm.data.atlas.atlas import MANIFEST, read_manifest
+from scfusion_fm.data.atlas.manifest import MANIFEST, read_manifest
+from scfusion_fm.data.atlas.tables import AtlasTables
 from scfusion_fm.data.files.align import warn_empty_cells
 from scfusion_fm.data.files.stored import close_files
 from scfusion_fm.data.locations import absolute, check_new_path, exists, is_remote
@@ -213,13 +214,15 @@ class AtlasJob:
         if not self.append:
             check_new_path(self.output, "output")
             return None
-        base = read_manifest(self.output)
+        tables = AtlasTables(self.output)
+        base = tables.manifest
         ours = shared_settings(self.config)
         if ours != base["recipe"]:
             changed = {k: f"{base['recipe'].get(k)} -> {ours[k]}" for k in ours if ours[k] != base["recipe"].get(k)}
             raise ValueError(
                 f"`--append` must keep the settings of the atlas, got {changed}. Take the old ones, or prepare anew."
             )
+        tables.check_edges()
         return base
 
     def _survey(self, sources: list[SourceConfig], base: dict | None) -> list[tuple[PieceSource, Origin]]:

@@ -13,13 +13,13 @@ import numpy as np
 import zarr
 
 from scfusion_fm.config.prepare import PrepareConfig
-from scfusion_fm.data.atlas.atlas import FORMAT, FORMAT_VERSION, MANIFEST, read_manifest
+from scfusion_fm.data.atlas.manifest import FORMAT, FORMAT_VERSION, MANIFEST, format_manifest, read_manifest
+from scfusion_fm.data.atlas.metadata import METADATA
 from scfusion_fm.data.locations import Location, checksum, file_system, is_remote
 from scfusion_fm.data.prepare.sources import Origin
 from scfusion_fm.data.prepare.store import RNA_CHUNK_ROWS, NewDataset, StoreShape, create_store, cut_store, grow_store
 from scfusion_fm.data.vocabulary.vocabulary import Vocabulary
 
-METADATA = "zarr.json"
 MIN_CHUNK_VALUES = 1024
 
 
@@ -96,7 +96,7 @@ def build_manifest(store: Path, base: dict | None, vocabulary: Vocabulary, setti
     }
     manifest = {
         "format": FORMAT,
-        "format_version": FORMAT_VERSION,
+        "format_version": base["format_version"] if base else FORMAT_VERSION,
         "versions": {name: version(name) for name in ("scfusion-fm", "anndata", "zarr", "numcodecs", "numpy")},
         "num_cells": number,
         "num_values": int(root["X/indptr"][number]),
@@ -111,7 +111,7 @@ def build_manifest(store: Path, base: dict | None, vocabulary: Vocabulary, setti
         "vocabulary_sha256": vocabulary.fingerprint(),
         "vocabulary": vocabulary.to_dict(),
     }
-    (store / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    (store / MANIFEST).write_text(format_manifest(manifest))
 
 
 def identify_content(vocabulary: Vocabulary, sources: Sequence[dict]) -> str:

@@ -20,6 +20,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.errors import ZarrUserWarning
 
+from scfusion_fm.data.atlas.metadata import METADATA, seal_metadata
 from scfusion_fm.data.prepare.pieces import Piece
 from scfusion_fm.data.vocabulary.vocabulary import Vocabulary
 
@@ -27,6 +28,8 @@ ADT_CHUNK_ROWS = 64  # cells of a chunk of `obsm/adt`
 RNA_CHUNK_ROWS = 16  # cells of a chunk of `X`, about: cheap to read at random, and as compact as larger ones
 CHUNKS_PER_SHARD = 2048  # a shard of `X` holds about 30,000 cells
 COLUMN_CHUNK = 2**16  # entries of a chunk of a column of obs
+EVERY_CHUNK = {"array.write_empty_chunks": True}  # a missing chunk means damage
+CHECKSUM = (zarr.codecs.Crc32cCodec(),)  # of a chunk as it is stored, so checked before it is decompressed
 TEXT = zarr.dtype.VariableLengthUTF8()
 PLAIN_COLUMNS = {
     "rna_present": "bool",
@@ -75,9 +78,12 @@ def create_store(path: Path, shape: StoreShape) -> None:
         dtype=object,  # written in the same way by every pandas
     )
     with ad.settings.override(auto_shard_zarr_v3=False):
-        ad.io.write_elem(root, "var", var)
+        checked = {"compressors": (zarr.codecs.ZstdCodec(), *CHECKSUM)}
+        ad.io.write_elem(root, "var", var, dataset_kwargs=checked)
         adt = {"names": vocabulary.protein_names, "gene_ids": vocabulary.protein_gene_ids}
-        ad.io.write_elem(root, "uns", {"adt": {k: np.array(v, dtype=str) for k, v in adt.items()}})
+        ad.io.write_elem(
+            root, "uns", {"adt": {k: np.array(v, dtype=str) for k, v in adt.items()}}, dataset_kwargs=checked
+        )
     _create_matrices(root, shape)
     columns = ["dataset", "split", *PLAIN_COLUMNS, *shape.obs_columns]
     attributes = _encoding("dataframe", "0.2.0") | {"_index": "_index", "column-order": columns}
@@ -115,7 +121,8 @@ def _group(root: zarr.Group, name: str) -> zarr.Group:
 
 def _create_column(group: zarr.Group, name: str, kind: object) -> None:
     encoding = _encoding("string-array" if kind is TEXT else "array", "0.2.0")
-    group.create_array(name, shape=(0,), chunks=(COLUMN_CHUNK,), dtype=kind, attributes=encoding)
+    codecs = (zarr.codecs.ZstdCodec(), *CHECKSUM)
+    group.create_array(name, shape=(0,), chunks=(COLUMN_CHUNK,), dtype=kind, compressors=codecs, attributes=encoding)
 
 
 def _create_array(
@@ -128,7 +135,8 @@ def _create_array(
     codec: zarr.codecs.BloscCodec,
 ) -> zarr.Array:
     shards = None if chunks_per_shard is None else (chunks[0] * chunks_per_shard, *chunks[1:])
-    return group.create_array(name, shape=shape, dtype=kind, chunks=chunks, shards=shards, compressors=codec)
+    codecs = (codec, *CHECKSUM)
+    return group.create_array(name, shape=shape, dtype=kind, chunks=chunks, shards=shards, compressors=codecs)
 
 
 def _encoding(kind: str, version: str) -> dict[str, str]:
@@ -158,6 +166,11 @@ class NewDataset:
 
 def grow_store(path: Path, datasets: Sequence[NewDataset]) -> None:
     """Add all of new data sets but the bulk: lengths, annotation, panels; `write_shard` adds that."""
+    with zarr.config.set(EVERY_CHUNK):
+        _grow(path, datasets)
+
+
+def _grow(path: Path, datasets: Sequence[NewDataset]) -> None:
     root = zarr.open_group(path, mode="r+", use_consolidated=False)
     pieces = [piece for dataset in datasets for piece in dataset.pieces]
     old_rows, old_values = root["obs/_index"].shape[0], root["X/data"].shape[0]
@@ -270,13 +283,17 @@ def write_shard(task: ShardTask) -> None:
         values = Piece.open(path).array(BULK[task.array])
         parts.append(values[max(task.start - position, 0) : max(task.stop - position, 0)])
         position += len(values)
-    with zarr.config.set({"array.write_empty_chunks": True}):  # a missing chunk of `X` means damage
+    with zarr.config.set(EVERY_CHUNK):
         array = zarr.open_group(task.store, mode="r+", use_consolidated=False)[task.array]
         array[task.start : task.stop] = np.concatenate(parts).astype(array.dtype)
     task.done.touch()
 
 
 def consolidate(store: Path) -> None:
-    """Write the metadata of all arrays into the root, where readers find them at once."""
+    """Seal the metadata of all arrays, and write them into the root, where readers find them at once."""
+    for file in store.rglob(METADATA):
+        if file.parent != store:
+            seal_metadata(file)
     with warnings.catch_warnings(category=ZarrUserWarning, action="ignore"):
         zarr.consolidate_metadata(store)  # not in the specification yet; readers that lack it list files
+    seal_metadata(store / METADATA)

@@ -182,5 +182,5 @@ def test_unknown_grids_are_refused(tmp_path):
         (tmp_path / "b.zarr/y/zarr.json").write_text(json.dumps(changed))
         with pytest.raises(ValueError, match=f"`y` must have {what}"):
             ArrayReader(LocalFiles(tmp_path / "b.zarr"), "y")
-    with pytest.raises(ValueError, match="`z` must be an array of the zarr v3 store, got none"):
+    with pytest.raises(ValueError, match=r"`z/zarr\.json` must be in the zarr v3 store, got none"):
         ArrayReader(LocalFiles(tmp_path / "b.zarr"), "z")

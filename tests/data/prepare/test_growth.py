@@ -1,5 +1,6 @@
 """Growing an atlas: the one written at once, the old cells at every moment, and what must not be mixed."""
 
+import json
 import shutil
 
 import anndata as ad
@@ -7,11 +8,13 @@ import numpy as np
 import pytest
 from make_atlas import Killed, content, files, kill_after, plan_atlas, same, silent, write_atlas
 from make_cells import make_modalities
+from make_damage import flip_bit
 
 from scfusion_fm.config.prepare import SourceConfig
-from scfusion_fm.data.atlas.atlas import Atlas, read_manifest, verify_atlas
+from scfusion_fm.data.atlas.atlas import Atlas, verify_atlas
+from scfusion_fm.data.atlas.manifest import MANIFEST, read_manifest
 from scfusion_fm.data.prepare import job as prepare
-from scfusion_fm.data.prepare import merge
+from scfusion_fm.data.prepare import merge, store
 
 pytestmark = pytest.mark.usefixtures("small_pieces")
 
@@ -153,3 +156,46 @@ def test_growth_beyond_the_type_of_the_counts_is_refused(settings, sources, tmp_
     with pytest.raises(ValueError, match=r"`--append` must add rna counts up to 65,535, .* got 70,000"):
         write_atlas(settings, tmp_path / "atlas.zarr", append=True)
     assert files(tmp_path / "atlas.zarr") == before
+
+
+def test_an_atlas_from_before_checksums_is_read_and_gets_a_seal_when_it_grows(settings, sources, tmp_path, monkeypatch):
+    settings.genes, settings.sources, output = "sources", sources[:1], tmp_path / "atlas.zarr"
+    with monkeypatch.context() as patch:
+        patch.setattr(merge, "FORMAT_VERSION", 2)
+        patch.setattr(merge, "format_manifest", json.dumps)
+        patch.setattr(store, "seal_metadata", lambda file: None)
+        patch.setattr(store, "CHECKSUM", ())
+        patch.setattr(store, "EVERY_CHUNK", {})
+        write_atlas(settings, output)
+    assert "crc32c" not in (output / "obs/split/codes/zarr.json").read_text() + (output / MANIFEST).read_text()
+    before = Atlas(output).read(np.arange(110))
+    settings.sources = sources[:2]
+    write_atlas(settings, output, append=True)
+    verify_atlas(output, report=silent)
+    manifest = read_manifest(output)
+    assert (manifest["format_version"], manifest["num_cells"]) == (2, 250)
+    assert "crc32c" in manifest
+    after = Atlas(output).read(np.arange(110))
+    assert np.array_equal(before.rna, after.rna)
+    assert np.array_equal(before.adt, after.adt)
+
+
+@pytest.mark.parametrize("every", [9, pytest.param(1, marks=pytest.mark.slow)])
+def test_growth_of_a_damaged_atlas_is_refused_before_anything_is_written(settings, sources, tmp_path, every):
+    """What would be written anew, and so get a checksum that fits the damage."""
+    settings.genes, settings.sources, output = "sources", sources[:1], tmp_path / "atlas.zarr"
+    write_atlas(settings, output)
+    before = files(output)
+    settings.sources = sources[:2]
+    rng = np.random.default_rng(0)
+    ends = ("X/data/c", "X/indices/c", "obsm/adt/c", "X/indptr/c", "obs/_index/c", "obs/split/codes/c")
+    last = [max((name for name in before if name.startswith(end)), key=lambda n: (len(n), n)) for end in ends]
+    names = [name for name in before if name.endswith(".json") or "categories/c" in name or name in last]
+    for name in sorted(names)[::every]:
+        (output / name).write_bytes(flip_bit(before[name], rng))
+        damaged = files(output)
+        with pytest.raises(ValueError, match=r"must be as it was written|must be of format"):
+            write_atlas(settings, output, append=True)
+        assert files(output) == damaged
+        assert not (tmp_path / ".atlas.zarr.work").exists()
+        (output / name).write_bytes(before[name])

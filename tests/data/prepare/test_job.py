@@ -25,7 +25,8 @@ from moto.server import ThreadedMotoServer
 
 from scfusion_fm.cli.main import main
 from scfusion_fm.config.prepare import PrepareConfig, SourceConfig
-from scfusion_fm.data.atlas.atlas import MANIFEST, Atlas, verify_atlas
+from scfusion_fm.data.atlas.atlas import Atlas, verify_atlas
+from scfusion_fm.data.atlas.manifest import MANIFEST
 from scfusion_fm.data.prepare import job as prepare
 from scfusion_fm.data.prepare import merge, pieces, store
 

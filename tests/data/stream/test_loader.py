@@ -18,6 +18,7 @@ import zarr
 from scfusion_fm.config.prepare import PrepareConfig, SourceConfig
 from scfusion_fm.config.pretrain import LoaderConfig
 from scfusion_fm.data.atlas.atlas import Atlas
+from scfusion_fm.data.prepare.store import consolidate
 from scfusion_fm.data.stream.loader import AtlasLoader
 from scfusion_fm.data.stream.order import CellOrder
 
@@ -231,6 +232,7 @@ def test_rows_beyond_the_manifest_are_not_read(atlas_path, tmp_path):
     group["obsm/adt"].append(np.ones((1, group["obsm/adt"].shape[1]), group["obsm/adt"].dtype))
     for name in ("rna_present", "adt_present", "rna_total_counts", "split/codes", "dataset/codes"):
         group[f"obs/{name}"].append(group[f"obs/{name}"][:1])
+    consolidate(longer)
     atlas, sound = Atlas(longer), Atlas(atlas_path)
     assert len(atlas) == len(sound)
     rows = np.arange(len(sound))

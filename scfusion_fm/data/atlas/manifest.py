@@ -1,0 +1,172 @@
+"""The manifest of an atlas: what it holds, a checksum for every file, and one of its own."""
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from scfusion_fm.data.locations import Location, file_system
+from scfusion_fm.data.vocabulary.vocabulary import Vocabulary
+from scfusion_fm.records import SEAL, check_form, keeps_seal, parse_record, seal_record
+
+FORMAT = "scfusion-atlas"
+FORMAT_VERSION = 3
+UNCHECKED_VERSION = 2
+"""Before chunks had checksums; such an atlas keeps this version when it grows, and its manifest gets a seal."""
+MANIFEST = "manifest.json"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_TYPES = ("uint16", "uint32")
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """Size and checksum of a file."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class SourceRecord:
+    """One data set: where its cells are from, how many there are, and digests of them."""
+
+    name: str
+    file: str
+    sha256: str
+    licence: str
+    reference: str
+    cells: int
+    values: int
+    cells_with_rna: int
+    cells_with_adt: int
+    panels_sha256: str
+    genes: int
+    proteins: int
+    pieces: list[str]
+
+
+@dataclass(frozen=True)
+class ManifestForm:
+    """Fields of the manifest and their types; `check_manifest` says what else holds."""
+
+    format: str
+    format_version: int
+    versions: dict[str, str]
+    num_cells: int
+    num_values: int
+    num_genes: int
+    num_proteins: int
+    types: dict[str, str]
+    cells_per_split: dict[str, int]
+    fingerprint: str
+    recipe: dict[str, Any]
+    sources: list[SourceRecord]
+    files: dict[str, FileRecord]
+    vocabulary_sha256: str
+    vocabulary: dict[str, list[str]]
+    crc32c: str = ""
+
+
+def read_manifest(location: Location) -> dict[str, Any]:
+    """
+    Read the manifest of an atlas.
+
+    Raises
+    ------
+    ValueError
+        If there is none, it belongs to another format, or it is not as it was written.
+    """
+    fs, path = file_system(location)
+    place = f"{path}/{MANIFEST}"
+    try:
+        if fs.info(place)["type"] != "file":  # a pipe would not end
+            raise FileNotFoundError(place)
+        data = fs.cat_file(place)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ValueError(
+            f"`atlas` must be a directory that `scfusion prepare` wrote, got {str(location)!r}."
+        ) from error
+    return parse_manifest(data, location)
+
+
+def parse_manifest(data: bytes, location: Location) -> dict[str, Any]:
+    """
+    Check what a manifest says.
+
+    Parameters
+    ----------
+    data
+        Content of the file.
+    location
+        The atlas, for messages.
+
+    Raises
+    ------
+    ValueError
+        If it belongs to another format, or is not as it was written.
+    """
+    try:
+        manifest = parse_record(data)
+    except ValueError as error:
+        raise ValueError(_flaw(location, str(error))) from error
+    found = (manifest.get("format"), manifest.get("format_version"))
+    if found not in ((FORMAT, FORMAT_VERSION), (FORMAT, UNCHECKED_VERSION)) or type(found[1]) is not int:
+        raise ValueError(
+            f"`atlas` must be of format {FORMAT} {FORMAT_VERSION}, got {found[0]} {found[1]} in {str(location)!r}; "
+            "prepare it again with this version."
+        )
+    if (found[1] == FORMAT_VERSION or SEAL in manifest) and not keeps_seal(manifest):
+        raise ValueError(_flaw(location, "one without its checksum: it was damaged or edited"))
+    try:
+        check_form(manifest, ManifestForm)
+        check_manifest(manifest)
+    except ValueError as error:
+        raise ValueError(_flaw(location, f"one in which {str(error).rstrip('.')}")) from error
+    return manifest
+
+
+def format_manifest(manifest: dict[str, Any]) -> str:
+    """Give the text of a manifest, with its checksum."""
+    return json.dumps(seal_record(manifest), indent=1)
+
+
+def check_manifest(manifest: dict[str, Any]) -> None:
+    """
+    Check that what a manifest of the right form says fits together.
+
+    Raises
+    ------
+    ValueError
+        If it does not.
+    """
+    if sorted(manifest["vocabulary"]) != sorted(Vocabulary.__annotations__):
+        raise ValueError(f"`vocabulary` must have {list(Vocabulary.__annotations__)}")
+    vocabulary, sources = Vocabulary(**manifest["vocabulary"]), manifest["sources"]
+    for name, expected in (
+        ("num_genes", vocabulary.num_genes),
+        ("num_proteins", vocabulary.num_proteins),
+        ("num_cells", sum(source["cells"] for source in sources)),
+        ("num_cells", sum(manifest["cells_per_split"].values())),
+        ("num_values", sum(source["values"] for source in sources)),
+        ("vocabulary_sha256", vocabulary.fingerprint()),
+    ):
+        if manifest[name] != expected:
+            raise ValueError(f"`{name}` must be {expected}, as the rest of the manifest has it, got {manifest[name]}")
+    if len({source["name"] for source in sources}) != len(sources):
+        raise ValueError("`sources` must have different names")
+    if sorted(manifest["types"]) != ["adt", "rna"] or not set(manifest["types"].values()) <= set(_TYPES):
+        raise ValueError(f"`types` must name one of {_TYPES} for rna and adt, got {manifest['types']}")
+    for name, record in manifest["files"].items():
+        if not is_inside(name) or not _SHA256.fullmatch(record["sha256"]):
+            raise ValueError(f"`files` must have paths inside of the atlas with their SHA-256, got {name[:80]!r}")
+
+
+def is_inside(name: str) -> bool:
+    """Tell whether a name is a plain path below the directory that it is relative to."""
+    return not any(part in name for part in ("\0", "::", "://")) and not {"", ".", ".."} & set(name.split("/"))
+
+
+def _flaw(location: Location, what: str) -> str:
+    return (
+        f"`{MANIFEST}` of the atlas {str(location)!r} must be as it was written, got {what}. Copy or prepare it again."
+    )
