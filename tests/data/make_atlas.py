@@ -1,5 +1,6 @@
 """Atlases as tests write them: quietly, interrupted, and compared."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,10 @@ import anndata as ad
 import numpy as np
 
 from scfusion_fm.config.prepare import PrepareConfig
+from scfusion_fm.data.atlas.atlas import Atlas
 from scfusion_fm.data.atlas.manifest import MANIFEST, format_manifest, read_manifest
+from scfusion_fm.data.fingerprints.seen import remember_atlas
+from scfusion_fm.data.inspect.summary import summarise_atlas
 from scfusion_fm.data.prepare.job import AtlasJob, Report, prepare_atlas
 from scfusion_fm.data.prepare.store import consolidate
 
@@ -39,6 +43,26 @@ def remove_column(path: Path, name: str) -> None:
     consolidate(path)
     manifest["files"] = {file: of for file, of in manifest["files"].items() if not file.startswith(f"obs/{name}/")}
     (path / MANIFEST).write_text(format_manifest(manifest))
+
+
+def read_everything(path):
+    """Read all that our readers give of an atlas."""
+    atlas = Atlas(path)
+    cells = atlas.read(np.arange(len(atlas)))
+    seen = remember_atlas(atlas).parts[0]
+    return {
+        "rna": cells.rna,
+        "adt": cells.adt,
+        "rna_measured": cells.rna_observed,
+        "adt_measured": cells.adt_observed,
+        "totals": cells.rna_total_counts,
+        "dataset": np.asarray(atlas.dataset),
+        "split": np.asarray(atlas.split),
+        "seen": np.concatenate([seen.rna.bits, seen.adt.bits]),
+        "fingerprint": atlas.fingerprint,
+        "vocabulary": atlas.vocabulary.fingerprint(),
+        "summary": json.dumps(summarise_atlas(path).to_dict() | {"path": ""}),
+    }
 
 
 def content(path: Path) -> dict:

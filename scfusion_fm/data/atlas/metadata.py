@@ -57,7 +57,7 @@ def parse_metadata(data: bytes, name: str, sealed: bool = False) -> dict[str, An
     if sealed or SEAL_ATTRIBUTE in attributes:
         rest = {key: value for key, value in attributes.items() if key != SEAL_ATTRIBUTE}
         if attributes.get(SEAL_ATTRIBUTE) != checksum_record(meta | {"attributes": rest}):
-            raise ValueError(_flaw(name, "what does not have its checksum: it was damaged or edited"))
+            raise ValueError(_flaw(name, "one without its checksum: it was damaged or edited"))
     return meta
 
 

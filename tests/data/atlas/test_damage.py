@@ -6,14 +6,13 @@ import shutil
 
 import numpy as np
 import pytest
-from make_atlas import files, same, silent, write_atlas
+from make_atlas import files, read_everything, same, silent, write_atlas
 from make_cells import write_h5mu
-from make_damage import DAMAGES, find_silent, flip_bit, is_refused, outcome
+from make_damage import DAMAGES, all_files, find_silent, flip_bit, is_refused, outcome
 
 from scfusion_fm.config.prepare import PrepareConfig, SourceConfig
 from scfusion_fm.data.atlas.atlas import Atlas, verify_atlas
 from scfusion_fm.data.atlas.manifest import MANIFEST, format_manifest, read_manifest
-from scfusion_fm.data.fingerprints.seen import remember_atlas
 from scfusion_fm.data.inspect.summary import summarise_atlas
 
 
@@ -33,30 +32,6 @@ def sound(settings):
 @pytest.fixture
 def atlas_path(sound, tmp_path):
     return shutil.copytree(sound, tmp_path / "atlas.zarr")
-
-
-def read_everything(path):
-    """Read all that our readers give of an atlas."""
-    atlas = Atlas(path)
-    cells = atlas.read(np.arange(len(atlas)))
-    seen = remember_atlas(atlas).parts[0]
-    return {
-        "rna": cells.rna,
-        "adt": cells.adt,
-        "rna_measured": cells.rna_observed,
-        "adt_measured": cells.adt_observed,
-        "totals": cells.rna_total_counts,
-        "dataset": np.asarray(atlas.dataset),
-        "split": np.asarray(atlas.split),
-        "seen": np.concatenate([seen.rna.bits, seen.adt.bits]),
-        "fingerprint": atlas.fingerprint,
-        "vocabulary": atlas.vocabulary.fingerprint(),
-        "summary": json.dumps(summarise_atlas(path).to_dict()),
-    }
-
-
-def all_files(path):
-    return sorted(p for p in path.rglob("*") if p.is_file())
 
 
 @pytest.mark.parametrize("every", [9, pytest.param(1, marks=pytest.mark.slow)])

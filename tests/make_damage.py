@@ -18,6 +18,11 @@ def cut_end(data: bytes, rng: np.random.Generator) -> bytes:
     return data[: int(rng.integers(len(data)))]
 
 
+def all_files(path: Path) -> list[Path]:
+    """List the files of a directory and below."""
+    return sorted(p for p in path.rglob("*") if p.is_file())
+
+
 DAMAGES = (flip_bit, cut_end)
 
 
