@@ -101,7 +101,7 @@ def _check_fields(value: Any, form: Any, name: str) -> None:
     for key, field in fields.items():
         if key in value:
             check_form(value[key], hints[key], f"{name}.{key}" if name else key)
-        elif field.default is dataclasses.MISSING:
+        elif field.default is field.default_factory is dataclasses.MISSING:
             raise ValueError(f"{_at(name)} must have {key!r}, got none")
 
 

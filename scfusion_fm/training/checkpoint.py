@@ -14,7 +14,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -25,14 +25,39 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from scfusion_fm.records import check_form, keeps_seal, parse_record, seal_record
+
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
 _NAME = re.compile(r"step_(\d{8,})")
+_FILE = re.compile(r"rank_\d{5,}\.safetensors")
 _UNFINISHED, _REMOVED = ".partial", ".removed"
 _BLOCK_BYTES = 2**24  # read or written at a time
 WEIGHT = "fp32"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 KEYS = (WEIGHT, *MOMENTS)
+
+
+@dataclass(frozen=True)
+class RankFile:
+    """Name, size and CRC-32C of the file of a rank."""
+
+    file: str
+    bytes: int
+    crc32c: str
+
+
+@dataclass(frozen=True)
+class ManifestForm:
+    """Fields of the manifest; `state` is what the run needs to go on."""
+
+    format_version: int
+    step: int
+    files: list[RankFile]
+    crc32c: str
+    state: dict[str, Any] = field(default_factory=dict)
+    ranks: int = 1
+    zero_stage: int = 0
 
 
 @dataclass(frozen=True)
@@ -102,8 +127,8 @@ def _blocks(tensors: Iterable[Tensor]) -> Iterator[memoryview]:
 
 def publish(directory: Path, manifest: dict[str, Any]) -> Path:
     """Make a directory with the files of all ranks a checkpoint."""
-    sealed = manifest | {"crc32c": _seal(manifest)}
-    write_durably(directory / MANIFEST, json.dumps(sealed, indent=1))
+    versioned = {"format_version": FORMAT_VERSION} | manifest
+    write_durably(directory / MANIFEST, json.dumps(seal_record(versioned), indent=1))
     final = directory.with_suffix("")
     _sync(directory)
     if final.exists():  # damaged, so that the run went on from an older one
@@ -165,7 +190,7 @@ class Checkpoint:
     @cached_property
     def manifest(self) -> dict[str, Any]:
         """Position and state of the run that wrote it, and its files."""
-        return json.loads((self.directory / MANIFEST).read_text())
+        return parse_record((self.directory / MANIFEST).read_bytes())
 
     @property
     def step(self) -> int:
@@ -175,13 +200,20 @@ class Checkpoint:
     def damage(self, part: slice = slice(None)) -> str | None:
         """Say what is wrong with the files, compared with the sizes and checksums of the manifest; None if nothing."""
         try:
-            manifest = dict(self.manifest)
-            if manifest.pop("crc32c") != _seal(manifest) or manifest["step"] != self.step:
+            manifest = self.manifest
+            if not keeps_seal(manifest):
                 return f"{MANIFEST} does not have its checksum"
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            return f"{MANIFEST} cannot be read: {error!r}"
+            if manifest.get("format_version") != FORMAT_VERSION:
+                return f"{MANIFEST} is of format {manifest.get('format_version')!r}, where {FORMAT_VERSION} is read"
+            check_form(manifest, ManifestForm)
+        except (OSError, ValueError) as error:
+            return f"{MANIFEST} cannot be read: {error}"
+        if manifest["step"] != self.step:
+            return f"{MANIFEST} is that of step {manifest['step']}"
         for record in manifest["files"][part]:
             path = self.directory / record["file"]
+            if not _FILE.fullmatch(record["file"]):
+                return f"{MANIFEST} names the file {record['file'][:60]!r}"
             if not path.is_file():
                 return f"{record['file']} is missing"
             if path.stat().st_size != record["bytes"]:
@@ -301,11 +333,6 @@ def write_durably(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     scratch.replace(path)
-
-
-def _seal(manifest: dict[str, Any]) -> str:
-    """Give the checksum of the content of a manifest."""
-    return google_crc32c.Checksum(json.dumps(manifest, sort_keys=True).encode()).hexdigest().decode()
 
 
 def _crc32c(path: Path) -> str:

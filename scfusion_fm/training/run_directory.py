@@ -100,7 +100,6 @@ class RunDirectory:
         try:
             files = together(lambda: checkpoint.write_rank(scratch, comm.get_rank(), own_fragments(engine)))
             manifest = {
-                "format_version": checkpoint.FORMAT_VERSION,
                 "step": step,
                 "state": state,
                 "ranks": comm.get_world_size(),

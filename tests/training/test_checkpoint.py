@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from scfusion_fm.records import seal_record
 from scfusion_fm.training.checkpoint import (
     KEYS,
     MANIFEST,
@@ -160,12 +161,46 @@ def spoil_digit(path):
 
 def spoil_kind(path):
     (path.parent / MANIFEST).write_text("[]")
-    return "manifest.json cannot be read"
+    return "manifest.json cannot be read: no JSON object but a list"
 
 
-@pytest.mark.parametrize(
-    "spoil", [spoil_missing, spoil_short, spoil_bit, spoil_manifest, spoil_digit, spoil_kind], ids=lambda s: s.__name__
-)
+def edit(path, **changes):
+    """Change a manifest, with the checksum of what it says then; None removes an entry."""
+    manifest = json.loads((path.parent / MANIFEST).read_text()) | changes
+    left = {key: value for key, value in manifest.items() if value is not None}
+    (path.parent / MANIFEST).write_text(json.dumps(seal_record(left)))
+
+
+def spoil_version(path):
+    edit(path, format_version=2)
+    return "manifest.json is of format 2, where 1 is read"
+
+
+def spoil_step(path):
+    edit(path, step=4)
+    return "manifest.json is that of step 4"
+
+
+def spoil_absence(path):
+    edit(path, files=None)
+    return "manifest.json cannot be read: it must have 'files', got none"
+
+
+def spoil_type(path):
+    edit(path, files=[{"file": 1}])
+    return "manifest.json cannot be read: `files.0.file` must be text, got 1"
+
+
+def spoil_place(path):
+    edit(path, files=[{"file": "../rank_00000.safetensors", "bytes": 1, "crc32c": ""}])
+    return "manifest.json names the file '../rank_00000.safetensors'"
+
+
+SPOIL = [spoil_missing, spoil_short, spoil_bit, spoil_manifest, spoil_digit, spoil_kind]
+SPOIL += [spoil_version, spoil_step, spoil_absence, spoil_type, spoil_place]
+
+
+@pytest.mark.parametrize("spoil", SPOIL, ids=lambda s: s.__name__)
 def test_damage_is_found(checkpoints, spoil):
     message = spoil(write(checkpoints).directory / "rank_00001.safetensors")
     with pytest.raises(ValueError, match=message):

@@ -119,6 +119,7 @@ def test_no_content_of_files_ends_a_reader_but_by_one_line(settings, tmp_path, n
             checked = outcome(lambda: verify_atlas(path, report=silent))
             grown = outcome(lambda: write_atlas(settings, path, append=True))
         refused += is_refused(found)
-        assert is_refused(checked) or same(found, expected), what
+        # What the manifest says of licences and sizes is believed when it has the checksum of that.
+        assert is_refused(checked) or same(found, expected) or what[0] == path / MANIFEST, what
         assert is_refused(grown), what
     assert refused > number // 4
