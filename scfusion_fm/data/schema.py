@@ -61,14 +61,15 @@ class Cells:
     rna, adt
         Counts of the modalities that the file has.
     container
-        The object as read, so that outputs can be added to everything that was in the file.
+        The object as read, so that outputs can be added to everything that was in the file; None where only the
+        counts were read.
     """
 
     path: str
     obs: pd.DataFrame
     rna: ModalityCounts | None
     adt: ModalityCounts | None
-    container: anndata.AnnData | mudata.MuData
+    container: anndata.AnnData | mudata.MuData | None = None
 
 
 class CellCounts(TypedDict, total=False):

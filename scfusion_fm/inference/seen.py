@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from scfusion_fm.data.files.align import align_cells
-from scfusion_fm.data.files.readers import read_cells
+from scfusion_fm.data.files.readers import closing, load_cells, open_cells
 from scfusion_fm.data.fingerprints.cells import fingerprint_cells
 from scfusion_fm.data.fingerprints.seen import SEEN_CELLS, SeenAnswer, SeenCells
 from scfusion_fm.data.schema import Modality
@@ -21,5 +21,6 @@ def count_seen(model: Path, file: Path, modality: Modality = "auto") -> SeenAnsw
     """
     vocabulary = read_vocabulary(model)
     seen = SeenCells.load(model / SEEN_CELLS)
-    aligned = align_cells(read_cells(file, modality), vocabulary)
+    with closing():
+        aligned = align_cells(load_cells(open_cells(file, modality)), vocabulary)
     return seen.look_up(fingerprint_cells(aligned, vocabulary.gene_ids, vocabulary.protein_names))

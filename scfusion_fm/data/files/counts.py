@@ -1,7 +1,6 @@
 """The counts of a file, which stay there: read by rows, checked, whatever matrix holds them."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +9,9 @@ import pandas as pd
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
+from scfusion_fm.data.files.arrays import FileArray
+from scfusion_fm.data.files.broken import BrokenFileError
+from scfusion_fm.data.files.sparse import check_indices, check_sparse
 from scfusion_fm.data.files.stored import StoredCsr, StoredMatrix
 from scfusion_fm.data.schema import ModalityCounts, check_counts
 
@@ -72,7 +74,7 @@ class StoredModality:
 
     def load(self) -> ModalityCounts:
         """Read all cells into memory."""
-        counts = self.read(0, len(self))
+        counts = sp.vstack(list(self.blocks()), format="csr")
         present = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel() > 0
         return ModalityCounts(counts, self.var, present, self.slot)
 
@@ -97,9 +99,7 @@ class StoredModality:
         return counts
 
     def _read_rows(self, start: int, stop: int) -> sp.csr_matrix:
-        with _refuse_damage(self.name):
-            rows = self.matrix.rows(start, stop)
-        return to_counts(rows, self.name)
+        return to_counts(self.matrix.rows(start, stop), self.name)
 
 
 @dataclass(frozen=True)
@@ -158,40 +158,28 @@ def check_values(matrix: StoredMatrix, name: str) -> float:
     """
     largest = 0.0
     if isinstance(matrix, StoredCsr) and isinstance(matrix.indices, np.ndarray):
-        check_sparse(matrix.rows(0, matrix.shape[0]), name)
-    with _refuse_damage(name):
-        for block in matrix.values():
-            check_counts(block, name)
-            largest = max(largest, float(np.max(block, initial=0)))
+        check_indices(matrix.indices, matrix.shape[1], name)
+    zeros = 0
+    for block in matrix.values():
+        check_counts(block, name)
+        largest = max(largest, float(np.max(block, initial=0)))
+        zeros += block.size - int(np.count_nonzero(block))
+    if isinstance(matrix, StoredCsr) and zeros and isinstance(matrix.data, FileArray):
+        _check_chunks(matrix.data, zeros, name)
     return largest
 
 
-def check_sparse(matrix: Any, name: str) -> None:
+def _check_chunks(data: FileArray, zeros: int, name: str) -> None:
     """
-    Check that all indices lie inside the matrix; compiled code would read beyond it.
+    Refuse values of a zarr store that are absent and can hardly have been zero.
 
-    Raises
-    ------
-    ValueError
-        If some do not.
+    Zarr leaves out chunks of zeros alone, and reads what is absent as zeros. Where no other stored value is zero, the
+    writer stored no zeros, and the chunk was lost.
     """
-    try:
-        matrix.check_format(full_check=True)
-        if (np.diff(matrix.indptr.astype(np.int64)) < 0).any():  # which scipy misses where 32 bits overflow
-            raise ValueError("index pointer values must not decrease")
-    except ValueError as error:
-        raise ValueError(
-            f"`{name}` must be a valid sparse matrix, got one whose indices do not fit ({error}). "
-            "The file may be damaged: write it again."
-        ) from error
-
-
-@contextmanager
-def _refuse_damage(name: str) -> Iterator[None]:
-    """Turn what HDF5 and the codecs of zarr raise on broken chunks into an error for users."""
-    try:
-        yield
-    except (OSError, RuntimeError) as error:
-        raise ValueError(
-            f"`{name}` must be readable, got {type(error).__name__}: {error}. The file may be damaged: copy it again."
-        ) from error
+    absent = data.count_absent()
+    if absent and zeros <= absent:
+        raise BrokenFileError(
+            f"`{name}` must have all its chunks, got {absent:,} absent values in {data.name.strip('/')}, and no zero "
+            "among the others: chunks were lost. Copy the store again; where they did hold zeros, write it with "
+            "write_empty_chunks=True."
+        )

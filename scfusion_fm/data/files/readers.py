@@ -1,25 +1,42 @@
 """Open and read the files in which counts of RNA and surface proteins are exchanged."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-import anndata
-import h5py
-import mudata
+import anndata as ad
+import mudata as md
+import pandas as pd
 import zarr
 
+from scfusion_fm.data.files.arrays import Group, close_files, member, open_root, text_of
+from scfusion_fm.data.files.broken import BrokenFileError, explain_file
+from scfusion_fm.data.files.container import Container
+from scfusion_fm.data.files.container import read_container as read_elements
+from scfusion_fm.data.files.containment import check_hdf5_inside, check_regular, check_store_inside
 from scfusion_fm.data.files.counts import CellsFile
+from scfusion_fm.data.files.elements import ElementReader
 from scfusion_fm.data.files.modalities import select_features, select_modalities
 from scfusion_fm.data.files.obs import check_obs_names
-from scfusion_fm.data.files.stored import StoredAnnData, open_10x, open_anndata, open_root, store_anndata
-from scfusion_fm.data.locations import Location, check_exists, file_system, is_remote, suffix_of, zarr_store
+from scfusion_fm.data.files.old import check_old
+from scfusion_fm.data.files.opened import open_10x, open_anndata
+from scfusion_fm.data.files.stored import StoredAnnData, store_anndata
+from scfusion_fm.data.locations import Location, check_exists, file_system, is_remote, suffix_of
 from scfusion_fm.data.schema import Cells, Modality
 
 SUFFIXES = (".h5ad", ".h5mu", ".h5", ".zarr")
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
-
-Container: TypeAlias = anndata.AnnData | mudata.MuData
+GZIP = b"\x1f\x8b"
+MTX_HINT = "Make it one file: `scanpy.read_10x_mtx(DIR, gex_only=False).write_h5ad(FILE)`."
+HINTS = {
+    ".gz": " It is compressed: `gunzip` it first.",
+    ".zip": " It is compressed: `unzip` it into a directory first.",
+    ".mtx": f" {MTX_HINT}",
+    ".rds": " Write it from R as .h5ad first.",
+}
 
 
 def read_cells(path: str | Path, modality: Modality = "auto") -> Cells:
@@ -52,20 +69,27 @@ def read_cells(path: str | Path, modality: Modality = "auto") -> Cells:
     contradicts the names.
     """
     check_modality(modality)
-    path = Path(path).expanduser()
-    return take_cells(open_container(path), path, modality)
+    with closing():
+        file = open_file(Path(path).expanduser())
+        cells = load_cells(select_cells(file, modality))
+        cells.container = read_container(file)
+        file.reader.warn_lost()
+    return cells
 
 
-def take_cells(container: Container, path: Path, modality: Modality = "auto") -> Cells:
-    """Take the counts out of what `open_container` gave; see `read_cells`."""
-    if isinstance(container, mudata.MuData):
-        mod = {key: _open_or_refuse(str(path), store_anndata, a) for key, a in container.mod.items()}
-        file = _select(mod, container.obs, modality, str(path))
-    else:
-        stored = _open_or_refuse(str(path), store_anndata, container)
-        file = _select(stored, container.obs, modality, str(path))
+@contextmanager
+def closing() -> Iterator[None]:
+    """Let go of files in the end, so that they can be written anew."""
+    try:
+        yield
+    finally:
+        close_files()
+
+
+def load_cells(file: CellsFile) -> Cells:
+    """Read the counts of an open file into memory."""
     rna, adt = (None if m is None else m.load() for m in (file.rna, file.adt))
-    return Cells(file.path, file.obs, rna, adt, container)
+    return Cells(file.path, file.obs, rna, adt)
 
 
 def open_cells(location: Location, modality: Modality = "auto") -> CellsFile:
@@ -91,23 +115,104 @@ def open_cells(location: Location, modality: Modality = "auto") -> CellsFile:
     Matrices that are stored by columns (CSC), and files older than AnnData 0.7 or Cell Ranger 3, are read whole.
     """
     check_modality(modality)
+    file = open_file(location)
+    file.reader.warn_lost()
+    return select_cells(file, modality)
+
+
+@dataclass(frozen=True)
+class OpenFile:
+    """
+    Hold a file whose matrices were not read yet.
+
+    Attributes
+    ----------
+    path
+        Path or URL.
+    parts
+        The AnnData, or the modalities of a MuData by name.
+    reader
+        Reads elements of the file.
+    obs
+        Annotation of a MuData.
+    container
+        All of the file, where it is of an old format that is read whole.
+    """
+
+    path: str
+    parts: StoredAnnData | dict[str, StoredAnnData]
+    reader: ElementReader
+    obs: pd.DataFrame | None = None
+    container: Container | None = None
+
+
+def open_file(location: Location) -> OpenFile:
+    """
+    Open a file; see `open_cells`.
+
+    Raises
+    ------
+    ValueError
+        If it is missing, broken, leads out of itself, or is of another format.
+    """
     path = str(Path(location).expanduser()) if not is_remote(location) else str(location)
     check_exists(path)
-    group = _open_group(path)
-    encoding = group.attrs.get("encoding-type", "")
+    check_regular(path)
+    return _or_refuse(path, _open_parts, path)
+
+
+def select_cells(file: OpenFile, modality: Modality) -> CellsFile:
+    """
+    Find the counts of an open file; see `open_cells`.
+
+    Raises
+    ------
+    ValueError
+        If there are none, or they are not clear.
+    """
+    if isinstance(file.parts, StoredAnnData):
+        check_obs_names(file.parts.obs_names, file.path)
+        return select_features(file.parts, modality, file.path)
+    assert file.obs is not None
+    check_obs_names(file.obs.index, file.path)
+    return select_modalities(file.parts, file.obs, modality, file.path)
+
+
+def read_container(file: OpenFile) -> Container:
+    """
+    Read all of an open file, but what is broken and not needed.
+
+    Raises
+    ------
+    ValueError
+        If names of cells or features are broken.
+    """
+    if file.container is not None:
+        return file.container
+    if suffix_of(file.path) == ".h5":
+        return _or_refuse(file.path, _read_10x_h5, file.path)
+    return _or_refuse(file.path, read_elements, file.reader, open_root(file.path))
+
+
+def _open_parts(path: str) -> OpenFile:
+    group, reader = _open_group(path), ElementReader(path)
+    encoding = text_of(group.attrs.get("encoding-type", ""))
     if encoding == "anndata":
-        return _select(_open_or_refuse(path, open_anndata, path, group), None, modality, path)
+        return OpenFile(path, open_anndata(reader, group), reader)
     if encoding.lower() == "mudata":
-        obs = _open_or_refuse(path, anndata.io.read_elem, group["obs"])
-        mod = {key: _open_or_refuse(path, open_anndata, path, group["mod"][key]) for key in group["mod"]}
-        return _select(mod, obs, modality, path)
+        obs = reader.read_frame(member(group, "obs", path), "obs", is_strict=False)
+        mod = member(group, "mod", path)
+        parts = {key: open_anndata(reader, member(mod, key, f"{path}, mod"), f"mod/{key}/") for key in mod}
+        return OpenFile(path, parts, reader, obs)
     if suffix_of(path) == ".h5" and "features" in group.get("matrix", ()):
-        return _select(_open_or_refuse(path, open_10x, path, group["matrix"]), None, modality, path)
+        return OpenFile(path, open_10x(reader, group["matrix"]), reader)
     if is_remote(path):
-        raise ValueError(f"`path` must be of a present format to be read at a URL, got {path!r}. Copy it here first.")
-    container = open_container(Path(path))
-    assert isinstance(container, anndata.AnnData)
-    return _select(_open_or_refuse(path, store_anndata, container), None, modality, path)
+        raise BrokenFileError(
+            f"`path` must be of a present format to be read at a URL, got {path!r}. Copy it here first."
+        )
+    check_old(reader, group)
+    container = {".h5ad": ad.read_h5ad, ".h5mu": md.read_h5mu, ".h5": _read_10x_h5}[suffix_of(path)](path)
+    return OpenFile(path, store_anndata(container), reader, container=container)
 
 
 def check_modality(modality: str) -> None:
@@ -123,101 +228,64 @@ def check_modality(modality: str) -> None:
         raise ValueError(f"`modality` must be 'auto', 'rna' or 'adt', got {modality!r}.")
 
 
-def _select(found: StoredAnnData | dict[str, StoredAnnData], obs: Any, modality: str, path: str) -> CellsFile:
-    if isinstance(found, StoredAnnData):
-        check_obs_names(found.obs_names, path)
-        return select_features(found, modality, path)
-    check_obs_names(obs.index, path)
-    return select_modalities(found, obs, modality, path)
-
-
-def _open_group(path: str) -> h5py.Group | zarr.Group:
+def _open_group(path: str) -> Group:
     fs, inner = file_system(path)
     if fs.isdir(inner):
-        group = _open_zarr(path)
-        _check_chunks(group, path)
-        return group
+        check_store_inside(path)
+        return _open_zarr(path)
     _check_hdf5(path)
-    return _open_or_refuse(path, open_root, path)
+    group = open_root(path)
+    check_hdf5_inside(group, path)
+    return group
 
 
 def _check_hdf5(path: str) -> None:
     fs, inner = file_system(path)
     if suffix_of(path) not in SUFFIXES[:3]:
-        raise ValueError(f"`path` must end in one of {', '.join(SUFFIXES)}, got {path!r}.")
+        hint = HINTS.get(suffix_of(path), "")
+        raise BrokenFileError(f"`path` must end in one of {', '.join(SUFFIXES)}, got {path!r}.{hint}")
     head = fs.cat_file(inner, start=0, end=2048 + len(SIGNATURE))
     if not any(head[at:].startswith(SIGNATURE) for at in (0, 512, 1024, 2048)):  # a header of 2^n bytes may precede
-        raise ValueError(
-            f"`path` must be an HDF5 file, got {path!r} ({fs.size(inner):,} bytes), which is none "
-            "or is cut off. Copy it again."
+        size = fs.size(inner)
+        hint = "It is compressed: `gunzip` it." if head.startswith(GZIP) else "Copy it again."
+        raise BrokenFileError(
+            f"`path` must be an HDF5 file, got {path!r} ({size:,} bytes), which is none or is cut off. {hint}"
         )
 
 
-def _open_or_refuse(path: str, read: Any, *arguments: Any) -> Any:
+def _or_refuse(path: str, read: Any, *arguments: Any) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # repeated names and the like are judged below
             return read(*arguments)
+    except BrokenFileError:
+        raise
     except Exception as error:  # the libraries raise OSError, KeyError, RuntimeError and more on broken files
-        raise ValueError(
-            f"`path` must be a complete {suffix_of(path) or 'zarr'} file, got {path!r}, which cannot be "
-            f"read ({type(error).__name__}: {error}). Copy or write it again."
-        ) from error
-
-
-def open_container(path: Path) -> Container:
-    """
-    Read a file as it is, without a look at its content.
-
-    Raises
-    ------
-    ValueError
-        If it is missing, broken or of another format.
-    """
-    check_exists(path)
-    if path.is_dir():
-        group = _open_zarr(str(path))
-        _check_chunks(group, str(path))
-        kinds = {"anndata": anndata.read_zarr, "mudata": mudata.read_zarr}
-        read = kinds[group.attrs["encoding-type"].lower()]
-    else:
-        _check_hdf5(str(path))
-        read = {".h5ad": anndata.read_h5ad, ".h5mu": mudata.read_h5mu, ".h5": _read_10x_h5}[path.suffix.lower()]
-    return _open_or_refuse(str(path), read, path)
+        raise explain_file(path, suffix_of(path) or "zarr", error) from error
 
 
 def _open_zarr(path: str) -> zarr.Group:
     try:
-        group = zarr.open_group(zarr_store(path), mode="r")
-        encoding = group.attrs.asdict().get("encoding-type", "")
+        group = open_root(path)
+        attributes = group.attrs.asdict()
     except Exception as error:
-        raise ValueError(
-            f"`path` must be a file or a zarr directory, got {path!r}, which holds no zarr group."
+        is_mtx = not is_remote(path) and any(Path(path).glob("matrix.mtx*"))
+        hint = " " + MTX_HINT if is_mtx else ""
+        raise BrokenFileError(
+            f"`path` must be a file or a zarr directory, got {path!r}, which holds no zarr group.{hint}"
         ) from error
+    encoding = attributes.get("encoding-type", "")
     if encoding not in ("anndata", "mudata", "MuData"):
-        raise ValueError(f"`path` must hold an AnnData or a MuData, got the zarr group {path!r} of type {encoding!r}.")
+        tables = group.get("tables")
+        names = [f"{path.rstrip('/')}/tables/{key}" for key in tables] if isinstance(tables, zarr.Group) else []
+        hint = f" It looks like SpatialData: give {' or '.join(names)}." if names else ""
+        raise BrokenFileError(
+            f"`path` must hold an AnnData or a MuData, got the zarr group {path!r} of type {encoding!r}.{hint}"
+        )
     return group
 
 
-def _check_chunks(group: zarr.Group, path: str) -> None:
-    """Check that no values of a sparse matrix are lost: zarr reads a missing chunk as zeros."""
-    try:
-        members = list(group.members(max_depth=None))
-    except Exception as error:  # zarr raises TypeError, KeyError and more on broken metadata
-        raise ValueError(
-            f"`path` must be a complete zarr directory, got {path!r}, whose metadata cannot be read "
-            f"({type(error).__name__}: {error}). Copy it again."
-        ) from error
-    for name, array in members:
-        is_values = isinstance(array, zarr.Array) and name.endswith("/data")
-        if is_values and array.nchunks_initialized < array.nchunks:
-            raise ValueError(
-                f"`path` must be a complete zarr directory, got {path!r} with "
-                f"{array.nchunks_initialized:,} of {array.nchunks:,} chunks of {name}. Copy it again."
-            )
-
-
-def _read_10x_h5(path: Path) -> anndata.AnnData:
+def _read_10x_h5(path: str) -> ad.AnnData:
     import scanpy  # slow to import, and rarely needed
 
     return scanpy.read_10x_h5(path, gex_only=False)

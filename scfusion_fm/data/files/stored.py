@@ -2,61 +2,21 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import anndata as ad
-import h5py
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-import zarr
 from numpy.typing import NDArray
 
-from scfusion_fm.data.locations import file_system, is_remote, zarr_store
+from scfusion_fm.data.files.arrays import plain_type
+from scfusion_fm.data.files.broken import naming
+from scfusion_fm.data.files.sparse import check_indices, check_sparse
 
 BLOCK_VALUES = 2**22  # values that are looked at together
 MAX_NAMES = 100_000  # longest list of names in `uns`
-
-
-def open_root(location: str) -> h5py.File | zarr.Group:
-    """Open a file or store for reading, once per process."""
-    return _open_root(location, 0 if is_remote(location) else Path(location).stat().st_mtime_ns)
-
-
-def close_files() -> None:
-    """Let go of the files that this process has open."""
-    _open_root.cache_clear()
-
-
-@lru_cache(maxsize=8)
-def _open_root(location: str, changed_ns: int) -> h5py.File | zarr.Group:
-    """Open a file; `changed_ns` tells another one at the same path."""
-    fs, path = file_system(location)
-    if fs.isdir(path):
-        return zarr.open_group(zarr_store(location), mode="r")
-    return h5py.File(fs.open(path, "rb") if is_remote(location) else path, "r")
-
-
-class FileArray:
-    """
-    Name an array of a file, which is opened when it is read; can be sent to other processes.
-
-    Parameters
-    ----------
-    location
-        Path or URL of the file.
-    array
-        The array, as opened here.
-    """
-
-    def __init__(self, location: str, array: h5py.Dataset | zarr.Array):
-        self.location, self.name = location, array.name
-        self.shape, self.dtype = tuple(array.shape), array.dtype
-
-    def __getitem__(self, key: Any) -> NDArray:
-        return open_root(self.location)[self.name][key]
 
 
 @dataclass(frozen=True)
@@ -72,29 +32,39 @@ class StoredCsr:
         (n_obs + 1,) in memory.
     shape
         (n_obs, n_vars).
+    name
+        What to call it in errors.
     """
 
     data: Any
     indices: Any
     indptr: NDArray[np.integer]
     shape: tuple[int, int]
-
-    def __post_init__(self):
-        steps = np.diff(self.indptr.astype(np.int64))
-        whole = len(self.indptr) == self.shape[0] + 1 and self.indptr[0] == 0 and (steps >= 0).all()
-        if not whole or self.indptr[-1] != self.data.shape[0] or self.indices.shape != self.data.shape:
-            raise ValueError(
-                f"`indptr` must lead from 0 to the {self.data.shape[0]:,} stored values in {self.shape[0]:,} steps, "
-                f"got {len(self.indptr):,} entries up to {self.indptr[-1] if len(self.indptr) else None}. "
-                "The file may be damaged: write it again."
-            )
+    name: str = "matrix"
 
     def rows(self, start: int, stop: int) -> sp.csr_matrix:
-        """Read neighbouring rows."""
+        """
+        Read neighbouring rows.
+
+        Raises
+        ------
+        ValueError
+            If their indices do not lie in the matrix, or they cannot be read.
+        """
         first, last = int(self.indptr[start]), int(self.indptr[stop])
-        indptr = self.indptr[start : stop + 1] - self.indptr[start]
-        parts = (self.data[first:last], self.indices[first:last].astype(np.int64), indptr)
+        indices = self.indices[first:last]
+        check_indices(indices, self.shape[1], self.name)
+        parts = (self.data[first:last], indices.astype(np.int64), self.indptr[start : stop + 1] - first)
         return sp.csr_matrix(parts, shape=(stop - start, self.shape[1]))
+
+    def blocks(self) -> Iterator[sp.csr_matrix]:
+        """Read all rows, some at a time."""
+        start = 0
+        while start < self.shape[0]:
+            most = self.indptr[start] + BLOCK_VALUES
+            stop = max(int(np.searchsorted(self.indptr, most, side="right")) - 1, start + 1)
+            yield self.rows(start, min(stop, self.shape[0]))
+            start = stop
 
     def values(self) -> Iterator[NDArray]:
         """Read all stored values, block by block."""
@@ -117,6 +87,10 @@ class StoredDense:
         """Read neighbouring rows."""
         return self.array[start:stop]
 
+    def blocks(self) -> Iterator[NDArray]:
+        """Read all rows, some at a time."""
+        return self.values()
+
     def values(self) -> Iterator[NDArray]:
         """Read all values, block by block."""
         step = max(BLOCK_VALUES // max(self.shape[1], 1), 1)
@@ -137,10 +111,8 @@ class StoredRaw:
 
 def _read_or_name(name: str, read: Callable[[], Any]) -> Any:
     """Read an element of a file, or raise a ValueError that names it."""
-    try:
+    with naming(name):
         return read()
-    except Exception as error:  # the libraries raise OSError, KeyError, RuntimeError and more on broken elements
-        raise ValueError(f"`{name}` must be readable, got {type(error).__name__}: {error}. Write it again.") from error
 
 
 @dataclass(frozen=True)
@@ -244,18 +216,28 @@ class StoredAnnData:
 
 
 def store_matrix(matrix: Any) -> StoredMatrix:
-    """Give a matrix in memory the form of one in a file."""
+    """
+    Give a matrix in memory the form of one in a file.
+
+    Raises
+    ------
+    ValueError
+        If it is sparse and damaged.
+    """
     if sp.issparse(matrix):
+        if matrix.format in ("csr", "csc"):
+            check_sparse(matrix, "matrix")  # before it is converted
         csr = sp.csr_matrix(matrix)
         return StoredCsr(csr.data, csr.indices, csr.indptr, csr.shape)
-    return StoredDense(np.asarray(matrix))
+    values = np.asarray(matrix)
+    return StoredDense(values.astype(plain_type(values.dtype), copy=False))
 
 
 def store_anndata(adata: ad.AnnData) -> StoredAnnData:
     """Give an AnnData in memory the form of one in a file."""
     layers = {key: partial(store_matrix, matrix) for key, matrix in adata.layers.items() if key is not None}
     obsm = {key: partial(_store_beside, key, element) for key, element in adata.obsm.items()}
-    uns = {key: partial(_as_names, value) for key, value in adata.uns.items() if _is_names(value)}
+    uns = {key: partial(as_names, value) for key, value in adata.uns.items() if is_names(value)}
     return StoredAnnData(
         obs=adata.obs,
         var=adata.var,
@@ -274,7 +256,7 @@ def _store_beside(key: str, element: Any) -> StoredTable | StoredMatrix:
     return store_matrix(element)
 
 
-def _is_names(value: Any) -> bool:
+def is_names(value: Any) -> bool:
     """Tell whether something of `uns`, in memory or in a file, may be a list of names."""
     if isinstance(value, list | tuple):
         return 0 < len(value) <= MAX_NAMES and all(isinstance(name, str) for name in value)
@@ -282,68 +264,6 @@ def _is_names(value: Any) -> bool:
     return len(shape) == 1 and 0 < shape[0] <= MAX_NAMES and getattr(dtype, "kind", "") not in "biufcmMV"
 
 
-def _as_names(values: Any) -> list[str]:
+def as_names(values: Any) -> list[str]:
+    """Give a list of names as text."""
     return [name.decode() if isinstance(name, bytes) else str(name) for name in values]
-
-
-def open_anndata(location: str, group: h5py.Group | zarr.Group) -> StoredAnnData:
-    """Open an AnnData of the present on-disk format (0.7 and later), in HDF5 or zarr."""
-
-    def open_matrix(key: str) -> StoredMatrix | None:
-        return _open_matrix(location, group[key]) if key in group else None
-
-    def elements(slot: str, read: Callable[[str], Any]) -> Elements:
-        names = list(group[slot]) if slot in group else []
-        return Elements(slot, {name: partial(read, f"{slot}/{name}") for name in names})
-
-    uns = {
-        name: partial(lambda key: _as_names(ad.io.read_elem(group[key])), f"uns/{name}")
-        for name in group.get("uns", ())
-        if _may_be_names(group["uns"], name)
-    }
-    return StoredAnnData(
-        obs=ad.io.read_elem(group["obs"]),
-        var=ad.io.read_elem(group["var"]),
-        X=open_matrix("X"),
-        layers=elements("layers", open_matrix),
-        raw=StoredRaw(open_matrix("raw/X"), ad.io.read_elem(group["raw/var"])) if "raw/X" in group else None,
-        obsm=elements("obsm", lambda key: _open_beside(location, key, group[key])),
-        uns=Elements("uns", uns),
-    )
-
-
-def _may_be_names(uns: h5py.Group | zarr.Group, name: str) -> bool:
-    try:
-        return isinstance(uns[name], h5py.Dataset | zarr.Array) and _is_names(uns[name])
-    except Exception:  # a broken element of `uns` is none that is read
-        return False
-
-
-def _open_beside(location: str, key: str, element: Any) -> StoredTable | StoredMatrix:
-    """Open an element of `obsm`."""
-    if element.attrs.get("encoding-type") == "dataframe":
-        names = [str(name) for name in element.attrs["column-order"]]
-        return StoredTable(f'obsm["{key.removeprefix("obsm/")}"]', names, lambda: ad.io.read_elem(element))
-    return _open_matrix(location, element)
-
-
-def open_10x(location: str, matrix: h5py.Group) -> StoredAnnData:
-    """Open the group `matrix` of a 10x file of Cell Ranger 3 or later; its columns are cells."""
-    features = {key: matrix[f"features/{key}"][:].astype(str) for key in ("id", "name", "feature_type")}
-    var = pd.DataFrame(
-        {"gene_ids": features["id"], "feature_types": features["feature_type"]}, index=pd.Index(features["name"])
-    )
-    obs = pd.DataFrame(index=pd.Index(matrix["barcodes"][:].astype(str)))
-    num_vars, num_obs = (int(n) for n in matrix["shape"][:])
-    data, indices = (FileArray(location, matrix[key]) for key in ("data", "indices"))
-    return StoredAnnData(obs, var, StoredCsr(data, indices, matrix["indptr"][:], (num_obs, num_vars)))
-
-
-def _open_matrix(location: str, element: Any) -> StoredMatrix:
-    if isinstance(element, h5py.Dataset | zarr.Array):
-        return StoredDense(FileArray(location, element))
-    if element.attrs.get("encoding-type") == "csr_matrix":
-        shape = tuple(int(n) for n in element.attrs["shape"])
-        data, indices = (FileArray(location, element[key]) for key in ("data", "indices"))
-        return StoredCsr(data, indices, element["indptr"][:], shape)
-    return store_matrix(ad.io.read_elem(element))  # stored by columns: its rows cannot be read one by one

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from scfusion_fm.data.files.align import align_cells
-from scfusion_fm.data.files.readers import check_modality, open_container, take_cells
+from scfusion_fm.data.files.readers import check_modality, closing, load_cells, open_file, select_cells
 from scfusion_fm.data.fingerprints.cells import CellFingerprints, fingerprint_cells
 from scfusion_fm.data.fingerprints.shared import SharedCells, barcode_cores, compare_cells
 from scfusion_fm.data.inspect.slots import SlotContent, describe_slots, is_constant
@@ -195,9 +195,11 @@ def _examine(
 
 
 def _read(report: FileReport, path: Path, vocabulary: Vocabulary, modality: Modality) -> AlignedCells:
-    container = open_container(path)
-    report.slots = describe_slots(container)
-    cells = take_cells(container, path, modality)
+    with closing():
+        file = open_file(path)
+        file.reader.warn_lost()
+        report.slots = describe_slots(file.parts)
+        cells = load_cells(select_cells(file, modality))
     report.num_cells = len(cells.obs)
     report.columns = describe_columns(cells.obs)
     report.modalities = _describe_modalities(cells)

@@ -1,17 +1,16 @@
 """Say what the matrices of a file hold: counts, or what became of them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from scfusion_fm.data.files.counts import check_sparse
 from scfusion_fm.data.files.proteins_in_obsm import PROTEIN_OBSM_KEY
-from scfusion_fm.data.files.readers import Container
-from scfusion_fm.data.schema import check_counts
+from scfusion_fm.data.files.stored import StoredAnnData, StoredCsr, StoredMatrix, StoredTable, store_matrix
+from scfusion_fm.data.schema import LARGEST_COUNT
 
 LARGEST_LOG = 25.0  # log1p of the largest total that anyone normalises to, with a margin
 MIN_ROWS = 10
@@ -26,51 +25,80 @@ class SlotContent:
     content: str
 
 
-def describe_slots(container: Container) -> list[SlotContent]:
+def describe_slots(parts: StoredAnnData | Mapping[str, StoredAnnData]) -> list[SlotContent]:
     """Look at every matrix in which counts may be."""
-    modalities = getattr(container, "mod", {"": container})
+    modalities = {"": parts} if isinstance(parts, StoredAnnData) else parts
     return [
-        SlotContent(str(name), slot, describe_values(matrix))
-        for name, adata in modalities.items()
-        for slot, matrix in _slots(adata)
+        SlotContent(str(name), slot, _describe_slot(read))
+        for name, stored in modalities.items()
+        for slot, read in _slots(stored)
     ]
 
 
-def _slots(adata: Any) -> Iterator[tuple[str, Any]]:
-    for name, matrix in adata.layers.items():
-        if name is not None:  # anndata 0.13 shows X there too
-            yield f'layers["{name}"]', matrix
-    if adata.raw is not None:
-        yield ".raw", adata.raw.X
-    if adata.X is not None:
-        yield "X", adata.X
-    if PROTEIN_OBSM_KEY in adata.obsm:
-        yield f'obsm["{PROTEIN_OBSM_KEY}"]', adata.obsm[PROTEIN_OBSM_KEY]
+def _slots(stored: StoredAnnData) -> Iterator[tuple[str, Callable[[], StoredMatrix]]]:
+    for name in stored.layers:
+        yield f'layers["{name}"]', partial(stored.layers.__getitem__, name)
+    if stored.raw is not None:
+        yield ".raw", partial(getattr, stored.raw, "X")
+    if stored.X is not None:
+        yield "X", partial(getattr, stored, "X")
+    if PROTEIN_OBSM_KEY in stored.obsm:
+        yield f'obsm["{PROTEIN_OBSM_KEY}"]', partial(_open_table, stored)
 
 
-def describe_values(matrix: Any) -> str:
-    """Say in a few words what a matrix holds, with the number of bad entries where there are some."""
-    if sp.issparse(matrix):
-        try:
-            check_sparse(matrix, "matrix")  # before anything reads beyond it
-        except ValueError:
-            return "a damaged sparse matrix"
-    values = np.asarray(matrix.data if sp.issparse(matrix) else matrix)
-    if values.dtype.kind not in "biuf":
-        return f"no numbers ({values.dtype})"
-    if values.size == 0:
-        return "nothing but zeros" if sp.issparse(matrix) else "nothing"
-    bad = values.size - int(np.isfinite(values).sum())
-    if bad:
-        return f"NaN or infinite in {bad:,} entries"
-    negative = int((values < 0).sum())
-    if negative:
-        return f"negative numbers in {negative:,} entries, as after scaling or CLR"
+def _open_table(stored: StoredAnnData) -> StoredMatrix:
+    found = stored.obsm[PROTEIN_OBSM_KEY]
+    return store_matrix(found.read().to_numpy()) if isinstance(found, StoredTable) else found
+
+
+def _describe_slot(read: Callable[[], StoredMatrix]) -> str:
     try:
-        check_counts(matrix, "values")
-    except ValueError:
-        return _describe_fractions(matrix, values)
-    return "counts"
+        return describe_values(read())
+    except ValueError as error:
+        return "a damaged sparse matrix" if "indices" in str(error) else "damaged"
+
+
+def describe_values(matrix: StoredMatrix) -> str:
+    """
+    Say in a few words what a matrix holds, with the number of bad entries where there are some.
+
+    Raises
+    ------
+    ValueError
+        If it is damaged.
+    """
+    facts = _Facts()
+    for block in matrix.blocks():
+        values = np.asarray(block.data if sp.issparse(block) else block)
+        if values.dtype.kind not in "biuf":
+            return f"no numbers ({values.dtype})"
+        facts.add(values)
+    if facts.size == 0:
+        return "nothing but zeros" if isinstance(matrix, StoredCsr) else "nothing"
+    if facts.bad:
+        return f"NaN or infinite in {facts.bad:,} entries"
+    if facts.negative:
+        return f"negative numbers in {facts.negative:,} entries, as after scaling or CLR"
+    return "counts" if facts.is_whole and facts.largest <= LARGEST_COUNT else _describe_fractions(matrix, facts)
+
+
+@dataclass
+class _Facts:
+    """What is known of the values that were seen."""
+
+    size: int = 0
+    bad: int = 0
+    negative: int = 0
+    largest: float = 0.0
+    is_whole: bool = True
+
+    def add(self, values: NDArray) -> None:
+        finite = np.isfinite(values)
+        self.size += values.size
+        self.bad += values.size - int(finite.sum())
+        self.negative += int((values < 0).sum())
+        self.largest = max(self.largest, float(np.max(values, initial=0, where=finite)))
+        self.is_whole = self.is_whole and bool((values == np.floor(values)).all())
 
 
 def is_constant(totals: NDArray[np.floating]) -> bool:
@@ -78,21 +106,21 @@ def is_constant(totals: NDArray[np.floating]) -> bool:
     return len(totals) >= MIN_ROWS and float(totals.std()) < 0.01 * float(totals.mean())
 
 
-def _describe_fractions(matrix: Any, values: NDArray) -> str:
+def _describe_fractions(matrix: StoredMatrix, facts: _Facts) -> str:
     """Say what numbers that are no counts are: of all, only the finite and non-negative get here."""
-    largest = float(values.max())
-    if (values == np.floor(values)).all():
-        return f"whole numbers too large for counts, up to {largest:.3g}"
-    table = matrix.tocsr() if sp.issparse(matrix) else sp.csr_matrix(np.atleast_2d(values))
-    if is_constant(_totals(table)):
+    if facts.is_whole:
+        return f"whole numbers too large for counts, up to {facts.largest:.3g}"
+    if is_constant(_totals(matrix, lambda block: block)):
         return "normalised values: all cells have the same total"
-    if largest < LARGEST_LOG:
-        inverse = table.astype(np.float64).expm1()
-        same = ": all cells have the same total before the logarithm" if is_constant(_totals(inverse)) else ""
-        return f"log-transformed values{same}" if same else f"fractions up to {largest:.3g}, probably log-transformed"
-    return f"fractions up to {largest:.3g}"
+    if facts.largest < LARGEST_LOG:
+        same = is_constant(_totals(matrix, lambda block: block.astype(np.float64).expm1()))
+        if same:
+            return "log-transformed values: all cells have the same total before the logarithm"
+        return f"fractions up to {facts.largest:.3g}, probably log-transformed"
+    return f"fractions up to {facts.largest:.3g}"
 
 
-def _totals(table: sp.csr_matrix) -> NDArray[np.float64]:
-    totals = np.asarray(table.sum(axis=1, dtype=np.float64)).ravel()
+def _totals(matrix: StoredMatrix, change: Callable[[sp.csr_matrix], sp.csr_matrix]) -> NDArray[np.float64]:
+    blocks = (change(sp.csr_matrix(block)) for block in matrix.blocks())
+    totals = np.concatenate([np.asarray(block.sum(axis=1, dtype=np.float64)).ravel() for block in blocks])
     return totals[totals > 0]

@@ -19,7 +19,7 @@ from scfusion_fm.config.prepare import PrepareConfig, SourceConfig
 from scfusion_fm.data.atlas.manifest import MANIFEST, read_manifest
 from scfusion_fm.data.atlas.tables import AtlasTables
 from scfusion_fm.data.files.align import warn_empty_cells
-from scfusion_fm.data.files.stored import close_files
+from scfusion_fm.data.files.arrays import close_files
 from scfusion_fm.data.locations import absolute, check_new_path, exists, is_remote
 from scfusion_fm.data.prepare.merge import build_manifest, describe_dataset, publish, stage_store
 from scfusion_fm.data.prepare.pieces import Piece, PieceSource, PieceTask, load_source, save_source, write_piece

@@ -162,7 +162,7 @@ def test_zarr_with_lost_chunks_is_refused(tmp_path):
     assert len(chunks) == 1
     chunks[0].unlink()
     with pytest.raises(
-        ValueError, match=r"`path` must be a complete zarr directory, got .* with 0 of 1 chunks of X/data"
+        ValueError, match=r"a.zarr, X` must have all its chunks, got 42 absent values in X/data.*write_empty_chunks"
     ):
         read_cells(path)
     shutil.rmtree(path / "X")

@@ -221,4 +221,4 @@ def test_broken_zarr_metadata_is_refused(tmp_path):
     file = path / "X" / "data" / ".zarray"
     file.write_text(file.read_text().replace('"fill_value"', '"fall_value"'))
     (path / ".zmetadata").unlink(missing_ok=True)
-    assert "whose metadata cannot be read" in examine(path).refusal
+    assert "in.zarr, X` must be readable, got TypeError" in examine(path).refusal

@@ -1,0 +1,114 @@
+"""The whole of a file in memory, so that results can be added to everything that was in it."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeAlias
+
+import anndata as ad
+import mudata as md
+import numpy as np
+
+from scfusion_fm.data.files.arrays import Group, member, text_of
+from scfusion_fm.data.files.broken import refuse_element
+from scfusion_fm.data.files.elements import ElementReader
+
+Container: TypeAlias = ad.AnnData | md.MuData
+# Slots of mappings, with the lengths that their elements begin with.
+ALIGNED = {"layers": "nm", "obsm": "n", "varm": "m", "obsp": "nn", "varp": "mm"}
+Readers: TypeAlias = dict[str, Callable[[Any], Any]]
+
+
+def read_container(reader: ElementReader, group: Group) -> Container:
+    """
+    Read an AnnData or a MuData element by element; what is broken is left out and noted.
+
+    Raises
+    ------
+    ValueError
+        If the names of cells or features are broken.
+    """
+    if text_of(group.attrs.get("encoding-type", "")).lower() == "mudata":
+        return _read_mudata(reader, group)
+    return read_anndata(reader, group)
+
+
+def read_anndata(reader: ElementReader, group: Group, prefix: str = "") -> ad.AnnData:
+    """Read an AnnData; see `read_container`."""
+    obs, var = (
+        reader.read_frame(member(group, key, reader.name(prefix or "/")), f"{prefix}{key}", is_strict=key == "var")
+        for key in ("obs", "var")
+    )
+    lengths = {"n": len(obs), "m": len(var)}
+    parts = _read_aligned(reader, group, prefix, lengths)
+    shape = (len(obs), len(var))
+    readers = {
+        "X": lambda element: reader.read_element(element, f"{prefix}X", shape),
+        "raw": lambda element: _read_raw(reader, element, prefix, len(obs)),
+        "uns": lambda element: reader.read_mapping(element, f"{prefix}uns"),
+    }
+    return ad.AnnData(obs=obs, var=var, **parts, **_read_slots(reader, group, prefix, readers))
+
+
+def _read_slots(reader: ElementReader, group: Group, prefix: str, readers: Readers) -> dict[str, Any]:
+    """Read the slots that are there and whole."""
+
+    def read(slot: str) -> Any:
+        return readers[slot](group[slot]) if slot in group else None
+
+    found = {slot: reader.read_or_lose(f"{prefix}{slot}", partial(read, slot)) for slot in readers}
+    return {slot: value for slot, value in found.items() if value is not None}
+
+
+def _read_aligned(reader: ElementReader, group: Group, prefix: str, lengths: dict[str, int]) -> dict[str, Any]:
+    """Read the slots of mappings that are aligned with axes that are there."""
+    readers = {}
+    for slot, letters in ALIGNED.items():
+        if set(letters) <= set(lengths):
+            shape = tuple(lengths[letter] for letter in letters)
+            readers[slot] = partial(_read_mapping, reader, f"{prefix}{slot}", shape)
+    return _read_slots(reader, group, prefix, readers)
+
+
+def _read_mapping(reader: ElementReader, slot: str, shape: tuple[int, ...], group: Group) -> dict[str, Any]:
+    return reader.read_mapping(group, slot, shape)
+
+
+def _read_raw(reader: ElementReader, raw: Group, prefix: str, num_obs: int) -> dict[str, Any] | None:
+    if "X" not in raw:
+        return None
+    var = reader.read_frame(raw["var"], f"{prefix}raw/var", is_strict=True)
+    found = {"X": reader.read_element(raw["X"], f"{prefix}raw/X", (num_obs, len(var))), "var": var}
+    if "varm" in raw:
+        found["varm"] = reader.read_mapping(raw["varm"], f"{prefix}raw/varm", (len(var),))
+    return found
+
+
+def _read_mudata(reader: ElementReader, group: Group) -> md.MuData:
+    mod = member(group, "mod", reader.name("/"))
+    names = [text_of(name) for name in mod.attrs.get("mod-order", ())]
+    names = names if set(names) == set(mod) else list(mod)
+    mods = {name: read_anndata(reader, member(mod, name, reader.name("mod")), f"mod/{name}/") for name in names}
+    tables = {"obs": reader.read_frame(member(group, "obs", reader.name("/")), "obs", is_strict=False)}
+    var = reader.read_or_lose("var", lambda: reader.read_frame(group["var"], "var", is_strict=False))
+    if var is not None:  # else mudata makes it of the modalities
+        tables["var"] = var
+    axes = {"obs": "n", "var": "m"}
+    lengths = {axes[axis]: len(table) for axis, table in tables.items()}
+    readers: Readers = {"uns": lambda element: reader.read_mapping(element, "uns")}
+    for axis in tables:
+        sizes = {key: len(getattr(mods[key], axis)) for key in mods}
+        readers[f"{axis}map"] = partial(_read_maps, reader, f"{axis}map", lengths[axes[axis]], sizes)
+    parts = _read_aligned(reader, group, "", lengths) | _read_slots(reader, group, "", readers)
+    if "axis" in group.attrs:
+        parts["axis"] = int(group.attrs["axis"])
+    return md.MuData(mods, **tables, **parts)
+
+
+def _read_maps(reader: ElementReader, slot: str, length: int, sizes: dict[str, int], group: Group) -> dict[str, Any]:
+    """Read where the cells or features of each modality are: 0 for nowhere, else from 1."""
+    maps = reader.read_mapping(group, slot, (length,))
+    for name, place in maps.items():
+        place = np.asarray(place)
+        if place.dtype.kind not in "iu" or not ((place >= 0) & (place <= sizes.get(name, 0))).all():
+            raise refuse_element(reader.name(f"{slot}/{name}"), "name rows of its modality", f"{place[:3]}")
+    return maps

@@ -1,0 +1,139 @@
+"""The parts of a file from which counts are read, opened without reading the matrices."""
+
+from functools import partial
+from typing import Any
+
+import h5py
+import numpy as np
+import pandas as pd
+
+from scfusion_fm.data.files.arrays import Array, Group, member, text_of
+from scfusion_fm.data.files.broken import refuse_element
+from scfusion_fm.data.files.elements import ElementReader
+from scfusion_fm.data.files.stored import (
+    Elements,
+    StoredAnnData,
+    StoredMatrix,
+    StoredRaw,
+    StoredTable,
+    as_names,
+    is_names,
+)
+
+
+def open_anndata(reader: ElementReader, group: Group, prefix: str = "") -> StoredAnnData:
+    """
+    Open an AnnData of the present on-disk format (0.7 and later), in HDF5 or zarr.
+
+    Parameters
+    ----------
+    reader
+        Reads its elements.
+    group
+        The AnnData in the file.
+    prefix
+        Where it is, such as `mod/rna/`.
+
+    Raises
+    ------
+    ValueError
+        If a part from which counts may be read is broken. Columns of obs that are broken are left out; layers, obsm
+        and uns raise when they are asked for.
+    """
+    obs = reader.read_frame(_part(reader, group, "obs", prefix), f"{prefix}obs", is_strict=False)
+    var = reader.read_frame(_part(reader, group, "var", prefix), f"{prefix}var", is_strict=True)
+
+    def open_matrix(key: str) -> StoredMatrix | None:
+        slot, _, name = key.rpartition("/")
+        element = member(group[slot] if slot else group, name, reader.name(prefix + key))
+        if text_of(element.attrs.get("encoding-type", "")) == "null":
+            return None
+        return reader.open_matrix(element, prefix + key, (len(obs), len(var)))
+
+    has_counts = "layers" in group and "counts" in group["layers"]
+    needed = [("X", lambda: open_matrix("X")), ("raw", lambda: _open_raw(reader, group["raw"], prefix, len(obs)))]
+    parts = {}
+    for slot, read in needed:
+        if slot not in group:
+            parts[slot] = None
+        else:
+            parts[slot] = reader.read_or_lose(prefix + slot, read) if has_counts else read()
+    beside = {
+        key: partial(_open_beside, reader, group, f"{prefix}obsm/{key}", len(obs)) for key in _keys(group, "obsm")
+    }
+    uns = {
+        key: partial(_read_names, reader, group["uns"], key, prefix)
+        for key in _keys(group, "uns")
+        if _may_be_names(group["uns"], key)
+    }
+    return StoredAnnData(
+        obs=obs,
+        var=var,
+        X=parts["X"],
+        layers=Elements("layers", {key: partial(open_matrix, f"layers/{key}") for key in _keys(group, "layers")}),
+        raw=parts["raw"],
+        obsm=Elements("obsm", beside),
+        uns=Elements("uns", uns),
+    )
+
+
+def _part(reader: ElementReader, group: Any, key: str, prefix: str) -> Any:
+    return member(group, key, reader.name(prefix.rstrip("/") or "/"))
+
+
+def _keys(group: Any, slot: str) -> list[str]:
+    return list(group[slot]) if slot in group and isinstance(group[slot], Group) else []
+
+
+def _open_raw(reader: ElementReader, raw: Any, prefix: str, num_obs: int) -> StoredRaw | None:
+    if not isinstance(raw, Group) or "X" not in raw:
+        return None
+    var = reader.read_frame(member(raw, "var", reader.name(f"{prefix}raw")), f"{prefix}raw/var", is_strict=True)
+    return StoredRaw(reader.open_matrix(raw["X"], f"{prefix}raw/X", (num_obs, len(var))), var)
+
+
+def _may_be_names(uns: Any, key: str) -> bool:
+    try:
+        return isinstance(uns[key], Array) and is_names(uns[key])
+    except Exception:  # a broken element of `uns` is none that is read
+        return False
+
+
+def _read_names(reader: ElementReader, uns: Any, key: str, prefix: str) -> list[str]:
+    return as_names(reader.read_element(uns[key], f"{prefix}uns/{key}"))
+
+
+def _open_beside(reader: ElementReader, group: Any, slot: str, num_obs: int) -> StoredTable | StoredMatrix:
+    """Open an element of `obsm`."""
+    key = slot.rpartition("/")[2]
+    element = member(group["obsm"], key, reader.name(slot))
+    if text_of(element.attrs.get("encoding-type", "")) == "dataframe":
+        names = [text_of(name) for name in element.attrs["column-order"]]
+        return StoredTable(f'obsm["{key}"]', names, lambda: _read_table(reader, element, slot, num_obs))
+    return reader.open_matrix(element, slot, (num_obs,))
+
+
+def _read_table(reader: ElementReader, element: Any, slot: str, num_obs: int) -> pd.DataFrame:
+    frame = reader.read_frame(element, slot, is_strict=True)
+    if len(frame) != num_obs:
+        raise refuse_element(reader.name(slot), f"have {num_obs:,} rows", f"{len(frame):,}")
+    return frame
+
+
+def open_10x(reader: ElementReader, matrix: h5py.Group) -> StoredAnnData:
+    """Open the group `matrix` of a 10x file of Cell Ranger 3 or later; its columns are cells."""
+
+    def read(group: Any, key: str, length: int | None) -> np.ndarray:
+        name = reader.name(f"matrix/{key}")
+        array = member(group, key, name)
+        if not isinstance(array, Array):
+            raise refuse_element(name, "be an array", "a group")
+        reader.budget.take(array, name, (length,))
+        return array[:]
+
+    num_vars, num_obs = (int(n) for n in read(matrix, "shape", 2))
+    table = member(matrix, "features", reader.name("matrix"))
+    ids, names, types = (read(table, key, num_vars).astype(str) for key in ("id", "name", "feature_type"))
+    var = pd.DataFrame({"gene_ids": ids, "feature_types": types}, index=pd.Index(names))
+    obs = pd.DataFrame(index=pd.Index(read(matrix, "barcodes", num_obs).astype(str)))
+    return StoredAnnData(obs, var, reader.open_csr(matrix, (num_obs, num_vars), reader.name("matrix")))
