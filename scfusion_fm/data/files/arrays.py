@@ -89,7 +89,7 @@ def plain_type(dtype: Any) -> np.dtype:
     """Give the type in which values are computed with."""
     if dtype.kind not in "biuf":
         return dtype
-    return np.dtype("f4") if dtype == np.float16 else dtype.newbyteorder("=")
+    return np.dtype("f4") if dtype.kind == "f" and dtype.itemsize == 2 else dtype.newbyteorder("=")
 
 
 def check_array(array: Array, name: str) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import h5py
 import zarr
 
+from scfusion_fm.data.files.arrays import check_array
 from scfusion_fm.data.files.broken import refuse_element
 from scfusion_fm.data.locations import is_remote
 
@@ -50,6 +51,7 @@ class Budget:
         ValueError
             If it has another shape, does not fit into memory, or cannot be what is stored.
         """
+        check_array(array, name)
         found = tuple(array.shape or ())
         if shape is not None and (
             len(found) != len(shape) or any(b not in (None, a) for a, b in zip(found, shape, strict=False))
