@@ -121,6 +121,7 @@ class Job:
         device = choose_device(request.device)
         model, extractor = load_pretrained(request.model, model_class)
         cells, aligned = read_aligned(request.input, extractor, request.modality)
+        assert cells.container is not None
         check_added(cells.container, added)
         check_writable(cells.container, request.output)
         if not isinstance(cells.container.uns.get(PROVENANCE, {}), Mapping):

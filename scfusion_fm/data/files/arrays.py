@@ -147,6 +147,13 @@ def keys_of(group: Any) -> list[str]:
         return sorted(entry.name for entry in folder(group.path).iterdir() if entry.is_dir())
 
 
+def modalities_of(mod: Any) -> list[str]:
+    """List the modalities of a MuData in their order."""
+    names = [text_of(name) for name in mod.attrs.get("mod-order", ())]
+    found = keys_of(mod)
+    return names if sorted(names) == sorted(found) else found
+
+
 def member(group: Any, key: str, name: str) -> Any:
     """
     Give an element of a group; the key may lead nowhere else.

@@ -8,7 +8,7 @@ import anndata as ad
 import mudata as md
 import numpy as np
 
-from scfusion_fm.data.files.arrays import Group, member, text_of
+from scfusion_fm.data.files.arrays import Group, member, modalities_of, text_of
 from scfusion_fm.data.files.broken import refuse_element
 from scfusion_fm.data.files.elements import ElementReader
 
@@ -85,8 +85,7 @@ def _read_raw(reader: ElementReader, raw: Group, prefix: str, num_obs: int) -> d
 
 def _read_mudata(reader: ElementReader, group: Group) -> md.MuData:
     mod = member(group, "mod", reader.name("/"))
-    names = [text_of(name) for name in mod.attrs.get("mod-order", ())]
-    names = names if set(names) == set(mod) else list(mod)
+    names = modalities_of(mod)
     mods = {name: read_anndata(reader, member(mod, name, reader.name("mod")), f"mod/{name}/") for name in names}
     tables = {"obs": reader.read_frame(member(group, "obs", reader.name("/")), "obs", is_strict=False)}
     var = reader.read_or_lose("var", lambda: reader.read_frame(group["var"], "var", is_strict=False))

@@ -12,7 +12,7 @@ import mudata as md
 import pandas as pd
 import zarr
 
-from scfusion_fm.data.files.arrays import Group, close_files, member, open_root, text_of
+from scfusion_fm.data.files.arrays import Group, close_files, member, modalities_of, open_root, text_of
 from scfusion_fm.data.files.broken import BrokenFileError, explain_file
 from scfusion_fm.data.files.container import Container
 from scfusion_fm.data.files.container import read_container as read_elements
@@ -75,6 +75,22 @@ def read_cells(path: str | Path, modality: Modality = "auto") -> Cells:
         cells.container = read_container(file)
         file.reader.warn_lost()
     return cells
+
+
+def open_container(path: Path) -> Container:
+    """
+    Read all of a file, without a look at its counts.
+
+    Raises
+    ------
+    ValueError
+        If it is missing, broken or of another format.
+    """
+    with closing():
+        file = open_file(path)
+        container = read_container(file)
+        file.reader.warn_lost()
+    return container
 
 
 @contextmanager
@@ -202,7 +218,9 @@ def _open_parts(path: str) -> OpenFile:
     if encoding.lower() == "mudata":
         obs = reader.read_frame(member(group, "obs", path), "obs", is_strict=False)
         mod = member(group, "mod", path)
-        parts = {key: open_anndata(reader, member(mod, key, f"{path}, mod"), f"mod/{key}/") for key in mod}
+        parts = {
+            key: open_anndata(reader, member(mod, key, f"{path}, mod"), f"mod/{key}/") for key in modalities_of(mod)
+        }
         return OpenFile(path, parts, reader, obs)
     if suffix_of(path) == ".h5" and "features" in group.get("matrix", ()):
         return OpenFile(path, open_10x(reader, group["matrix"]), reader)

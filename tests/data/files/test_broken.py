@@ -120,19 +120,19 @@ def test_cut_chunks_are_named(tmp_path):
 def test_broken_columns_of_obs_and_other_parts_are_left_out_and_named(tmp_path):
     adata = make_rna()
     adata.obs["score"] = np.arange(7.0)
-    adata.obsm["pca"] = np.ones((7, 2))
+    adata.varm["pca"] = np.ones((6, 2))
     adata.uns = {"deep": {"a": np.arange(3), "b": "kept"}, "nothing": None}
     path = write(adata, tmp_path / "a.h5ad")
     with h5py.File(path, "r+") as file:
         del file["obs/batch/codes"]
         file["uns/deep/a"].attrs["encoding-type"] = "unheard-of"
-        del file["obsm/pca"]
-        file["obsm/pca"] = np.ones((6, 2))
-    with pytest.warns(UserWarning, match=r'broken: obs\["batch"\], obsm/pca, uns/deep/a\. `.*a\.h5ad, obs\["batch"\]`'):
+        del file["varm/pca"]
+        file["varm/pca"] = np.ones((7, 2))
+    with pytest.warns(UserWarning, match=r'broken: obs\["batch"\], varm/pca, uns/deep/a\. `.*a\.h5ad, obs\["batch"\]`'):
         cells = read_cells(path)
     assert list(cells.container.obs.columns) == list(cells.obs.columns) == ["score"]
     assert cells.container.uns["deep"] == {"b": "kept"}
-    assert "pca" not in cells.container.obsm
+    assert "pca" not in cells.container.varm
     with h5py.File(path, "r+") as file:
         file["var"].attrs["column-order"] = ["absent"]
     with pytest.raises(ValueError, match=r'var\["absent"\]` must have the element \'absent\', got none'):

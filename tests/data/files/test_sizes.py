@@ -15,7 +15,7 @@ def make_file(folder):
     adata = make_rna()
     adata.obs["batch"] = adata.obs["batch"].astype("category")
     adata.layers["other"] = adata.X.copy()
-    adata.obsm["pca"] = np.ones((7, 2))
+    adata.varm["pca"] = np.ones((6, 2))
     adata.uns["numbers"] = np.arange(3)
     adata.write_h5ad(folder / "a.h5ad")
     return folder / "a.h5ad"
@@ -55,14 +55,14 @@ def test_what_is_needed_and_declares_too_much_is_refused(tmp_path, place, shape)
         ("obs/batch/categories", (HUGE,), r'obs\["batch"\]'),
         ("layers/other/indptr", (HUGE,), "layers/other"),
         ("layers/other/indices", (HUGE,), "layers/other"),
-        ("obsm/pca", (HUGE, 2), "obsm/pca"),
-        ("obsm/pca", (7, HUGE), "obsm/pca"),
+        ("varm/pca", (HUGE, 2), "varm/pca"),
+        ("varm/pca", (6, HUGE), "varm/pca"),
         ("uns/numbers", (HUGE,), "uns/numbers"),
     ],
 )
 def test_what_is_not_needed_and_declares_too_much_is_left_out(tmp_path, place, shape, named):
     path = make_file(tmp_path)
-    declare(path, place, shape, dtype="i1", chunks=(1024,) if len(shape) == 1 else (7, 2))
+    declare(path, place, shape, dtype="i1", chunks=(1024,) if len(shape) == 1 else (6, 2))
     with pytest.warns(UserWarning, match=f"left out, because it is broken: {named}"):
         cells = read_cells(path)
     np.testing.assert_array_equal(cells.rna.counts.toarray(), make_rna().X.toarray())

@@ -77,10 +77,10 @@ def test_columns_are_checked_in_every_slot(tmp_path, slot, wrong):
         read_cells(path)
 
 
-@pytest.mark.parametrize("slot", ["layers/other", "obsm/sparse", "obsp/near", "uns/table"])
+@pytest.mark.parametrize("slot", ["layers/other", "obsp/near", "uns/table"])
 def test_what_is_not_needed_is_checked_and_left_out(tmp_path, slot):
     adata, matrix = make_rna(), sp.csc_matrix(np.eye(7))
-    adata.layers["other"], adata.obsm["sparse"], adata.obsp["near"] = sp.csc_matrix(adata.X), matrix, matrix
+    adata.layers["other"], adata.obsp["near"] = sp.csc_matrix(adata.X), matrix
     adata.uns["table"] = matrix
     adata.write_h5ad(tmp_path / "a.h5ad")
     with h5py.File(tmp_path / "a.h5ad", "r+") as file:
