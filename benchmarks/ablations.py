@@ -70,7 +70,7 @@ def train(
     if config.start_cells:
         rows = atlas.rows_of("train")
         rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), config.start_cells)).astype(int)]
-        start_from_components(model.model, lambda r: extractor(**atlas.read(r).as_counts()), rows, config.seed)
+        start_from_components(model.model, lambda r: extractor.prepare(**atlas.read(r).as_counts()), rows, config.seed)
     model.to(device).train()
     optim = config.optim
     order = CellOrder(atlas.rows_by_dataset("train"), config.seed, config.loader)

@@ -7,11 +7,14 @@ import argparse
 import json
 from pathlib import Path
 
-from scfusion_fm import ScFusionTTTConfig, ScFusionTTTFeatureExtractor, ScFusionTTTForPreTraining
+import torch
+
+from scfusion_fm import ScFusionTTTConfig, ScFusionTTTForPreTraining
 from scfusion_fm.config.command import run_command
 from scfusion_fm.data.fingerprints.seen import load_seen
 from scfusion_fm.data.locations import check_new_path
 from scfusion_fm.inference.export import export_model
+from scfusion_fm.inference.model_directory import load_config, load_extractor
 from scfusion_fm.training.checkpoint import Checkpoint, newest_checkpoint
 from scfusion_fm.training.run_files import ATLAS_MANIFEST, CHECKPOINTS, MODEL
 
@@ -26,16 +29,51 @@ def main() -> None:
 
     check_new_path(args.output, "output")
     checkpoint = newest_checkpoint(args.run / CHECKPOINTS, args.step)
-    model = ScFusionTTTForPreTraining(ScFusionTTTConfig.from_pretrained(args.run / MODEL))
+    config, extractor = load_config(args.run / MODEL), load_extractor(args.run / MODEL)
+    check_size(config, checkpoint)
+    model = ScFusionTTTForPreTraining(config)
     checkpoint.load_into(model)
-    extractor = ScFusionTTTFeatureExtractor.from_pretrained(args.run / MODEL)
     export_model(model, extractor, args.output, describe_run(args.run, checkpoint), load_seen(args.run))
     print(f"wrote {args.output}")
 
 
+def check_size(config: ScFusionTTTConfig, checkpoint: Checkpoint) -> None:
+    """
+    Compare the size of a model with that of its checkpoint, before the model is allocated.
+
+    Raises
+    ------
+    ValueError
+        If the model is larger.
+    """
+    with torch.device("meta"):
+        needed = 4 * ScFusionTTTForPreTraining(config).num_parameters()
+    held = sum(file.stat().st_size for file in checkpoint.directory.rglob("*"))
+    if needed > held:
+        raise ValueError(
+            f"`run` must hold a checkpoint of its model, got {held:,} bytes for one of {needed:,}. Copy the run again."
+        )
+
+
 def describe_run(run: Path, checkpoint: Checkpoint) -> dict[str, str]:
-    """Collect what the model card says about the training."""
-    manifest = json.loads((run / ATLAS_MANIFEST).read_text())
+    """
+    Collect what the model card says about the training.
+
+    Raises
+    ------
+    ValueError
+        If the manifest of the atlas is damaged.
+    """
+    try:
+        return _read_facts(json.loads((run / ATLAS_MANIFEST).read_text()), checkpoint)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"{str(run / ATLAS_MANIFEST)!r} must be the manifest of an atlas, got a damaged one ({error!r}). Copy the "
+            "run again."
+        ) from error
+
+
+def _read_facts(manifest: dict, checkpoint: Checkpoint) -> dict[str, str]:
     facts = {"checkpoint": checkpoint.directory.name}
     for source in manifest["sources"]:
         facts[f"data set {source['name']}"] = (

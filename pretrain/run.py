@@ -23,6 +23,7 @@ from scfusion_fm.data.fingerprints.seen import SEEN_CELLS, remember_atlas
 from scfusion_fm.data.stream.collate import MaskingCollator
 from scfusion_fm.data.stream.loader import AtlasLoader
 from scfusion_fm.data.stream.order import CellOrder
+from scfusion_fm.model.files_scfusion_ttt import update_checksums
 from scfusion_fm.planning.recipe import build_model_config
 from scfusion_fm.planning.sizing import train_flops
 from scfusion_fm.planning.tokens import TokenCounts
@@ -80,7 +81,9 @@ def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopRequest) -> bool:
         checkpoint.load_into(model)
     elif config.start_cells:
         cells = spread(atlas.rows_of("train"), config.start_cells)
-        start_from_components(model.model, lambda rows: extractor(**atlas.read(rows).as_counts()), cells, config.seed)
+        start_from_components(
+            model.model, lambda rows: extractor.prepare(**atlas.read(rows).as_counts()), cells, config.seed
+        )
     if rank == 0:
         save_config(config, directory.path / CONFIG)
         if not checkpoint:
@@ -147,6 +150,7 @@ def describe_run(path: Path, model: ScFusionTTTConfig, extractor: ScFusionTTTFea
     """Write what an export needs beside a checkpoint: model, vocabulary, and which cells were learned from."""
     model.save_pretrained(path / MODEL)
     extractor.save_pretrained(path / MODEL)
+    update_checksums(path / MODEL, ["*.json"])
     (path / ATLAS_MANIFEST).write_text(json.dumps(atlas.manifest, indent=1))
     remember_atlas(atlas).save(path / SEEN_CELLS)
 

@@ -62,15 +62,19 @@ def _synthesize(args: argparse.Namespace) -> None:
 
 
 def _add_verify(commands: argparse._SubParsersAction) -> None:
-    verify = commands.add_parser("verify", help="compare the files of an atlas with its checksums")
-    verify.add_argument("atlas", help="directory or URL of the atlas")
+    verify = commands.add_parser("verify", help="compare the files of an atlas or a model with its checksums")
+    verify.add_argument("atlas", metavar="PATH", help="directory or URL of the atlas, or model directory")
     verify.set_defaults(run=_verify)
 
 
 def _verify(args: argparse.Namespace) -> None:
     from scfusion_fm.data.atlas.atlas import verify_atlas
+    from scfusion_fm.inference.model_files import is_model, verify_model
 
-    verify_atlas(args.atlas)
+    if is_model(Path(args.atlas)):
+        verify_model(Path(args.atlas))
+    else:
+        verify_atlas(args.atlas)
     print(f"{args.atlas} is as it was written")
 
 

@@ -15,7 +15,6 @@ from scfusion_fm.config.comparison import ExperimentConfig
 from scfusion_fm.config.finetune import INPUTS
 from scfusion_fm.data.files.stack import StackedCells, stack_aligned
 from scfusion_fm.data.fingerprints.cells import CellFingerprints, fingerprint_cells
-from scfusion_fm.data.fingerprints.seen import load_seen
 from scfusion_fm.data.schema import DATASET, AlignedCells
 from scfusion_fm.evaluation.baselines.annotation import ANNOTATION_METHODS
 from scfusion_fm.evaluation.baselines.imputation import IMPUTATION_METHODS
@@ -24,6 +23,7 @@ from scfusion_fm.evaluation.protocol.leaks import Evidence, Leak, find_leaks, fi
 from scfusion_fm.evaluation.protocol.splits import Fold, k_folds, leave_group_out, limit_labels
 from scfusion_fm.inference.inputs import read_aligned
 from scfusion_fm.inference.model_directory import load_extractor
+from scfusion_fm.inference.seen import load_model_seen
 from scfusion_fm.model import ScFusionTTTFeatureExtractor
 from scfusion_fm.tasks.annotation.baselines import show_features
 from scfusion_fm.tasks.annotation.cells import LabelledCells, drop_rare_classes, read_labels
@@ -206,7 +206,7 @@ class Experiment:
         for name, model in self.config.models.items():
             if model.from_scratch:
                 continue
-            seen = load_seen(Path(model.path))
+            seen = load_model_seen(Path(model.path))
             answer = None if seen is None else seen.look_up(self.prints[fold.partition.test])
             if answer is not None:
                 refuse_seen_cells(answer, self.config.allow_seen_test_cells)

@@ -17,6 +17,7 @@ from scfusion_fm.evaluation.calibration.classifier import ANNOTATION_CALIBRATION
 from scfusion_fm.evaluation.calibration.unknown import CellOutputs
 from scfusion_fm.inference.job import FileRequest, Job
 from scfusion_fm.inference.label_tree import LabelTree
+from scfusion_fm.inference.model_files import ModelFiles
 from scfusion_fm.model import ScFusionTTTForCellTypeAnnotation
 
 UNKNOWN = "unknown"
@@ -78,7 +79,7 @@ def annotate(request: FileRequest, wanted: AnnotationRequest | None = None) -> N
     endings += [] if wanted.ontology is None else ["_level", "_level_probability", "_ontology_id"]
     job = Job.start(request, ScFusionTTTForCellTypeAnnotation, [("obs", key + ending) for ending in endings])
     names = [job.model.config.id2label[i] for i in range(job.model.config.num_labels)]
-    calibration = load_calibration(request.model, names, wanted.reject_rate)
+    calibration = load_calibration(request.model, names, wanted.reject_rate, job.model.config.hidden_size)
     tree = None if wanted.ontology is None else LabelTree.load(wanted.ontology, names)
     rna_only = job.model.config.projected_proteins is not None
     readable, shown = (job.aligned.rna_present, ("rna",)) if rna_only else (job.has_counts, ("rna", "adt"))
@@ -98,7 +99,9 @@ def annotate(request: FileRequest, wanted: AnnotationRequest | None = None) -> N
     job.finish("annotate", {"obs": key, "classes": names, **facts})
 
 
-def load_calibration(model: Path, classes: list[str], reject_rate: float | None) -> AnnotationCalibration | None:
+def load_calibration(
+    model: Path, classes: list[str], reject_rate: float | None, width: int
+) -> AnnotationCalibration | None:
     """
     Load the calibration of a model directory; None if it has none and none is needed.
 
@@ -107,16 +110,19 @@ def load_calibration(model: Path, classes: list[str], reject_rate: float | None)
     ValueError
         If it does not fit the model, or rejection cannot be done.
     """
-    if not (model / ANNOTATION_CALIBRATION).is_file():
+    files = ModelFiles.open(model)
+    if not files.holds(ANNOTATION_CALIBRATION):
         if reject_rate is not None:
             raise ValueError(
                 f"`model` must hold {ANNOTATION_CALIBRATION} for --reject-rate, got none in {str(model)!r}; fine-tune "
                 "with finetune/cell_type_annotation.py."
             )
         return None
-    found = AnnotationCalibration.load(model / ANNOTATION_CALIBRATION)
+    found = AnnotationCalibration.load(files.check(ANNOTATION_CALIBRATION))
     if found.classes != classes:
         raise ValueError(f"`model` must have a calibration for its classes {classes}, got {found.classes}.")
+    if found.width not in (None, width):
+        raise ValueError(f"`model` must have a calibration for embeddings of width {width}, got {found.width}.")
     if reject_rate is not None and UNKNOWN in classes:
         raise ValueError(f"`model` must have no class {UNKNOWN!r} for --reject-rate, got {classes}.")
     if reject_rate is not None and reject_rate not in found.rates:

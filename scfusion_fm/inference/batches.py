@@ -84,7 +84,7 @@ class CellCollator:
     def __call__(self, rows: ArrayLike) -> dict[str, torch.Tensor]:
         """Give the arguments of the model; a modality that the whole file lacks is left out."""
         rows = np.asarray(rows)
-        batch = dict(self.extractor(**self.aligned.as_counts(rows)))
+        batch = dict(self.extractor.prepare(**self.aligned.as_counts(rows)))
         batch = {k: v for k, v in batch.items() if k.split("_")[0] in self.modalities}
         if self.modality_dropout > 0 and {"rna_observed", "adt_observed"} <= batch.keys():
             self._drop_modalities(batch)

@@ -12,6 +12,7 @@ import scfusion_fm.model
 from scfusion_fm.data.fingerprints.seen import SEEN_CELLS, SeenCells
 from scfusion_fm.data.locations import check_new_path
 from scfusion_fm.model import ScFusionTTTFeatureExtractor
+from scfusion_fm.model.files_scfusion_ttt import update_checksums
 
 NOT_SHIPPED = ("__init__.py", "ttt_reference.py")
 _MODELING = "modeling_scfusion_ttt."
@@ -33,7 +34,7 @@ def export_model(
     files: dict[str, bytes] | None = None,
 ) -> None:
     """
-    Write weights, settings, vocabulary, normaliser, seen cells, code and model card; all of it or nothing.
+    Write weights, settings, vocabulary, normaliser, seen cells, code, model card and checksums; all of it or nothing.
 
     Parameters
     ----------
@@ -69,9 +70,12 @@ def export_model(
         if seen is not None:
             seen.save(scratch / SEEN_CELLS)
             facts = facts | {"cells seen in training": describe_seen(seen)}
+        else:
+            (scratch / SEEN_CELLS).unlink(missing_ok=True)  # of the model that this one was made of
         for name, content in (files or {}).items():
             (scratch / name).write_bytes(content)
         (scratch / "README.md").write_text(model_card(model, extractor, facts))
+        update_checksums(scratch, ["*"])
         for path in (scratch, *scratch.iterdir()):  # temporary files are private, a model is not
             path.chmod(0o755 if path.is_dir() else 0o644)
         scratch.rename(output)

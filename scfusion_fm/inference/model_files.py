@@ -1,30 +1,129 @@
-"""What the plain files of a model directory tell: nothing here needs torch."""
+"""The files of a model directory, compared with its checksums and its schemas: nothing here needs torch."""
 
-import dataclasses
-import json
+import hashlib
+import warnings
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from scfusion_fm.data.vocabulary.vocabulary import Vocabulary
+from scfusion_fm.inference.model_config import (
+    IGNORED_IN_CONFIG,
+    IGNORED_IN_EXTRACTOR,
+    LARGEST_CONFIG,
+    LARGEST_EXTRACTOR,
+    ConfigFile,
+    ExtractorFile,
+)
+from scfusion_fm.untrusted.checksums import SUMS, check_digest, check_file, read_bounded, read_sums
+from scfusion_fm.untrusted.rules import parse_bytes
+
+CONFIG, EXTRACTOR, WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors"
 
 
-def read_config(model: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class ModelFiles:
     """
-    Read config.json of a model directory.
+    The files of a model directory.
 
-    Raises
-    ------
-    ValueError
-        If the directory is none of ours.
+    Attributes
+    ----------
+    path
+        The directory.
+    sums
+        Checksum of each file by its name; None where the directory has none.
     """
-    if not (model / "config.json").is_file() or not (model / "preprocessor_config.json").is_file():
-        raise ValueError(
-            f"`model` must be a directory with config.json and preprocessor_config.json, got {str(model)!r}."
-        )
-    config = json.loads((model / "config.json").read_text())
-    if config.get("model_type") != "scfusion_ttt":
-        raise ValueError(f"`model` must be a scfusion_ttt model, got {config.get('model_type')!r} in {str(model)!r}.")
-    return config
+
+    path: Path
+    sums: dict[str, str] | None
+
+    @classmethod
+    def open(cls, path: str | Path) -> "ModelFiles":
+        """
+        Find the directory.
+
+        Raises
+        ------
+        ValueError
+            If it is no model directory or its list of checksums is damaged.
+        """
+        path = Path(path)
+        if not (path / CONFIG).is_file() or not (path / EXTRACTOR).is_file():
+            raise ValueError(
+                f"`model` must be a directory with config.json and preprocessor_config.json, got {str(path)!r}."
+            )
+        return cls(path, read_sums(path))
+
+    def holds(self, name: str) -> bool:
+        """Tell whether a file is there, or should be."""
+        return (self.path / name).is_file() or name in (self.sums or {})
+
+    def check(self, name: str) -> Path:
+        """
+        Compare a file with its checksum; its path.
+
+        Raises
+        ------
+        ValueError
+            If it differs, is missing or is not in the list.
+        """
+        if self.sums is not None:
+            check_file(self.path / name, self._sum_of(name))
+        return self.path / name
+
+    def read(self, name: str, largest: int) -> bytes:
+        """
+        Read a small file.
+
+        Raises
+        ------
+        ValueError
+            As `check`, or if the file is larger than that.
+        """
+        path = self.path / name
+        data = read_bounded(path, largest)
+        if self.sums is not None:
+            check_digest(path, hashlib.sha256(data).hexdigest(), self._sum_of(name))
+        return data
+
+    def read_config(self) -> ConfigFile:
+        """
+        Read config.json; warn where the directory has no checksums.
+
+        Raises
+        ------
+        ValueError
+            If it is damaged or of another kind of model.
+        """
+        data, place = self.read(CONFIG, LARGEST_CONFIG), str(self.path / CONFIG)
+        found = parse_bytes(ConfigFile, data, place, IGNORED_IN_CONFIG)
+        if self.sums is None:
+            warnings.warn(
+                f"{self.path} has no {SUMS}, so that damage to its files would not be noticed. "
+                f"`cd {self.path} && sha256sum * > {SUMS}` lists them as they are now.",
+                stacklevel=1,  # one place, so that it is told once
+            )
+        return found
+
+    def read_extractor(self) -> ExtractorFile:
+        """
+        Read preprocessor_config.json.
+
+        Raises
+        ------
+        ValueError
+            If it is damaged.
+        """
+        data, place = self.read(EXTRACTOR, LARGEST_EXTRACTOR), str(self.path / EXTRACTOR)
+        return parse_bytes(ExtractorFile, data, place, IGNORED_IN_EXTRACTOR)
+
+    def _sum_of(self, name: str) -> str:
+        found = (self.sums or {}).get(name)
+        if found is None:
+            raise ValueError(
+                f"{str(self.path / name)!r} must be in {SUMS} beside it, got no line for it. Make the list again with "
+                f"`sha256sum` if the file is yours."
+            )
+        return found
 
 
 def read_vocabulary(model: Path) -> Vocabulary:
@@ -34,15 +133,29 @@ def read_vocabulary(model: Path) -> Vocabulary:
     Raises
     ------
     ValueError
-        If the directory is no model or does not tell them.
+        If the directory is no model or damaged.
     """
-    read_config(model)
-    settings = json.loads((model / "preprocessor_config.json").read_text())
-    names = [field.name for field in dataclasses.fields(Vocabulary)]
-    missing = [name for name in names if name not in settings]
-    if missing:
-        raise ValueError(
-            f"`model` must tell its vocabulary in preprocessor_config.json, got none of {missing} in {str(model)!r}; "
-            "export it again."
-        )
-    return Vocabulary(**{name: settings[name] for name in names})
+    files = ModelFiles.open(model)
+    files.read_config()
+    return files.read_extractor().vocabulary()
+
+
+def verify_model(model: Path) -> None:
+    """
+    Compare all files of a model directory with its checksums.
+
+    Raises
+    ------
+    ValueError
+        If one differs or is missing, or the directory has no checksums.
+    """
+    sums = read_sums(model)
+    if sums is None:
+        raise ValueError(f"`model` must have {SUMS}, got none in {str(model)!r}. Export it again with this version.")
+    for name, expected in sums.items():
+        check_file(model / name, expected)
+
+
+def is_model(path: Path) -> bool:
+    """Tell whether a path is a model directory, and not an atlas."""
+    return (path / CONFIG).is_file() and not (path / "zarr.json").exists()

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scfusion_fm.evaluation.calibration.interval_file import PROTEIN_INTERVALS, read_intervals
 from scfusion_fm.evaluation.calibration.intervals import ProteinIntervals
 from scfusion_fm.inference.job import FileRequest, Job
+from scfusion_fm.inference.model_files import ModelFiles
 from scfusion_fm.model import ScFusionTTTForCrossModalPrediction
 
 
@@ -87,14 +88,15 @@ def load_intervals(model: Path, wanted: IntervalRequest) -> ProteinIntervals | N
     ValueError
         If intervals are asked of a model without, or the level was not calibrated.
     """
-    if not (model / PROTEIN_INTERVALS).is_file():
+    files = ModelFiles.open(model)
+    if not files.holds(PROTEIN_INTERVALS):
         if wanted.asked:
             raise ValueError(
                 f"`model` must hold {PROTEIN_INTERVALS} for --level, --group-key and --drop-undetermined, got none in "
                 f"{str(model)!r}; fine-tune with finetune/cross_modal_prediction.py."
             )
         return None
-    intervals = read_intervals(model / PROTEIN_INTERVALS)
+    intervals = read_intervals(files.check(PROTEIN_INTERVALS))
     level = _level_of(wanted)
     if level not in intervals.rule.levels:
         raise ValueError(f"`--level` must be one of the calibrated {list(intervals.rule.levels)}, got {level}.")

@@ -7,7 +7,7 @@ from scfusion_fm.data.files.readers import closing, load_cells, open_cells
 from scfusion_fm.data.fingerprints.cells import fingerprint_cells
 from scfusion_fm.data.fingerprints.seen import SEEN_CELLS, SeenAnswer, SeenCells
 from scfusion_fm.data.schema import Modality
-from scfusion_fm.inference.model_files import read_vocabulary
+from scfusion_fm.inference.model_files import ModelFiles, read_vocabulary
 
 
 def count_seen(model: Path, file: Path, modality: Modality = "auto") -> SeenAnswer:
@@ -20,7 +20,25 @@ def count_seen(model: Path, file: Path, modality: Modality = "auto") -> SeenAnsw
         If the directory is no model or carries no fingerprints, or the file is refused.
     """
     vocabulary = read_vocabulary(model)
-    seen = SeenCells.load(model / SEEN_CELLS)
+    seen = load_model_seen(model)
+    if seen is None:
+        raise ValueError(
+            f"`model` must carry the fingerprints of its training cells, got no {SEEN_CELLS} in {str(model)!r}. "
+            "Export it again with this version, from an atlas prepared with it."
+        )
     with closing():
         aligned = align_cells(load_cells(open_cells(file, modality)), vocabulary)
     return seen.look_up(fingerprint_cells(aligned, vocabulary.gene_ids, vocabulary.protein_names))
+
+
+def load_model_seen(model: Path) -> SeenCells | None:
+    """
+    Read what a model directory tells of the cells that were seen in training; None where it does not.
+
+    Raises
+    ------
+    ValueError
+        If it is no model directory, or the file is damaged.
+    """
+    files = ModelFiles.open(model)
+    return SeenCells.load(files.check(SEEN_CELLS)) if files.holds(SEEN_CELLS) else None

@@ -3,6 +3,7 @@
 Letters: B cells, G genes, P proteins, N RNA tokens, S genes per token.
 """
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from transformers import BatchFeature, FeatureExtractionMixin
 
+from .counts_scfusion_ttt import check_pair, read_counts, read_totals
+from .files_scfusion_ttt import update_checksums
 from .tokens_scfusion_ttt import find_max_lengths
 
 
@@ -91,6 +94,12 @@ class ScFusionTTTFeatureExtractor(FeatureExtractionMixin):
         """Give what is saved: everything but what follows from it."""
         return {key: value for key, value in super().to_dict().items() if key != "_patch_genes"}
 
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
+        """Save as transformers does, with checksums."""
+        written = super().save_pretrained(save_directory, push_to_hub, **kwargs)
+        update_checksums(save_directory, ["preprocessor_config.json", "*.py"])
+        return written
+
     def _arrange(self) -> NDArray[np.int64]:
         num_genes = len(self.gene_ids)
         patches = []
@@ -103,6 +112,56 @@ class ScFusionTTTFeatureExtractor(FeatureExtractionMixin):
 
     def __call__(
         self,
+        rna_counts: Any | None = None,
+        rna_observed: ArrayLike | None = None,
+        rna_total_counts: ArrayLike | None = None,
+        adt_counts: Any | None = None,
+        adt_observed: ArrayLike | None = None,
+    ) -> BatchFeature:
+        """
+        Check counts and prepare their cells.
+
+        Parameters
+        ----------
+        rna_counts
+            Raw counts: an array, tensor or scipy matrix (B, G) in the order of `gene_ids`, or a DataFrame with a row
+            per cell and columns named by Ensembl id or symbol, in any order. Of a DataFrame, columns that the model
+            does not know count for the library size alone, and genes without a column were not measured.
+        rna_observed
+            (B, G) or (G,) true where a gene was measured, in the order of `gene_ids`; all that is given when None.
+        rna_total_counts
+            (B,) library size over all genes of the experiment, vocabulary or not; the sum of `rna_counts` when
+            None.
+        adt_counts
+            The same for proteins, (B, P) in the order of `protein_names`, or a DataFrame with these names.
+        adt_observed
+            (B, P) or (P,) true where a protein was measured, in the order of `protein_names`.
+
+        Returns
+        -------
+        As of `prepare`.
+
+        Raises
+        ------
+        ValueError
+            If both modalities are missing, a shape does not fit, what was observed is no raw count, names are found
+            twice or none is, or the modalities are of other cells.
+        """
+        given: dict[str, Any] = {}
+        rna = adt = None
+        if rna_counts is not None:
+            rna = read_counts("rna_counts", rna_counts, rna_observed, len(self.gene_ids), self.index_genes)
+            totals = read_totals(rna_total_counts, rna)
+            given |= {"rna_counts": rna.values, "rna_observed": rna.observed, "rna_total_counts": totals}
+        if adt_counts is not None:
+            adt = read_counts("adt_counts", adt_counts, adt_observed, len(self.protein_names), self.index_proteins)
+            given |= {"adt_counts": adt.values, "adt_observed": adt.observed}
+        if rna is not None and adt is not None:
+            check_pair(rna, adt)
+        return self.prepare(**given)
+
+    def prepare(
+        self,
         rna_counts: ArrayLike | None = None,
         rna_observed: ArrayLike | None = None,
         rna_total_counts: ArrayLike | None = None,
@@ -110,7 +169,7 @@ class ScFusionTTTFeatureExtractor(FeatureExtractionMixin):
         adt_observed: ArrayLike | None = None,
     ) -> BatchFeature:
         """
-        Prepare cells whose counts stand in the order of this vocabulary.
+        Prepare cells whose counts were checked and stand in the order of this vocabulary.
 
         Parameters
         ----------

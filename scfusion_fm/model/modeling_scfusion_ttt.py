@@ -7,6 +7,9 @@ P proteins, K coordinates of a cell. A protein token holds one protein, so that 
 The models take `return_dict`: false for a tuple of what is not None, in place of an output object.
 """
 
+import os
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,9 +27,18 @@ from .blocks_scfusion_ttt import (
     mean_squared_error_per_cell,
 )
 from .configuration_scfusion_ttt import ScFusionTTTConfig
+from .files_scfusion_ttt import WRITTEN_WITH_WEIGHTS, keep_seen_cells, update_checksums
 from .outputs_scfusion_ttt import ScFusionTTTForPreTrainingOutput, ScFusionTTTModelOutput, ScFusionTTTPredictionOutput
 from .tokens_scfusion_ttt import ModalityInput, ModalityTokens, TokenRoles, TokenSubset, complete_inputs, masked_mean
 from .ttt_layers import TTTLayer
+
+DECODERS = ("rna_decoder", "adt_decoder")
+HEADS = (*DECODERS, "classifier", "rna_coordinates", "adt_coordinates", "kernel_readout")
+
+
+def name_other_heads(*own: str) -> list[str]:
+    """Give patterns for the weights of heads that a class does not have: a directory may hold them, and none misses."""
+    return [rf"^{head}\." for head in HEADS if head not in own]
 
 
 class ScFusionTTTPreTrainedModel(PreTrainedModel):
@@ -38,6 +50,18 @@ class ScFusionTTTPreTrainedModel(PreTrainedModel):
     main_input_name = "rna_values"
     supports_gradient_checkpointing = True
     _no_split_modules = ("ScFusionTTTBlock",)
+
+    def post_init(self) -> None:
+        """Finish as transformers does, but do not take over what may be left out of the weights of a part."""
+        super().post_init()
+        self._keys_to_ignore_on_load_unexpected = set(type(self)._keys_to_ignore_on_load_unexpected or ())
+
+    def save_pretrained(self, save_directory: str | os.PathLike, is_main_process: bool = True, **kwargs: Any) -> None:
+        """Save as transformers does, with the fingerprints of the cells that the model has seen, and checksums."""
+        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        if is_main_process:
+            keep_seen_cells(self.name_or_path, save_directory)
+            update_checksums(save_directory, WRITTEN_WITH_WEIGHTS)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -80,6 +104,8 @@ class ScFusionTTTModel(ScFusionTTTPreTrainedModel):
     entirely is *hidden*: its masked tokens get latents projected from the other modality before the fusion. A
     modality that is neither observed nor masked is absent and adds nothing.
     """
+
+    _keys_to_ignore_on_load_unexpected = name_other_heads()
 
     def __init__(self, config: ScFusionTTTConfig):
         super().__init__(config)
@@ -201,6 +227,8 @@ class ScFusionTTTModel(ScFusionTTTPreTrainedModel):
 class ScFusionTTTForPreTraining(ScFusionTTTPreTrainedModel):
     """Reconstruct masked genes and proteins (the paper's first stage)."""
 
+    _keys_to_ignore_on_load_unexpected = name_other_heads(*DECODERS)
+
     def __init__(self, config: ScFusionTTTConfig):
         super().__init__(config)
         self.model = ScFusionTTTModel(config)
@@ -259,6 +287,8 @@ class ScFusionTTTForCellTypeAnnotation(ScFusionTTTPreTrainedModel):
     the embedding, the weaker modality blurs the stronger one. With `config.num_coordinates` it also reads where a cell
     lies along the principal components of its training cells, so that it starts where a linear classifier ends.
     """
+
+    _keys_to_ignore_on_load_unexpected = name_other_heads("classifier", "rna_coordinates", "adt_coordinates")
 
     def __init__(self, config: ScFusionTTTConfig):
         super().__init__(config)
@@ -349,6 +379,8 @@ class ScFusionTTTForCrossModalPrediction(ScFusionTTTPreTrainedModel):
     With `config.num_landmarks`, proteins are a mixture of that and of a kernel regression on the principal components
     of the training cells.
     """
+
+    _keys_to_ignore_on_load_unexpected = name_other_heads(*DECODERS, "rna_coordinates", "kernel_readout")
 
     def __init__(self, config: ScFusionTTTConfig):
         super().__init__(config)

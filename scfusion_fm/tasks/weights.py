@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from scfusion_fm.inference.model_directory import silence_transformers
-from scfusion_fm.model import ScFusionTTTConfig
+from scfusion_fm.inference.model_directory import load_config, load_weights
 from scfusion_fm.tasks.settings import FitSettings
 
 
@@ -36,9 +35,8 @@ class Weights:
 
     def build(self, model_class: type[PreTrainedModel], seed: int, **settings: Any) -> PreTrainedModel:
         """Build a model; what is not loaded (the head, or all of it) depends on the seed alone."""
-        silence_transformers()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             if self.from_scratch:
-                return model_class(ScFusionTTTConfig.from_pretrained(self.path, **settings))
-            return model_class.from_pretrained(self.path, **settings)
+                return model_class(load_config(self.path, **settings))
+            return load_weights(self.path, model_class, **settings)

@@ -10,6 +10,7 @@ import torch
 import yaml
 from make_cells import make_modalities, write_h5mu
 from mudata import MuData
+from seal import change_json, copy_model
 
 from scfusion_fm.cli.main import main
 from scfusion_fm.comparison import annotation as annotation_runs
@@ -310,13 +311,8 @@ def test_mistakes_are_named_before_anything_is_computed(build, data_dir, model_d
 
 
 def test_models_of_other_vocabularies_are_refused(build, model_dir, tmp_path):
-    other = tmp_path / "other"
-    other.mkdir()
-    for name in ("config.json", "preprocessor_config.json"):
-        settings = json.loads((model_dir / name).read_text())
-        if "patch_size" in settings:
-            settings["patch_size"] = 3
-        (other / name).write_text(json.dumps(settings))
+    other = copy_model(model_dir, tmp_path / "other")
+    change_json(other / "preprocessor_config.json", target_sum=3000)
     with pytest.raises(ValueError, match=r"`experiments\.types\.models` must share vocabulary and patches"):
         build({"types": {"task": "annotation", "models": {"other": {"path": str(other)}}}})
 

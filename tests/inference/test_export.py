@@ -7,11 +7,23 @@ import sys
 import numpy as np
 import pytest
 import torch
+import transformers
 from launch import Job, run, write_config
 from transformers import AutoFeatureExtractor, AutoModel, AutoModelForPreTraining
 
-from scfusion_fm import ScFusionTTTFeatureExtractor, ScFusionTTTForPreTraining, ScFusionTTTModel
+from scfusion_fm import (
+    ScFusionTTTFeatureExtractor,
+    ScFusionTTTForCellTypeAnnotation,
+    ScFusionTTTForCrossModalPrediction,
+    ScFusionTTTForPreTraining,
+    ScFusionTTTModel,
+)
+from scfusion_fm.data.fingerprints.seen import SEEN_CELLS
 from scfusion_fm.inference.export import export_model
+from scfusion_fm.inference.model_directory import load_pretrained
+from scfusion_fm.inference.model_files import verify_model
+from scfusion_fm.inference.seen import load_model_seen
+from scfusion_fm.untrusted.checksums import SUMS, read_sums
 
 CLEAN = """
 import sys, warnings
@@ -86,6 +98,63 @@ def test_feature_extractor_survives_saving(model_dir, counts, tmp_path):
     assert again.patch_size == 2
     a, b = (e(rna_counts=counts["rna"]) for e in (extractor, again))
     assert torch.equal(a["rna_values"], b["rna_values"])
+
+
+def test_saving_again_keeps_what_the_model_has_seen_and_makes_checksums_fit(model_dir, tmp_path):
+    model, extractor = AutoModel.from_pretrained(model_dir), AutoFeatureExtractor.from_pretrained(model_dir)
+    for saved in (model, extractor, model):  # in any order, and over what is there
+        saved.save_pretrained(tmp_path / "again")
+        with torch.no_grad():
+            next(model.parameters()).add_(1.0)
+    assert (tmp_path / "again" / SEEN_CELLS).read_bytes() == (model_dir / SEEN_CELLS).read_bytes()
+    verify_model(tmp_path / "again")
+    loaded, _ = load_pretrained(tmp_path / "again", ScFusionTTTModel)
+    loaded.save_pretrained(tmp_path / "again")
+    loaded.save_pretrained(tmp_path / "third")
+    assert load_model_seen(tmp_path / "again").parts[0].name == "pretraining"
+    assert (tmp_path / "third" / SEEN_CELLS).is_file()
+    listed = read_sums(tmp_path / "third")
+    assert listed.keys() == {p.name for p in (tmp_path / "third").iterdir()} - {SUMS}
+
+
+def test_what_the_model_has_seen_is_not_lost_without_a_word(model_dir, tmp_path, monkeypatch):
+    model = ScFusionTTTModel.from_pretrained(model_dir)
+    model.name_or_path = "nobody/nothing"
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.warns(UserWarning, match=r"seen_cells.npz.* was not found at 'nobody/nothing': it is not"):
+        model.save_pretrained(tmp_path / "out")
+
+
+@pytest.fixture
+def told(caplog):
+    """What transformers says, as its users see it."""
+    before = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_warning()
+    transformers.logging.enable_propagation()
+    yield caplog
+    transformers.logging.disable_propagation()
+    transformers.logging.set_verbosity(before)
+
+
+def test_heads_that_are_not_needed_are_not_reported(model_dir, annotator, predictor, told):
+    for path in (model_dir, annotator, predictor):
+        AutoModel.from_pretrained(path)
+    ScFusionTTTForCrossModalPrediction.from_pretrained(predictor)
+    assert told.text == ""
+
+
+def test_missing_weights_and_those_of_no_head_are_reported(model_dir, told, tmp_path):
+    ScFusionTTTForCellTypeAnnotation.from_pretrained(model_dir)
+    assert "classifier.weight" in told.text
+    assert "MISSING" in told.text
+    assert "UNEXPECTED" not in told.text
+    deep = ScFusionTTTForPreTraining.from_pretrained(model_dir, num_decoder_layers=2)
+    assert "rna_decoder.stack.layers.1" in told.text
+    told.clear()
+    deep.save_pretrained(tmp_path / "deep")
+    ScFusionTTTForPreTraining.from_pretrained(tmp_path / "deep", num_decoder_layers=1)
+    assert "UNEXPECTED" in told.text
 
 
 def test_directory_is_complete_and_readable(model_dir):

@@ -78,7 +78,7 @@ def test_models_that_cannot_serve_are_refused(export_head, rna_file, tmp_path):
     other.mkdir()
     (other / "config.json").write_text('{"model_type": "bert"}')
     (other / "preprocessor_config.json").write_text("{}")
-    with pytest.raises(ValueError, match="`model` must be a scfusion_ttt model, got 'bert'"):
+    with pytest.raises(ValueError, match=r"`model_type` must be one of \['scfusion_ttt'\], got 'bert'"):
         embed(FileRequest(other, rna_file, tmp_path / "out.h5ad"))
     reverse = export_head(tmp_path / "reverse", ScFusionTTTForCrossModalPrediction, target_modality="rna")
     with pytest.raises(ValueError, match="`model` must predict adt, got one that predicts 'rna'"):

@@ -1,7 +1,10 @@
 """Normalisation and patches."""
 
+import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
+import scipy.sparse as sp
 import torch
 
 from scfusion_fm import ScFusionTTTFeatureExtractor
@@ -72,19 +75,105 @@ def test_features_are_found_by_name(extractor):
     assert extractor.index_proteins(["CD19", "CD999"]).tolist() == [2, -1]
 
 
+RNA = np.ones((2, 10))
+
+
+def table(values, names, cells=("a", "b")):
+    return pd.DataFrame(values, index=list(cells), columns=names)
+
+
+def same(first, second):
+    return first.keys() == second.keys() and all(torch.equal(x, second[name]) for name, x in first.items())
+
+
+@pytest.mark.parametrize("names", ["gene_ids", "gene_symbols"])
+def test_tables_are_matched_by_name_whatever_their_order(extractor, counts, names):
+    ordered = extractor(rna_counts=counts[0], adt_counts=counts[1])
+    cells = list("abcd")
+    rna = table(counts[0], getattr(extractor, names), cells).iloc[:, np.random.default_rng(1).permutation(10)]
+    rna.columns = [f"{name}.3" if name.startswith("ENSG") else name for name in rna.columns]
+    adt = table(counts[1], extractor.protein_names, cells)[["CD19", "CD3", "CD4"]]
+    assert same(ordered, extractor(rna_counts=rna, adt_counts=adt))
+    assert same(ordered, extractor(rna_counts=rna, adt_counts=adt, rna_observed=np.ones(10, bool)))
+
+
+def test_columns_decide_what_was_measured_and_all_of_them_the_library_size(extractor, counts):
+    rna = table(counts[0][:, :4], extractor.gene_ids[:4], "abcd").assign(unknown=[5, 0, 2, 1])
+    ordered = np.where(np.arange(10) < 4, counts[0], 0)
+    totals = rna.sum(axis=1)
+    expected = extractor(rna_counts=ordered, rna_observed=np.arange(10) < 4, rna_total_counts=totals)
+    assert same(extractor(rna_counts=rna), expected)
+    assert same(extractor(rna_counts=rna, rna_total_counts=totals), expected)
+    adt = extractor(adt_counts=table(counts[1][:, 1:], ["CD4", "CD19"], "abcd"))
+    assert not adt["adt_observed"][:, 0].any()
+
+
+@pytest.mark.parametrize("form", [sp.csr_matrix, sp.csc_array, sp.coo_matrix, torch.tensor, np.int64, np.uint8])
+def test_every_kind_of_matrix_gives_the_same(extractor, counts, form):
+    assert same(extractor(rna_counts=form(counts[0])), extractor(rna_counts=counts[0]))
+
+
+def test_what_was_checked_is_prepared_alike(extractor, counts):
+    assert same(
+        extractor(rna_counts=counts[0], adt_counts=counts[1]), extractor.prepare(counts[0], adt_counts=counts[1])
+    )
+    with pytest.raises(ValueError, match=r"`adt_counts` must hold finite, non-negative raw counts, got -1.0"):
+        extractor.prepare(adt_counts=-np.ones((1, 3)))
+    with pytest.raises(ValueError, match=r"`rna_counts` must have the shape \(cells, 10\)"):
+        extractor.prepare(np.ones((2, 9)))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({}, "give at least one modality"),
         ({"rna_counts": np.ones((2, 9))}, r"`rna_counts` must have the shape \(cells, 10\)"),
+        ({"rna_counts": np.ones(10)}, r"\(cells, 10\) of the vocabulary, got \(10,\).*one cell is a row"),
         ({"adt_counts": np.ones(3)}, r"`adt_counts` must have the shape \(cells, 3\)"),
-        ({"adt_counts": np.array([[1, -1, 2]])}, "`adt_counts` must hold finite, non-negative raw counts, got -1.0"),
-        ({"rna_counts": np.full((1, 10), np.nan)}, "`rna_counts` must hold finite"),
+        ({"rna_counts": ad.AnnData(RNA)}, "`rna_counts` must hold numbers, got AnnData.*to_df"),
+        ({"rna_counts": RNA.astype(str)}, "`rna_counts` must hold numbers, got ndarray of dtype <U"),
+        ({"rna_counts": RNA > 0}, "`rna_counts` must hold numbers, got ndarray of dtype bool"),
+        ({"adt_counts": np.array([[1, -1, 2]])}, r"`adt_counts` must hold raw counts \(non-negative counts\), got -1"),
+        ({"rna_counts": np.full((1, 10), np.nan)}, r"raw counts \(finite numbers\), got nan \(10 such entries\)"),
+        ({"rna_counts": RNA * 0.5}, r"\(whole numbers\), got 0.5 \(20 such entries\). Give the raw counts, not normal"),
+        ({"rna_counts": RNA * 2**25}, r"raw counts \(counts up to 16,777,216\), got 33554432"),
+        ({"rna_counts": table(RNA, [f"X{i}" for i in range(10)])}, r"columns that the model knows, got \['X0', 'X1'"),
+        ({"rna_counts": table(RNA, range(10))}, r"`rna_counts` must have columns that the model knows, got \['0', '1'"),
+        (
+            {"rna_counts": table(RNA[:, :2], ["G1", "ENSG00000000001"])},
+            r"each feature once, got the columns \['G1', 'EN",
+        ),
+        ({"rna_counts": table(RNA[:, :2] / 2, ["G1", "unknown"])}, r"\(whole numbers\), got 0.5 \(4 such entries\)"),
+        (
+            {"rna_counts": RNA, "rna_observed": np.ones(9, bool)},
+            r"`rna_observed` must have the shape \(2, 10\) or \(10,\)",
+        ),
+        (
+            {"rna_counts": RNA, "rna_observed": np.ones(10)},
+            "`rna_observed` must hold true and false, got dtype float64",
+        ),
+        ({"rna_counts": RNA, "rna_observed": pd.Series(RNA[0] > 0)}, "must be an array in the order of the vocabulary"),
+        ({"rna_counts": RNA, "rna_total_counts": [10, 9]}, "at least the counts of the cell, got 9.0 for 10 "),
+        ({"rna_counts": RNA, "rna_total_counts": [np.inf, 10]}, "`rna_total_counts` must be finite"),
+        ({"rna_counts": RNA, "rna_total_counts": [[10, 10]]}, r"must have the shape \(2,\) of the cells, got \(1, 2\)"),
+        ({"rna_counts": RNA, "adt_counts": np.ones((3, 3))}, "must hold the same cells, got 2 and 3"),
+        (
+            {"rna_counts": table(RNA, [f"G{i}" for i in range(10)]), "adt_counts": table([[1], [1]], ["CD3"], "ba")},
+            "`adt_counts` must have the same index as `rna_counts`",
+        ),
+        (
+            {
+                "rna_counts": table(RNA, [f"G{i}" for i in range(10)]),
+                "rna_total_counts": pd.Series([10, 10], index=["b", "a"]),
+            },
+            "`rna_total_counts` must have the same index as `rna_counts`",
+        ),
     ],
 )
 def test_wrong_counts_are_refused(extractor, arguments, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as caught:
         extractor(**arguments)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import pytest
 import torch
 from launch import ROOT, run
 from make_cells import make_modalities
+from seal import copy_model, seal
 
 from scfusion_fm import ScFusionTTTFeatureExtractor, ScFusionTTTForCellTypeAnnotation
 from scfusion_fm.config.finetune import AnnotationConfig, CrossModalConfig, FinetuneOptimConfig
@@ -213,7 +214,8 @@ def test_going_on_with_seen_test_cells_is_possible_and_told(model_dir, paired_fi
 
 def test_a_model_without_memory_is_used_with_a_warning(model_dir, paired_file, tmp_path):
     extractor = ScFusionTTTFeatureExtractor.from_pretrained(model_dir)
-    config = CrossModalConfig(str(tmp_path), str(paired_file))
+    (copy_model(model_dir, tmp_path / "model") / "seen_cells.npz").unlink()
+    config = CrossModalConfig(str(seal(tmp_path / "model")), str(paired_file))
     with pytest.warns(UserWarning, match="does not tell which cells it was trained on"):
         found = check_test_cells(config, read_aligned(paired_file, extractor)[1], extractor, Partition())
     assert found.test_cells == {"known": False}

@@ -23,7 +23,7 @@ _MODALITIES = (("rna", _RNA), ("adt", _ADT))
 class FeatureExtractor(Protocol):
     """Prepares cells for a model; see `scfusion_fm.model.ScFusionTTTFeatureExtractor`."""
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Mapping[str, Tensor]:
+    def prepare(self, *args: Any, **kwargs: Any) -> Mapping[str, Tensor]:
         """Turn counts into `rna_values`, `rna_observed`, `adt_values`, `adt_observed`."""
 
     def find_max_lengths(self, inputs: Mapping[str, Tensor]) -> dict[str, int]:
@@ -51,7 +51,7 @@ class MaskingCollator:
 
     def __call__(self, rows: AtlasRows, epoch: NDArray[np.int64] | int) -> dict[str, Any]:
         """Give the arguments of `ScFusionTTTForPreTraining.forward`; `epoch` per cell or for all."""
-        batch: dict[str, Any] = dict(self.feature_extractor(**rows.as_counts()))
+        batch: dict[str, Any] = dict(self.feature_extractor.prepare(**rows.as_counts()))
         epoch = np.broadcast_to(np.asarray(epoch), rows.row.shape)
         seen: dict[str, NDArray[np.bool_]] = {
             "rna": batch["rna_observed"].any(-1).numpy(),

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
@@ -79,8 +80,8 @@ def _check_unique(values: Sequence[str], name: str) -> None:
 
 
 def _check_contiguous(chromosomes: Sequence[str]) -> None:
-    runs = [name for i, name in enumerate(chromosomes) if i == 0 or chromosomes[i - 1] != name]
-    repeated = sorted({name for name in runs if runs.count(name) > 1})
+    runs = Counter(name for i, name in enumerate(chromosomes) if i == 0 or chromosomes[i - 1] != name)
+    repeated = sorted(name for name, times in runs.items() if times > 1)
     if repeated:
         raise ValueError(
             "`gene_chromosomes` must keep the genes of a chromosome together, "

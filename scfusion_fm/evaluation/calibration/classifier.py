@@ -3,11 +3,9 @@
 Letters: n calibration cells, K classes, D width of the embedding.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,11 +13,71 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
 from scfusion_fm.evaluation.calibration.unknown import CellOutputs, ClassGaussians, reject_thresholds, score_unknown
+from scfusion_fm.untrusted.checksums import read_bounded
+from scfusion_fm.untrusted.rules import (
+    ListOf,
+    MapOf,
+    Maybe,
+    Number,
+    Numbers,
+    Record,
+    Text,
+    Whole,
+    parse_bytes,
+    render,
+    ruled,
+)
 
 ANNOTATION_CALIBRATION = "annotation_calibration.json"
 REJECT_RATES = (0.01, 0.02, 0.05, 0.1, 0.2)
 SERVED_SCORES = ("max_softmax", "energy", "mahalanobis")
 LOG_TEMPERATURES = (-3.0, 4.0)
+KINDS = ("rna", "adt", "rna+adt")
+LARGEST_FILE = 1 << 26
+
+
+@dataclass(frozen=True)
+class GaussiansFile:
+    """What the file holds of `ClassGaussians`: (K, D) and (D, D)."""
+
+    means: list[list[float]] = ruled(ListOf(Numbers()))
+    whitening: list[list[float]] = ruled(ListOf(Numbers()))
+
+    def __post_init__(self) -> None:
+        width = len(self.whitening)
+        if not self.means or not width or any(len(row) != width for row in (*self.means, *self.whitening)):
+            raise ValueError("`means` and `whitening` must fit one another, at least one row, got other shapes")
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """What the file holds of `InputCalibration`; an infinite threshold is null."""
+
+    n: int = ruled(Whole(1, 1 << 40))
+    temperature: float = ruled(Number(1e-6, 1e6))
+    thresholds: dict[str, float | None] = ruled(MapOf(Maybe(Number()), most=1000))
+    gaussians: GaussiansFile | None = ruled(Maybe(Record(GaussiansFile)))
+
+
+@dataclass(frozen=True)
+class CalibrationFile:
+    """What the file holds of `AnnotationCalibration`."""
+
+    classes: list[str] = ruled(ListOf(Text(), unique=True))
+    score: str = ruled(Text(SERVED_SCORES))
+    inputs: dict[str, InputFile] = ruled(MapOf(Record(InputFile), most=len(KINDS)))
+
+    def __post_init__(self) -> None:
+        Text(KINDS).read(next((name for name in self.inputs if name not in KINDS), KINDS[0]), "inputs")
+        rates = [set(found.thresholds) for found in self.inputs.values()]
+        if any(other != rates[0] for other in rates) or not all(_is_rate(rate) for rate in set().union(*rates)):
+            raise ValueError("`thresholds` must have the same rates for all inputs, each in (0, 1)")
+        gaussians = [found.gaussians for found in self.inputs.values()]
+        if (self.score == "mahalanobis") != all(g is not None for g in gaussians) and gaussians:
+            raise ValueError(f"`gaussians` must be there for the score mahalanobis alone, got the score {self.score}")
+        widths = {len(g.whitening) for g in gaussians if g is not None}
+        if len(widths) > 1 or any(len(g.means) > len(self.classes) for g in gaussians if g is not None):
+            raise ValueError("`gaussians` must have one width, and no more means than classes, got others")
 
 
 @dataclass(frozen=True)
@@ -118,18 +176,24 @@ class AnnotationCalibration:
             if len(rows):
                 yield rows, found
 
+    @property
+    def width(self) -> int | None:
+        """Width of the embedding that the score reads (D); None where it reads none."""
+        widths = [found.gaussians.means.shape[1] for found in self.inputs.values() if found.gaussians is not None]
+        return widths[0] if widths else None
+
     def to_json(self) -> str:
         """Give the file as text; an infinite threshold is null."""
         inputs = {
-            name: {
-                "n": found.n,
-                "temperature": found.temperature,
-                "thresholds": {str(r): t if np.isfinite(t) else None for r, t in found.thresholds.items()},
-                "gaussians": _write_gaussians(found.gaussians),
-            }
+            name: InputFile(
+                found.n,
+                found.temperature,
+                {str(r): float(t) if np.isfinite(t) else None for r, t in found.thresholds.items()},
+                _write_gaussians(found.gaussians),
+            )
             for name, found in self.inputs.items()
         }
-        return json.dumps({"classes": self.classes, "score": self.score, "inputs": inputs}, allow_nan=False) + "\n"
+        return render(CalibrationFile(self.classes, self.score, inputs))
 
     @classmethod
     def load(cls, path: Path) -> "AnnotationCalibration":
@@ -141,19 +205,13 @@ class AnnotationCalibration:
         ValueError
             If the file is damaged.
         """
-        try:
-            content = json.loads(path.read_text())
-            inputs = {}
-            for name, found in content["inputs"].items():
-                thresholds = {float(r): np.inf if t is None else float(t) for r, t in found["thresholds"].items()}
-                gaussians = _read_gaussians(found["gaussians"])
-                inputs[name] = InputCalibration(int(found["n"]), float(found["temperature"]), thresholds, gaussians)
-            return cls([str(c) for c in content["classes"]], content["score"], inputs)
-        except (OSError, UnicodeDecodeError, KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(
-                f"`{path.name}` must be a file that fine-tuning wrote, got a damaged one in {str(path.parent)!r} "
-                f"({error}); copy the model directory anew."
-            ) from error
+        content = parse_bytes(CalibrationFile, read_bounded(path, LARGEST_FILE), str(path))
+        inputs = {}
+        for name, found in content.inputs.items():
+            thresholds = {float(r): np.inf if t is None else float(t) for r, t in found.thresholds.items()}
+            gaussians = _read_gaussians(found.gaussians)
+            inputs[name] = InputCalibration(found.n, float(found.temperature), thresholds, gaussians)
+        return cls(content.classes, content.score, inputs)
 
 
 def check_served_score(name: str) -> None:
@@ -222,14 +280,16 @@ def fit_temperature(logits: ArrayLike, codes: ArrayLike) -> float:
     return float(np.exp(minimize_scalar(loss, bounds=LOG_TEMPERATURES, method="bounded").x))
 
 
-def _write_gaussians(found: ClassGaussians | None) -> dict[str, Any] | None:
-    return None if found is None else {"means": found.means.tolist(), "whitening": found.whitening.tolist()}
+def _is_rate(text: str) -> bool:
+    try:
+        return 0 < float(text) < 1
+    except ValueError:
+        return False
 
 
-def _read_gaussians(content: dict[str, Any] | None) -> ClassGaussians | None:
-    if content is None:
-        return None
-    means, whitening = (np.array(content[name], dtype=np.float64) for name in ("means", "whitening"))
-    if means.ndim != 2 or whitening.shape != (means.shape[1], means.shape[1]):
-        raise ValueError(f"means and whitening must fit one another, got {means.shape} and {whitening.shape}")
-    return ClassGaussians(means, whitening)
+def _write_gaussians(found: ClassGaussians | None) -> GaussiansFile | None:
+    return None if found is None else GaussiansFile(found.means.tolist(), found.whitening.tolist())
+
+
+def _read_gaussians(found: GaussiansFile | None) -> ClassGaussians | None:
+    return None if found is None else ClassGaussians(np.array(found.means), np.array(found.whitening))

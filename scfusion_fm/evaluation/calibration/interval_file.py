@@ -1,6 +1,6 @@
 """The file of a model directory that holds its intervals."""
 
-import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,23 +9,56 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from scfusion_fm.evaluation.calibration.intervals import SHOWN_FACTS, IntervalRule, ProteinIntervals
+from scfusion_fm.untrusted.checksums import read_bounded
+from scfusion_fm.untrusted.rules import ListOf, MapOf, Number, Numbers, Text, Whole, parse_bytes, render, ruled
 
 PROTEIN_INTERVALS = "protein_intervals.json"
+LARGEST_FILE = 1 << 26
+WIDTHS = ListOf(Numbers(gaps=True), most=1000)  # of each level
+
+
+@dataclass(frozen=True)
+class IntervalsFile:
+    """What the file holds of `ProteinIntervals`; infinite and undefined numbers are null."""
+
+    levels: list[float] = ruled(ListOf(Number(1e-6, 1 - 1e-6), most=1000, unique=True))
+    min_pearson: float = ruled(Number(-1, 1))
+    min_group_cells: int = ruled(Whole(1, 1 << 40))
+    proteins: list[str] = ruled(ListOf(Text(), unique=True))
+    table: dict[str, list[float | None]] = ruled(MapOf(Numbers(gaps=True), most=len(SHOWN_FACTS)))
+    half_widths: list[list[float | None]] = ruled(WIDTHS)
+    groups: dict[str, list[list[float | None]]] = ruled(MapOf(WIDTHS))
+    num_left_out: int = ruled(Whole(0, 1 << 40), 0)  # files of the first releases have none
+
+    def __post_init__(self) -> None:
+        if set(self.table) != set(SHOWN_FACTS) or not self.levels:
+            raise ValueError(f"`table` must have the columns {list(SHOWN_FACTS)}, and `levels` one, got others")
+        rows = [*self.table.values(), *self.half_widths, *(row for group in self.groups.values() for row in group)]
+        heights = {len(widths) for widths in (self.half_widths, *self.groups.values())}
+        if any(len(row) != len(self.proteins) for row in rows) or heights != {len(self.levels)}:
+            raise ValueError(
+                f"`table`, `half_widths` and `groups` must have {len(self.proteins)} proteins and {len(self.levels)} "
+                "levels, got other lengths"
+            )
+        if any(x is not None and x < 0 for row in rows[len(self.table) :] for x in row):
+            raise ValueError("`half_widths` and `groups` must not be negative, got such numbers")
+        if any(x is None or x < 0 or x != int(x) for x in self.table["n"]):
+            raise ValueError("`table['n']` must hold whole numbers of cells, got others")
 
 
 def write_intervals(intervals: ProteinIntervals) -> str:
     """Give the file as text; infinite and undefined numbers are null."""
-    content = {
-        "levels": list(intervals.rule.levels),
-        "min_pearson": intervals.rule.min_pearson,
-        "min_group_cells": intervals.rule.min_group_cells,
-        "num_left_out": intervals.num_left_out,
-        "proteins": intervals.names,
-        "table": {k: _to_list(v) for k, v in intervals.table.items()},
-        "half_widths": [_to_list(row) for row in intervals.half_widths],
-        "groups": {k: [_to_list(row) for row in v] for k, v in intervals.group_half_widths.items()},
-    }
-    return json.dumps(content, allow_nan=False, indent=1) + "\n"
+    content = IntervalsFile(
+        levels=list(intervals.rule.levels),
+        min_pearson=intervals.rule.min_pearson,
+        min_group_cells=intervals.rule.min_group_cells,
+        num_left_out=intervals.num_left_out,
+        proteins=intervals.names,
+        table={k: _to_list(v) for k, v in intervals.table.items()},
+        half_widths=[_to_list(row) for row in intervals.half_widths],
+        groups={k: [_to_list(row) for row in v] for k, v in intervals.group_half_widths.items()},
+    )
+    return render(content)
 
 
 def read_intervals(path: Path) -> ProteinIntervals:
@@ -37,22 +70,13 @@ def read_intervals(path: Path) -> ProteinIntervals:
     ValueError
         If the file is damaged.
     """
-    try:
-        content = json.loads(path.read_text())
-        rule = IntervalRule(tuple(content["levels"]), content["min_pearson"], content["min_group_cells"])
-        names = list(content["proteins"])
-        table = pd.DataFrame({k: _from_list(v, np.nan) for k, v in content["table"].items()}, index=names)
-        shape = (len(rule.levels), len(names))
-        pooled = _matrix(content["half_widths"], shape, np.inf)
-        groups = {k: _matrix(v, shape, np.nan) for k, v in content["groups"].items()}
-        table["n"] = table["n"].astype(int)
-        num_left_out = int(content.get("num_left_out", 0))  # files of the first releases have none
-        return ProteinIntervals(names, rule, table.loc[:, list(SHOWN_FACTS)], pooled, groups, num_left_out)
-    except (OSError, UnicodeDecodeError, KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"`{path.name}` must be a file that fine-tuning wrote, got a damaged one in {str(path.parent)!r} "
-            f"({error}); copy the model directory anew."
-        ) from error
+    content = parse_bytes(IntervalsFile, read_bounded(path, LARGEST_FILE), str(path), ignored=("scaled",))
+    rule = IntervalRule(tuple(content.levels), content.min_pearson, content.min_group_cells)
+    table = pd.DataFrame({k: _from_list(content.table[k], np.nan) for k in SHOWN_FACTS}, index=content.proteins)
+    table["n"] = table["n"].astype(int)
+    pooled = _matrix(content.half_widths, np.inf)
+    groups = {k: _matrix(v, np.nan) for k, v in content.groups.items()}
+    return ProteinIntervals(content.proteins, rule, table, pooled, groups, content.num_left_out)
 
 
 def _to_list(values: Any) -> list[float | None]:
@@ -63,8 +87,5 @@ def _from_list(values: list[float | None], missing: float) -> list[float]:
     return [missing if x is None else float(x) for x in values]
 
 
-def _matrix(rows: list[list[float | None]], shape: tuple[int, int], missing: float) -> NDArray[np.float64]:
-    matrix = np.array([_from_list(row, missing) for row in rows], dtype=np.float64)
-    if matrix.shape != shape:
-        raise ValueError(f"half widths must have the shape {shape}, got {matrix.shape}")
-    return matrix
+def _matrix(rows: list[list[float | None]], missing: float) -> NDArray[np.float64]:
+    return np.array([_from_list(row, missing) for row in rows], dtype=np.float64)

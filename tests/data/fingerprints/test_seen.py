@@ -1,5 +1,6 @@
 """The set of seen cells: never misses one, seldom takes another for one, and survives its file."""
 
+import json
 import warnings
 
 import anndata as ad
@@ -50,9 +51,9 @@ def test_no_fingerprint_is_never_seen():
     assert empty.false_positive_rate == 0
 
 
-@pytest.mark.parametrize("rate", [0, 1, -0.1])
+@pytest.mark.parametrize("rate", [0, 1, -0.1, 1e-20])
 def test_rate_is_a_probability(rate):
-    with pytest.raises(ValueError, match=r"`rate` must lie in \(0, 1\)"):
+    with pytest.raises(ValueError, match=r"`rate` must lie in \(1e-19, 1\)"):
         BloomFilter.build(keys(3, 0), rate)
 
 
@@ -100,18 +101,66 @@ def test_file_gives_the_same_set_again(tmp_path):
     assert again.look_up(cells) == seen.look_up(cells)
 
 
+def save(path, change=lambda facts: None, **arrays):
+    """Write a file of 50 and 5 cells, with something changed."""
+    seen = SeenCells((SeenPart.build("pretraining", prints(50, 1)),)) + SeenPart.build("tuning", prints(5, 2))
+    seen.save(path)
+    with np.load(path) as file:
+        content = dict(file)
+    facts = json.loads(str(content.pop("about")))
+    change(facts)
+    content |= arrays
+    kept = {name: values for name, values in content.items() if values is not None}
+    np.savez(path, about=np.array(json.dumps(facts)), **kept)
+
+
+def set_filter(**sizes):
+    return lambda facts: facts["parts"][0]["rna"].update(sizes)
+
+
+@pytest.mark.parametrize(
+    ("change", "arrays", "message"),
+    [
+        (lambda facts: facts.update(format="other"), {}, r"`format` must be one of \['scfusion-seen-cells 1'\]"),
+        (lambda facts: facts.update(parts=[]), {}, "`parts` must each have a name of their own, at least one, got 0"),
+        (lambda facts: facts["parts"][1].update(name="pretraining"), {}, "`parts` must each have a name"),
+        (lambda facts: facts["parts"][0].update(num_cells=3), {}, "`num_cells` must be at least 50 keys, got 3"),
+        (set_filter(num_hashes=10**12), {}, "`parts.rna.num_hashes` must be a whole number from 1 to 64"),
+        (set_filter(num_hashes=0), {}, "`parts.rna.num_hashes` must be a whole number from 1 to 64"),
+        (set_filter(num_hashes=12), {}, "`pretraining.rna` must have (the size for|about)"),
+        (set_filter(num_keys=40), {}, "`pretraining.rna` must have the size for 40 keys, got 128 bytes"),
+        (set_filter(num_keys=-1), {}, "`parts.rna.num_keys` must be a whole number from 0"),
+        (set_filter(num_keys=0), {}, "`pretraining.rna` must have the size for 0 keys"),
+        (set_filter(), {"0_rna": np.full(128, 255, np.uint8)}, "`pretraining.rna` must have about .* bits set"),
+        (set_filter(), {"0_rna": np.zeros(128, np.uint8)}, "`pretraining.rna` must have about .* bits set"),
+        (set_filter(), {"0_rna": np.zeros(0, np.uint8)}, "`pretraining.rna` must have the size for 50 keys, got 0"),
+        (set_filter(), {"0_rna": np.zeros(128)}, "must hold arrays of bytes and a text"),
+        (set_filter(), {"1_adt": None}, "arrays must be the two of each of 2 parts, got 3"),
+        (set_filter(), {"1_adt": np.array("text")}, "arrays must be the two of each of 2 parts, got 4"),
+    ],
+)
+def test_filters_that_do_not_fit_their_counts_are_broken(tmp_path, change, arrays, message):
+    save(tmp_path / SEEN_CELLS, change, **arrays)
+    with pytest.raises(ValueError, match=rf"must be a complete set of fingerprints, got a broken one: {message}"):
+        load_seen(tmp_path)
+
+
+def test_filters_of_all_sizes_fit_their_counts():
+    for number in (0, 1, 2, 3, 9, 50, 700):
+        for rate in (1e-18, 1e-4, 0.1, 0.4, 0.9):
+            BloomFilter.build(keys(number, number), rate).check("any")
+
+
 def test_broken_files_are_refused(tmp_path):
     path = tmp_path / SEEN_CELLS
-    with pytest.raises(ValueError, match="`model` must carry the fingerprints"):
-        SeenCells.load(path)
-    SeenCells((SeenPart.build("pretraining", prints(5, 1)),)).save(path)
+    save(path)
     whole = path.read_bytes()
     for content in (b"", b"no", whole[:100], whole[:-30]):
         path.write_bytes(content)
         with pytest.raises(ValueError, match="must be a complete set of fingerprints"):
             SeenCells.load(path)
-    np.savez(path, about=np.array('{"format": "other"}'))
-    with pytest.raises(ValueError, match="must be of format scfusion-seen-cells 1, got other"):
+    np.savez(path, about=np.zeros(3, np.uint8))
+    with pytest.raises(ValueError, match="`about` must be a text, got none"):
         SeenCells.load(path)
 
 

@@ -80,10 +80,33 @@ def test_mistakes_and_damage_are_refused(tmp_path):
     found = AnnotationCalibration(list("abcd"), "energy", {"rna": InputCalibration(20, 1.0, {0.1: 0.5})})
     with pytest.raises(ValueError, match=r"`--reject-rate` must be one of the calibrated \[0.1\], got 0.3"):
         found.is_unknown([0.0], ["rna"], 0.3)
+
+
+G = {"means": [[0.0, 1.0]], "whitening": [[1.0, 0.0], [0.0, 1.0]]}
+
+
+@pytest.mark.parametrize(
+    ("change", "of_input", "message"),
+    [
+        ({"classes": ["a", "a"]}, {}, "`classes` must hold each value once"),
+        ({"score": "knn"}, {}, "`score` must be one of"),
+        ({"inputs": {"dna": {"n": 1, "temperature": 1, "thresholds": {}, "gaussians": None}}}, {}, "`inputs` must be"),
+        ({}, {"n": 0}, r"`inputs\['rna'\].n` must be a whole number"),
+        ({}, {"temperature": 0}, r"`inputs\['rna'\].temperature` must be a number from 1e-06"),
+        ({}, {"thresholds": {"2": 1.0}}, "`thresholds` must have the same rates for all inputs"),
+        ({}, {"thresholds": {"x": 1.0}}, "`thresholds` must have the same rates for all inputs"),
+        ({}, {"gaussians": G}, "`gaussians` must be there for the score mahalanobis alone, got the score energy"),
+        ({"score": "mahalanobis"}, {}, "`gaussians` must be there for the score mahalanobis alone"),
+        ({}, {"gaussians": G | {"means": [[0.0]]}}, "`means` and `whitening` must fit one another"),
+        ({}, {"gaussians": G | {"means": [["0", "1"]]}}, "`inputs.*means` must be a list of numbers"),
+        ({"score": "mahalanobis"}, {"gaussians": G | {"means": [[0.0, 1.0]] * 5}}, "`gaussians` must have one width"),
+    ],
+)
+def test_damaged_files_are_refused(tmp_path, change, of_input, message):
+    found = AnnotationCalibration(list("abcd"), "energy", {"rna": InputCalibration(20, 1.0, {0.1: 0.5})})
     content = json.loads(found.to_json())
-    content["inputs"]["rna"]["gaussians"] = {"means": [[0.0]], "whitening": [[0.0, 1.0]]}
+    content["inputs"]["rna"] |= of_input
     path = tmp_path / "annotation_calibration.json"
-    for text in ("{", "[]", '{"classes": []}', found.to_json().replace("energy", "knn"), json.dumps(content)):
-        path.write_text(text)
-        with pytest.raises(ValueError, match=r"`annotation_calibration.json` must be a file that fine-tuning wrote"):
-            AnnotationCalibration.load(path)
+    path.write_text(json.dumps(content | change))
+    with pytest.raises(ValueError, match=rf"annotation_calibration.json': {message}"):
+        AnnotationCalibration.load(path)

@@ -40,11 +40,33 @@ def test_files_of_earlier_releases_are_read(written, tmp_path):
     assert np.array_equal(read.half_widths, written.half_widths)
 
 
-def test_damage_is_refused(written, tmp_path):
-    path, text = tmp_path / PROTEIN_INTERVALS, write_intervals(written)
-    for damage in ("{", "[]", text.replace('"half_widths"', '"half"'), text.replace("a", ""), text.replace('"a",', "")):
-        path.write_text(damage)
-        with pytest.raises(
-            ValueError, match=r"`protein_intervals.json` must be a file that fine-tuning wrote, got a dam"
-        ):
-            read_intervals(path)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"half": 1}, "`content` must have no unknown field"),
+        ({"proteins": ["a", "b"]}, "`table`, `half_widths` and `groups` must have 2 proteins and 4 levels, got other"),
+        ({"proteins": ["a", "b", "a"]}, "`proteins` must hold each value once"),
+        ({"levels": [0.5, 0.8, 0.9]}, "must have 3 proteins and 3 levels"),
+        ({"levels": [0.5, 0.8, 0.9, 1.0]}, "`levels` must be a number from"),
+        ({"levels": [], "half_widths": [], "groups": {}}, "`table` must have the columns .* and `levels` one"),
+        ({"half_widths": [[-1.0, 0, 0]] * 4}, "`half_widths` and `groups` must not be negative"),
+        ({"half_widths": [["1", 0, 0]] * 4}, "`half_widths` must be a list of numbers"),
+        ({"table": {}}, "`table` must have the columns"),
+        ({"min_pearson": 2}, "`min_pearson` must be a number from -1 to 1"),
+        ({"num_left_out": -1}, "`num_left_out` must be a whole number"),
+    ],
+)
+def test_damage_is_refused(written, tmp_path, change, message):
+    path = tmp_path / PROTEIN_INTERVALS
+    path.write_text(json.dumps(json.loads(write_intervals(written)) | change))
+    with pytest.raises(ValueError, match=rf"protein_intervals.json': .*{message}"):
+        read_intervals(path)
+
+
+def test_cells_are_counted_in_whole_numbers(written, tmp_path):
+    content = json.loads(write_intervals(written))
+    for number in (1.5, None, -1):
+        content["table"]["n"][0] = number
+        (tmp_path / PROTEIN_INTERVALS).write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=r"`table\['n'\]` must hold whole numbers of cells"):
+            read_intervals(tmp_path / PROTEIN_INTERVALS)
