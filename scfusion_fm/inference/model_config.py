@@ -18,16 +18,21 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")
 IGNORED_IN_CONFIG = (
     "_name_or_path",
     "auto_map",
+    "bos_token_id",
     "chunk_size_feed_forward",
+    "eos_token_id",
     "is_encoder_decoder",
     "label2id",
     "output_attentions",
     "output_hidden_states",
+    "pad_token_id",
     "problem_type",
     "return_dict",
+    "tie_word_embeddings",
     "tokenizer_class",
     "torch_dtype",
     "transformers_version",
+    "use_cache",
 )
 IGNORED_IN_EXTRACTOR = ("_processor_class", "auto_map", "feature_extractor_type", "processor_class")
 LARGEST_CONFIG, LARGEST_EXTRACTOR = 1 << 22, 1 << 24
