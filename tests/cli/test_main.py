@@ -9,6 +9,7 @@ import sys
 
 import pytest
 from make_cells import GENES, write_h5mu
+from seal import copy_model, seal
 
 from scfusion_fm.cli.main import build_parser, main
 from scfusion_fm.config.command import run_command
@@ -164,8 +165,8 @@ def test_seen_counts_training_cells_and_tells_by_its_exit_code(monkeypatch, mode
 
 
 def test_seen_needs_a_model_that_remembers(monkeypatch, model_dir, paired_file, tmp_path, capsys):
-    shutil.copytree(model_dir, tmp_path / "model")
-    (tmp_path / "model" / "seen_cells.npz").unlink()
+    (copy_model(model_dir, tmp_path / "model") / "seen_cells.npz").unlink()
+    seal(tmp_path / "model")
     with pytest.raises(SystemExit) as exit_info:
         call(monkeypatch, "seen", tmp_path / "model", paired_file)
     assert exit_info.value.code == 2
