@@ -40,7 +40,7 @@ def main() -> None:
 
     # Paired cells, and the split that pretraining held out.
     _, extractor = load_pretrained(Path(config.model), ScFusionTTTModel)
-    cells, aligned = read_aligned(Path(config.data), extractor)
+    cells, aligned = read_aligned(Path(config.data), extractor, batch_key=config.batch_key)
     data = PairedCells(aligned, extractor, batches=read_groups(cells, config.background_key))
     partition = data.keep_paired(split_cells(cells.obs, config.split))
     left_out = read_left_out(cells, config, partition)

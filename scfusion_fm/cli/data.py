@@ -83,6 +83,7 @@ def _add_doctor(commands: argparse._SubParsersAction) -> None:
     doctor.add_argument("files", type=Path, nargs="+", metavar="FILE", help=".h5ad, .h5mu, 10x .h5 or zarr")
     doctor.add_argument("--model", type=Path, help="model directory whose vocabulary counts; all human genes if absent")
     doctor.add_argument("--modality", choices=("auto", "rna", "adt"), default="auto", help="of a single AnnData")
+    doctor.add_argument("--batch-key", help="column of obs; what has no count in a batch is not measured there")
     doctor.add_argument("--json", action="store_true", help="print JSON")
     doctor.set_defaults(run=_doctor)
 
@@ -97,7 +98,7 @@ def _doctor(args: argparse.Namespace) -> None:
         vocabulary = build_vocabulary(None, genes="protein_coding", proteins="all")
     else:
         vocabulary = read_vocabulary(args.model)
-    found = examine_files(args.files, vocabulary, args.modality)
+    found = examine_files(args.files, vocabulary, args.modality, args.batch_key)
     print(json.dumps(found.to_dict(), indent=1) if args.json else render_examination(found))
     if found.exit_code:
         sys.exit(found.exit_code)

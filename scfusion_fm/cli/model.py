@@ -109,6 +109,7 @@ def _add_request(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("output", type=Path, help="new file; everything in the input is kept")
     parser.add_argument("--key-added", help="name of what is added")
     parser.add_argument("--modality", choices=("auto", "rna", "adt"), default="auto", help="of a single AnnData")
+    parser.add_argument("--batch-key", help="column of obs; what has no count in a batch is not measured there")
     parser.add_argument("--batch-size", type=int, default=64, help="cells per forward pass")
     parser.add_argument("--device", help="torch device; cuda where there is one by default")
 
@@ -124,4 +125,5 @@ def _read_request(args: argparse.Namespace) -> "FileRequest":
         modality=args.modality,
         batch_size=args.batch_size,
         device=args.device,
+        batch_key=args.batch_key,
     )

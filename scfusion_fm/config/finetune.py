@@ -61,6 +61,9 @@ class AnnotationConfig:
     """Labelled file."""
     output_dir: str = MISSING
     """Directory of the run; must not exist."""
+    batch_key: str | None = None
+    """Column of obs whose groups may have panels of their own: what has no count in any cell of a group, and should
+    have, was not measured there. Null: zeros are zeros, with a warning where they seem not to be."""
     label_key: str = "cell_type"
     """Column of obs with the labels."""
     unlabelled: list[str] = field(default_factory=lambda: ["unknown", "nan", ""])
@@ -97,6 +100,9 @@ class UnimodalTransferConfig:
     """Labelled file; proteins in it are not shown."""
     output_dir: str = MISSING
     """Directory of the run; must not exist."""
+    batch_key: str | None = None
+    """Column of obs whose groups may have panels of their own: what has no count in any cell of a group, and should
+    have, was not measured there. Null: zeros are zeros, with a warning where they seem not to be."""
     projected_proteins: bool = True
     """Whether the latents of proteins, projected from the RNA, enter the fusion; false leaves proteins out."""
     proteins: list[str] | None = None
@@ -134,6 +140,9 @@ class CrossModalConfig:
     """Paired file."""
     output_dir: str = MISSING
     """Directory of the run; must not exist."""
+    batch_key: str | None = None
+    """Column of obs whose groups may have panels of their own: what has no count in any cell of a group, and should
+    have, was not measured there. Null: zeros are zeros, with a warning where they seem not to be."""
     seed: int = 0
     """Seed of order."""
     calibration_fraction: float = 0.5

@@ -11,10 +11,13 @@ from scfusion_fm.model import ScFusionTTTFeatureExtractor
 
 
 def read_aligned(
-    path: str | Path, extractor: ScFusionTTTFeatureExtractor, modality: Modality = "auto"
+    path: str | Path,
+    extractor: ScFusionTTTFeatureExtractor,
+    modality: Modality = "auto",
+    batch_key: str | None = None,
 ) -> tuple[Cells, AlignedCells]:
     """
-    Read a file and put its counts into the order of a model's vocabulary.
+    Read a file and put its counts into the order of a model's vocabulary; see `read_cells` and `align_cells`.
 
     Raises
     ------
@@ -22,7 +25,7 @@ def read_aligned(
         If the file is refused.
     """
     cells = read_cells(path, modality=modality)
-    return cells, align_cells(cells, vocabulary_of(extractor))
+    return cells, align_cells(cells, vocabulary_of(extractor), batch_key)
 
 
 def vocabulary_of(extractor: ScFusionTTTFeatureExtractor) -> Vocabulary:

@@ -52,6 +52,8 @@ class FileRequest:
         Cells per forward pass; does not change the result beyond float rounding.
     device
         Torch device; CUDA where there is one when None.
+    batch_key
+        Column of obs whose groups may have panels of their own: what has no count in a group is not measured there.
 
     Raises
     ------
@@ -66,6 +68,7 @@ class FileRequest:
     modality: Modality = "auto"
     batch_size: int = 64
     device: str | None = None
+    batch_key: str | None = None
 
     def __post_init__(self):
         if self.batch_size < 1:
@@ -120,7 +123,7 @@ class Job:
         check_destination(request.output)
         device = choose_device(request.device)
         model, extractor = load_pretrained(request.model, model_class)
-        cells, aligned = read_aligned(request.input, extractor, request.modality)
+        cells, aligned = read_aligned(request.input, extractor, request.modality, request.batch_key)
         assert cells.container is not None
         check_added(cells.container, added)
         check_writable(cells.container, request.output)

@@ -1,10 +1,15 @@
 """scfusion embed: what it adds, and what it keeps."""
 
 import hashlib
+import warnings
 
 import anndata as ad
+import mudata as md
 import numpy as np
+import pytest
+from make_cells import make_modalities
 
+from scfusion_fm.cli.main import main
 from scfusion_fm.inference.embed import embed
 from scfusion_fm.inference.job import FileRequest
 
@@ -33,3 +38,20 @@ def test_embedding_depends_neither_on_batches_nor_on_order_of_cells_and_genes(mo
     whole, parts = (ad.read_h5ad(tmp_path / f"{n}.h5ad") for n in ("whole", "parts"))
     expected = whole[parts.obs_names].obsm["X_scfusion_ttt"]
     np.testing.assert_allclose(parts.obsm["X_scfusion_ttt"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_batch_with_a_panel_of_its_own_is_embedded_as_alone(model_dir, tmp_path):
+    rna, adt = make_modalities(60, seed=3)
+    rna.X, adt.X = rna.X.toarray() + 1, adt.X.toarray() + 1
+    second, genes, proteins = np.arange(30, 60), slice(0, 20), slice(0, 3)
+    with warnings.catch_warnings(action="ignore"):
+        alone = md.MuData({"rna": rna[second, genes].copy(), "adt": adt[second, proteins].copy()})
+        alone.write(tmp_path / "alone.h5mu")
+        rna.X[30:, 20:], adt.X[30:, 3:] = 0, 0
+        rna.obs["batch"] = ["one"] * 30 + ["two"] * 30
+        md.MuData({"rna": rna, "adt": adt}).write(tmp_path / "joined.h5mu")
+    embed(FileRequest(model_dir, tmp_path / "alone.h5mu", tmp_path / "expected.h5mu"))
+    with pytest.warns(UserWarning, match="in the groups of 'batch', what has no count is not measured: 'two' lacks"):
+        main(["embed", *map(str, (model_dir, tmp_path / "joined.h5mu", tmp_path / "out.h5mu")), "--batch-key", "batch"])
+    found, expected = (md.read_h5mu(tmp_path / f"{n}.h5mu").obsm["X_scfusion_ttt"] for n in ("out", "expected"))
+    np.testing.assert_allclose(found[30:], expected, rtol=1e-6, atol=1e-7)

@@ -11,6 +11,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from scfusion_fm.data.files.counts import CellsFile, StoredModality
+from scfusion_fm.data.files.panels import split_panels
 from scfusion_fm.data.schema import AlignedCells, Cells, ModalityCounts, as_text
 from scfusion_fm.data.vocabulary.antibodies import find_mouse_antigens
 from scfusion_fm.data.vocabulary.names import MOUSE_ID
@@ -85,7 +86,7 @@ def match_features(cells: Cells | CellsFile, vocabulary: Vocabulary) -> Alignmen
     return Alignment(rna, adt, vocabulary.num_genes, vocabulary.num_proteins)
 
 
-def align_cells(cells: Cells, vocabulary: Vocabulary) -> AlignedCells:
+def align_cells(cells: Cells, vocabulary: Vocabulary, batch_key: str | None = None) -> AlignedCells:
     """Select and order the counts of a file as a vocabulary does.
 
     Parameters
@@ -94,6 +95,8 @@ def align_cells(cells: Cells, vocabulary: Vocabulary) -> AlignedCells:
         As `read_cells` gives them.
     vocabulary
         Genes and proteins, in the order of the result.
+    batch_key
+        Column of obs whose groups may have panels of their own: what has no count in a group is not measured there.
 
     Returns
     -------
@@ -106,7 +109,7 @@ def align_cells(cells: Cells, vocabulary: Vocabulary) -> AlignedCells:
 
     Notes
     -----
-    Warns as `match_features`, and of cells without any count.
+    Warns as `match_features`, of cells without any count, and of features that batches, donors or the like lack.
     """
     alignment, num_obs = match_features(cells, vocabulary), len(cells.obs)
     rna = sp.csr_matrix((num_obs, vocabulary.num_genes), dtype=np.float32)
@@ -128,7 +131,7 @@ def align_cells(cells: Cells, vocabulary: Vocabulary) -> AlignedCells:
         adt_present=_presence(cells.adt, num_obs),
     )
     warn_empty_cells(int((~(aligned.rna_present | aligned.adt_present)).sum()), num_obs, cells.path)
-    return aligned
+    return split_panels(aligned, vocabulary, cells.path, batch_key)
 
 
 def _observed(targets: NDArray[np.int64] | None, size: int) -> NDArray[np.bool_]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scfusion_fm.data.schema import as_text
 from scfusion_fm.data.vocabulary.resolve import (
     GENE_ID_COLUMNS,
+    resolve_antibodies,
     resolve_antibody_features,
     resolve_gene_features,
     resolve_genes,
@@ -117,13 +118,13 @@ class ColumnRoles:
         (n,) rna, adt, other or unknown.
     told
         What a user must know of it.
-    by_type
-        Whether types say it, not names.
+    rates
+        Shares of names that are genes and antibodies; None where types say what columns are.
     """
 
     roles: NDArray[np.object_]
     told: list[str]
-    by_type: bool
+    rates: tuple[float, float] | None = None
 
     def of(self, role: Role) -> NDArray[np.int64]:
         """Give the columns of a role."""
@@ -151,15 +152,17 @@ def read_names(var: pd.DataFrame) -> NamedFeatures:
     names = var.index.astype(str)
     own = resolve_genes(list(names))["match"]
     is_gene = own.isin(["id", "versioned_id", "symbol", "previous"]).to_numpy()
-    antibodies = (resolve_antibody_features(var)["match"] != "unknown").to_numpy()
-    is_antibody_only = antibodies & ~is_gene  # CD3, whatever the id of its gene that stands in another column
     has_id = np.array([bool(ANY_GENE_ID.match(name)) for name in names], dtype=bool)
+    antibodies = np.zeros(len(var), dtype=bool)
+    antibodies[~has_id] = (resolve_antibodies(list(names[~has_id]))["match"] != "unknown").to_numpy()
+    is_antibody_only = antibodies & ~is_gene  # CD3, whatever the id of its gene that stands in another column
     for column in GENE_ID_COLUMNS:
         if column in var:
             ids = np.array([bool(ANY_GENE_ID.match(text)) for text in as_text(var[column])], dtype=bool)
             has_id |= ids & ~is_antibody_only
     if max(is_gene.mean(), antibodies.mean()) < MIN_RESOLVED:  # the names may stand in a column
         is_gene |= (resolve_gene_features(var)["match"] != "unknown").to_numpy() & ~is_antibody_only
+        antibodies |= (resolve_antibody_features(var)["match"] != "unknown").to_numpy()
     marked = np.array([bool(MARK.search(name)) for name in names], dtype=bool)
     return NamedFeatures(is_gene | has_id, antibodies, marked & ~own.isin(["symbol", "previous"]).to_numpy(), has_id)
 
@@ -218,13 +221,13 @@ def _sort_by_types(var: pd.DataFrame, column: str, where: str, hint: Role) -> Co
         roles[block] = role
     if not np.isin(roles, ["rna", "adt"]).any():
         if hint != "unknown" and not (roles == "other").any():
-            return ColumnRoles(np.full(len(var), hint, dtype=object), [], by_type=False)
+            return ColumnRoles(np.full(len(var), hint, dtype=object), [])
         raise ValueError(
             f"`{column}` must contain Gene Expression or Antibody Capture, "
             f"got {sorted(set(types))[:5]} in {where!r}. {ADVICE}"
         )
     told += _move_marked(var, roles)
-    return ColumnRoles(roles, told, by_type=True)
+    return ColumnRoles(roles, told)
 
 
 def _move_marked(var: pd.DataFrame, roles: NDArray[np.object_]) -> list[str]:
@@ -252,7 +255,7 @@ def _sort_by_names(var: pd.DataFrame, where: str, hint: Role, default: Role) -> 
     adt, rna = sure > 0, sure < 0
     if not adt.any() or not rna.any():
         roles[:] = _judge_all(features, var, where, hint)
-        return ColumnRoles(roles, [], by_type=False)
+        return ColumnRoles(roles, [], features.rates)
     cut = _find_cut(sure, var.index.astype(str), with_ids=features.has_id.mean() > MIN_RESOLVED)
     if (adt == features.marked).all():
         roles[:] = np.where(features.marked, "adt", "rna")
@@ -265,7 +268,7 @@ def _sort_by_names(var: pd.DataFrame, where: str, hint: Role, default: Role) -> 
         f"{number:,} of {len(var):,} features are antibodies by their names, for example "
         f"{_examples(var.index[roles == 'adt'])}, and are not counted with the genes."
     ]
-    return ColumnRoles(roles, told, by_type=False)
+    return ColumnRoles(roles, told, features.rates)
 
 
 def _score(features: NamedFeatures, names: pd.Index) -> NDArray[np.int64]:
@@ -343,10 +346,10 @@ def _drop_strays(
         )
     roles = np.full(len(var), role, dtype=object)
     if role == "adt" or strays.mean() > allowed:  # the alignment names genes among antibodies
-        return ColumnRoles(roles, [], by_type=False)
+        return ColumnRoles(roles, [], features.rates)
     roles[strays] = "unknown"
     told = f"{strays.sum():,} of {len(var):,} features are named as antibodies among genes, and are left out: "
-    return ColumnRoles(roles, [f"{told}{_examples(var.index[strays])}. {ADVICE}"], by_type=False)
+    return ColumnRoles(roles, [f"{told}{_examples(var.index[strays])}. {ADVICE}"], features.rates)
 
 
 def cut_number(name: str) -> str:

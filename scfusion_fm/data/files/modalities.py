@@ -12,7 +12,6 @@ from scfusion_fm.data.files.columns import (
     ColumnRoles,
     Role,
     cut_number,
-    read_names,
     role_of_word,
     sort_columns,
 )
@@ -103,7 +102,7 @@ class Findings:
             role = "unknown"  # what a user says of a file with proteins beside is which part is wanted
         sorted_columns = sort_columns(found.var, where, role, "unknown" if beside is None else "rna")
         self.told += [f"{where}: {message}" for message in told + sorted_columns.told]
-        self.told += _find_contradiction(found.var, role, sorted_columns, where)
+        self.told += _find_contradiction(role, sorted_columns, where)
         own = {name: _take(found, sorted_columns, name) for name in LABELS if len(sorted_columns.of(name))}
         self.blocks += [Block(name, source, int(role not in (name, "unknown")), block) for name, block in own.items()]
         if proteins is not None and "adt" not in own:
@@ -237,16 +236,16 @@ def _join(path: str, obs: pd.DataFrame, tables: dict[str, StoredModality]) -> Ce
     return CellsFile(path, obs, tables.get("rna"), tables.get("adt"))
 
 
-def _find_contradiction(var: pd.DataFrame, role: str, sorted_columns: ColumnRoles, where: str) -> Sequence[str]:
+def _find_contradiction(role: str, sorted_columns: ColumnRoles, where: str) -> Sequence[str]:
     """Say that names speak against what a user or the name of a modality says."""
-    if sorted_columns.by_type or role not in LABELS or set(sorted_columns.roles) != {role}:
+    if sorted_columns.rates is None or role not in LABELS or set(sorted_columns.roles) != {role}:
         return []
-    genes, antibodies = read_names(var).rates
+    genes, antibodies = sorted_columns.rates
     if (antibodies - genes if role == "rna" else genes - antibodies) < MIN_LEAD:
         return []
     return [
-        f"{where}: read as {role} as `modality` says, but {genes:.0%} of the {len(var):,} names are human genes and "
-        f"{antibodies:.0%} known antibodies."
+        f"{where}: read as {role} as `modality` says, but {genes:.0%} of the {len(sorted_columns.roles):,} names "
+        f"are human genes and {antibodies:.0%} known antibodies."
     ]
 
 

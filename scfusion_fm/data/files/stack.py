@@ -1,4 +1,4 @@
-"""Cells of several files over one vocabulary, each with the genes and proteins that its own file measured."""
+"""Cells over one vocabulary, of several files or batches, each with the genes and proteins that its own measured."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from scfusion_fm.data.schema import DATASET, AlignedCells
 
 @dataclass
 class StackedCells(AlignedCells):
-    """Hold the cells of several files over a vocabulary.
+    """Hold the cells of several files, or of one whose batches have panels of their own, over a vocabulary.
 
     Attributes
     ----------
     file_of
-        (n_obs,), which file a cell is from.
+        (n_obs,), which file or batch a cell is from.
     rna_panels
         (files, num_genes), whether a file measures the gene; `rna_observed` tells whether any does.
     adt_panels
@@ -62,7 +62,9 @@ def stack_aligned(parts: Sequence[AlignedCells], names: Sequence[str]) -> Stacke
         part.obs.set_axis([f"{name}:{cell}" for cell in part.obs.index]).assign(**{DATASET: name})
         for part, name in zip(parts, names, strict=True)
     ]
-    panels = {kind: np.stack([getattr(part, f"{kind}_observed") for part in parts]) for kind in ("rna", "adt")}
+    panels = {kind: np.concatenate([_panels(part, kind) for part in parts]) for kind in ("rna", "adt")}
+    sizes = [len(_panels(part, "rna")) for part in parts]
+    firsts = np.cumsum([0, *sizes[:-1]])
     return StackedCells(
         obs=pd.concat([table.astype(object) for table in tables]),
         rna=sp.vstack([part.rna for part in parts], format="csr"),
@@ -72,7 +74,18 @@ def stack_aligned(parts: Sequence[AlignedCells], names: Sequence[str]) -> Stacke
         adt=np.concatenate([part.adt for part in parts]),
         adt_observed=panels["adt"].any(0),
         adt_present=np.concatenate([part.adt_present for part in parts]),
-        file_of=np.repeat(np.arange(len(parts)), [len(part.obs) for part in parts]),
+        file_of=np.concatenate([_file_of(part) + first for part, first in zip(parts, firsts, strict=True)]),
         rna_panels=panels["rna"],
         adt_panels=panels["adt"],
     )
+
+
+def _panels(part: AlignedCells, kind: str) -> NDArray[np.bool_]:
+    """Give the panels of a file: one, or one per batch."""
+    return (
+        getattr(part, f"{kind}_panels") if isinstance(part, StackedCells) else getattr(part, f"{kind}_observed")[None]
+    )
+
+
+def _file_of(part: AlignedCells) -> NDArray[np.int64]:
+    return part.file_of if isinstance(part, StackedCells) else np.zeros(len(part.obs), dtype=np.int64)

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from scfusion_fm.data.files.align import align_cells
+from scfusion_fm.data.files.panels import GROUP_COLUMNS
 from scfusion_fm.data.files.readers import check_modality, closing, load_cells, open_file, select_cells
 from scfusion_fm.data.fingerprints.cells import CellFingerprints, fingerprint_cells
 from scfusion_fm.data.fingerprints.shared import SharedCells, barcode_cores, compare_cells
@@ -30,8 +31,6 @@ NO_LABEL = ("nan", "none", "na", "unknown", "unassigned", "")
 # Columns of obs, in lower case without separators: CELLxGENE's and others that are common.
 LABEL_COLUMNS = ["annotation", "annotations", "label", "labels", "cluster", "clusters", "leiden", "louvain"]
 LABEL_COLUMNS += ["seuratclusters", "cellontologyclass", "authorcelltype", "predictedcelltype", "wnncluster"]
-GROUP_COLUMNS = ["donor", "donorid", "individual", "patient", "patientid", "subject", "subjectid", "sample", "sampleid"]
-GROUP_COLUMNS += ["batch", "batchid", "site", "dataset", "library", "libraryid", "lane", "channel", "origident"]
 
 Verdict = Literal["ok", "warnings", "refused"]
 
@@ -139,7 +138,9 @@ class Examination:
         return {"files": files, "shared_cells": [asdict(pair) for pair in self.shared]}
 
 
-def examine_files(paths: Sequence[Path], vocabulary: Vocabulary, modality: Modality = "auto") -> Examination:
+def examine_files(
+    paths: Sequence[Path], vocabulary: Vocabulary, modality: Modality = "auto", batch_key: str | None = None
+) -> Examination:
     """
     Examine files, and look for cells that are in two of them.
 
@@ -151,6 +152,8 @@ def examine_files(paths: Sequence[Path], vocabulary: Vocabulary, modality: Modal
         Of a model, or of an atlas to be.
     modality
         What a single AnnData holds: auto, rna or adt.
+    batch_key
+        Column of obs whose groups may have panels of their own.
 
     Raises
     ------
@@ -161,7 +164,7 @@ def examine_files(paths: Sequence[Path], vocabulary: Vocabulary, modality: Modal
     files, contents = [], []
     for path in (Path(p).expanduser() for p in paths):
         report = FileReport(str(path), KINDS.get(path.suffix.lower(), "zarr" if path.is_dir() else "unknown format"))
-        contents.append(_examine(report, path, vocabulary, modality))
+        contents.append(_examine(report, path, vocabulary, modality, batch_key))
         files.append(report)
     shared = []
     for i, first in enumerate(contents):
@@ -177,13 +180,13 @@ def examine_files(paths: Sequence[Path], vocabulary: Vocabulary, modality: Modal
 
 
 def _examine(
-    report: FileReport, path: Path, vocabulary: Vocabulary, modality: Modality
+    report: FileReport, path: Path, vocabulary: Vocabulary, modality: Modality, batch_key: str | None
 ) -> tuple[frozenset[str], CellFingerprints] | None:
     """Fill in the report; the cells' barcodes and fingerprints, or None for a refused file."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            aligned = _read(report, path, vocabulary, modality)
+            aligned = _read(report, path, vocabulary, modality, batch_key)
         except ValueError as error:
             report.refusal = str(error)
             return None
@@ -194,7 +197,9 @@ def _examine(
     return barcode_cores(aligned.obs.index), prints
 
 
-def _read(report: FileReport, path: Path, vocabulary: Vocabulary, modality: Modality) -> AlignedCells:
+def _read(
+    report: FileReport, path: Path, vocabulary: Vocabulary, modality: Modality, batch_key: str | None
+) -> AlignedCells:
     with closing():
         file = open_file(path)
         file.reader.warn_lost()
@@ -203,7 +208,7 @@ def _read(report: FileReport, path: Path, vocabulary: Vocabulary, modality: Moda
     report.num_cells = len(cells.obs)
     report.columns = describe_columns(cells.obs)
     report.modalities = _describe_modalities(cells)
-    aligned = align_cells(cells, vocabulary)
+    aligned = align_cells(cells, vocabulary, batch_key)
     report.num_empty = int((~(aligned.rna_present | aligned.adt_present)).sum())
     observed = {"rna": aligned.rna_observed, "adt": aligned.adt_observed}
     for found in report.modalities:

@@ -42,7 +42,7 @@ class LabelledFile:
         modalities: tuple[str, ...] = ("rna", "adt"),
     ) -> "LabelledFile":
         """Read and divide a file; classes with too few cells are left out and listed."""
-        cells, aligned = read_aligned(Path(config.data), extractor)
+        cells, aligned = read_aligned(Path(config.data), extractor, batch_key=config.batch_key)
         found = cls.divide(config, cells, aligned, extractor, modalities)
         print(
             f"{len(found.data.classes)} classes, cells: {found.partition.counts}, "
