@@ -62,11 +62,10 @@ def read_cells(path: str | Path, modality: Modality = "auto") -> Cells:
 
     Notes
     -----
-    Counts are taken from `layers["counts"]`, else from `.raw` if it holds counts, else from `X`. In an
-    AnnData, `var["feature_types"]` tells the modality, else `obsm["protein_expression"]` holds the ADT; else
-    the share of names that are genes or antibodies decides. In a MuData, RNA is 'rna' or 'gex', ADT is 'adt',
-    'prot' or 'protein'. Warns, with numbers, where only some cells have both modalities or `modality`
-    contradicts the names.
+    Counts are taken from `layers["counts"]`, else from `.raw` or `X`, else from a layer with a name such as
+    `raw_counts`. What columns are is told by `var["feature_types"]`, else by their names; ADT may stand in `obsm`. In a
+    MuData, the names of modalities tell, else their features. Warns, with numbers, where slots with counts differ, only
+    some cells have both modalities, `modality` contradicts the names, or what looks like genes or antibodies is not read.
     """
     check_modality(modality)
     with closing():
