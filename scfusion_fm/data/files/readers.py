@@ -64,8 +64,9 @@ def read_cells(path: str | Path, modality: Modality = "auto") -> Cells:
     -----
     Counts are taken from `layers["counts"]`, else from `.raw` or `X`, else from a layer with a name such as
     `raw_counts`. What columns are is told by `var["feature_types"]`, else by their names; ADT may stand in `obsm`. In a
-    MuData, the names of modalities tell, else their features. Warns, with numbers, where slots with counts differ, only
-    some cells have both modalities, `modality` contradicts the names, or what looks like genes or antibodies is not read.
+    MuData, the names of modalities tell, else their features. Warns, with numbers, where slots with counts differ,
+    some cells have one modality only, `modality` contradicts the names, or what looks like genes or antibodies is not
+    read.
     """
     check_modality(modality)
     with closing():
