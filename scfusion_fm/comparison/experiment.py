@@ -4,6 +4,7 @@ Letters: n cells.
 """
 
 import dataclasses
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from scfusion_fm.config.comparison import ExperimentConfig
 from scfusion_fm.config.finetune import INPUTS
 from scfusion_fm.data.files.stack import StackedCells, stack_aligned
 from scfusion_fm.data.fingerprints.cells import CellFingerprints, fingerprint_cells
-from scfusion_fm.data.schema import DATASET, AlignedCells
+from scfusion_fm.data.schema import DATASET, AlignedCells, as_text, read_categories
 from scfusion_fm.evaluation.baselines.annotation import ANNOTATION_METHODS
 from scfusion_fm.evaluation.baselines.imputation import IMPUTATION_METHODS
 from scfusion_fm.evaluation.baselines.prediction import BLEND, OWN, PREDICTION_METHODS
@@ -120,7 +121,19 @@ class Experiment:
         prints = fingerprint_cells(aligned, extractor.gene_ids, extractor.protein_names)
         experiment = cls(config, extractor, aligned, labelled, left_out, usable, strata, prints)
         experiment.batches()  # a missing column is told before anything is computed
+        experiment.leave_out_cells_without_group()
         return experiment
+
+    def leave_out_cells_without_group(self) -> None:
+        """Leave cells out of all folds that have no group, with a warning, where groups are held out or mixed."""
+        if self.config.split.kind == "k_fold" and self.config.task != "integration":
+            return
+        known = self.groups()[self.usable] != ""
+        if not known.all():
+            key = self.config.split.group_key
+            message = f"{(~known).sum():,} of {len(known):,} cells have no {key!r} and are left out."
+            warnings.warn(message, UserWarning, stacklevel=2)
+            self.usable = self.usable[known]
 
     def folds(self, seed: int) -> list[Fold]:
         """
@@ -141,14 +154,15 @@ class Experiment:
 
     def groups(self) -> NDArray[np.str_]:
         """
-        Give the group of every cell: donor, batch or file.
+        Give the group of every cell: donor, batch or file; '' where a cell has none.
 
         Raises
         ------
         ValueError
             If the column is missing.
         """
-        return self._read_column("split.group_key", self.config.split.group_key).astype(str).to_numpy(str)
+        groups = read_categories(self._read_column("split.group_key", self.config.split.group_key))
+        return np.where(pd.isna(groups), "", groups).astype(str)
 
     def batches(self) -> NDArray[np.object_] | None:
         """
@@ -160,7 +174,7 @@ class Experiment:
             If the column is missing.
         """
         key = self.config.background_key
-        return None if key is None else self._read_column("background_key", key).to_numpy(object)
+        return None if key is None else read_categories(self._read_column("background_key", key))
 
     def _read_column(self, name: str, key: str) -> pd.Series:
         obs = self.aligned.obs
@@ -196,7 +210,7 @@ class Experiment:
             label_derived_from=None if source == "unknown" else source.split("+"),
             modalities=modalities,
             datasets=self.aligned.obs[DATASET].to_numpy(str),
-            donors=self.aligned.obs["donor"].to_numpy(str) if "donor" in self.aligned.obs else None,
+            donors=as_text(self.aligned.obs["donor"]).to_numpy(str) if "donor" in self.aligned.obs else None,
         )
         return self._find_pretrained_cells(fold) + find_leaks(evidence, seed)
 

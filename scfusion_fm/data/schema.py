@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     import anndata
     import mudata
-    import pandas as pd
 
 DATASET = "dataset"  # the column of obs that tells data sets apart where several stand together
+NO_VALUE = "nan"  # what stands in text, as in an atlas, where there is no value
+NO_VALUE_TEXTS = ("", "nan", "NaN", "None", "<NA>", "NaT")  # what others have written there
 LARGEST_COUNT = 2**24  # float32 holds every whole number up to here
 
 Modality = Literal["auto", "rna", "adt"]  # what is read of a file
@@ -141,8 +143,38 @@ class AlignedCells:
 
 
 def as_text(column: pd.Series) -> pd.Series:
-    """Give a column as text, a missing value as `nan`: by itself, pandas 3 keeps it missing."""
-    return column.astype(str).where(column.notna(), "nan")
+    """
+    Give a column of any type as text, `NO_VALUE` where it has no value.
+
+    Whole numbers are written without a point: pandas makes 1 a 1.0 where another cell has no number.
+    """
+    values = column.astype(object).to_numpy()
+    try:
+        codes, unique = pd.factorize(values)
+    except TypeError:  # of lists and the like
+        codes, unique = np.arange(len(values)), values
+    names = np.empty(len(unique) + 1, dtype=object)
+    names[:] = [*map(_write_value, unique), NO_VALUE]
+    return pd.Series(names[codes], index=column.index, name=column.name, dtype=object)
+
+
+def read_categories(column: pd.Series) -> NDArray[np.object_]:
+    """
+    Give the labels, donors or batches of cells as text, None where a cell has none, (n,).
+
+    Texts that tables are full of where something was missing when they were written (`nan`, `None`, `<NA>`, ...) are
+    none either.
+    """
+    texts = as_text(column)
+    return texts.where(~texts.str.strip().isin(NO_VALUE_TEXTS), None).to_numpy(dtype=object)
+
+
+def _write_value(value: object) -> str:
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    if isinstance(value, float | np.floating) and float(value).is_integer():
+        return str(int(value))
+    return str(value)
 
 
 def check_counts(matrix: Any, name: str) -> None:

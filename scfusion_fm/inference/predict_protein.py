@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from scfusion_fm.data.schema import read_categories
 from scfusion_fm.evaluation.calibration.interval_file import PROTEIN_INTERVALS, read_intervals
 from scfusion_fm.evaluation.calibration.intervals import ProteinIntervals
 from scfusion_fm.inference.job import FileRequest, Job
@@ -107,11 +108,11 @@ def _level_of(wanted: IntervalRequest) -> float:
     return 0.9 if wanted.level is None else wanted.level
 
 
-def _find_groups(job: Job, group_key: str | None) -> pd.Series | None:
+def _find_groups(job: Job, group_key: str | None) -> NDArray[np.object_] | None:
     obs = job.cells.obs
     if group_key is not None and group_key not in obs:
         raise ValueError(f"`--group-key` must be a column of obs, got {group_key!r}; it has {list(obs.columns)}.")
-    return None if group_key is None else obs[group_key].astype(object)
+    return None if group_key is None else read_categories(obs[group_key])
 
 
 def _add_intervals(
@@ -119,7 +120,7 @@ def _add_intervals(
     predicted: NDArray[np.float32],
     intervals: ProteinIntervals,
     wanted: IntervalRequest,
-    groups: pd.Series | None,
+    groups: NDArray[np.object_] | None,
 ) -> tuple[dict[str, NDArray[np.float32]], dict[str, Any]]:
     """Give the tables of predictions and ends, and what the provenance tells of them."""
     level = _level_of(wanted)

@@ -4,8 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+from missing_values import WITHOUT_VALUE
 
-from scfusion_fm.data.schema import as_text, check_counts
+from scfusion_fm.data.schema import as_text, check_counts, read_categories
 
 
 @pytest.mark.parametrize(
@@ -48,3 +49,19 @@ def test_numbers_and_truths_become_text():
     assert as_text(pd.Series([1, 20])).tolist() == ["1", "20"]
     assert as_text(pd.Series([1.5, np.nan])).tolist() == ["1.5", "nan"]
     assert as_text(pd.Series([True, False])).tolist() == ["True", "False"]
+    assert as_text(pd.Series([b"a", [1], np.inf], dtype=object)).tolist() == ["a", "[1]", "inf"]
+
+
+def test_a_batch_is_called_the_same_whether_another_cell_lacks_one_or_not():
+    for values, kind in (([1, 2, 2], "int64"), ([1, 2, None], "float64"), ([1, 2, None], "Int64")):
+        column = pd.Series(values, dtype=kind)
+        assert read_categories(column)[:2].tolist() == read_categories(column.astype("category"))[:2].tolist()
+        assert read_categories(column)[:2].tolist() == ["1", "2"]
+
+
+@pytest.mark.parametrize("missing", list(WITHOUT_VALUE))
+def test_what_is_missing_is_no_category(missing):
+    column = WITHOUT_VALUE[missing]
+    known, none = read_categories(column)[[0, 2]], read_categories(column)[1]
+    assert none is None
+    assert all(isinstance(value, str) for value in known)

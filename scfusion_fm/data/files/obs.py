@@ -56,8 +56,9 @@ def _merge_column(versions: list[pd.Series], names: pd.Index) -> pd.Series | Non
     for other in versions[1:]:
         both = merged.index.intersection(other.index)
         left, right = merged[both], other[both]
-        agree = (left.astype(object) == right.astype(object)) | (left.isna() & right.isna())
-        if not agree.all():
+        known = left.notna() & right.notna()
+        agree = left[known].astype(object) == right[known].astype(object)
+        if not (agree.all() and left.isna().equals(right.isna())):
             return None
         rest = other[~other.index.isin(merged.index)]
         if len(rest):

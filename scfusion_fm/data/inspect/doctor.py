@@ -18,7 +18,7 @@ from scfusion_fm.data.files.readers import check_modality, closing, load_cells, 
 from scfusion_fm.data.fingerprints.cells import CellFingerprints, fingerprint_cells
 from scfusion_fm.data.fingerprints.shared import SharedCells, barcode_cores, compare_cells
 from scfusion_fm.data.inspect.slots import SlotContent, describe_slots, is_constant
-from scfusion_fm.data.schema import AlignedCells, Cells, Modality, ModalityCounts, as_text
+from scfusion_fm.data.schema import AlignedCells, Cells, Modality, ModalityCounts, as_text, read_categories
 from scfusion_fm.data.vocabulary.names import MOUSE_ID
 from scfusion_fm.data.vocabulary.reference import load_gene_table
 from scfusion_fm.data.vocabulary.resolve import resolve_antibody_features, resolve_gene_features
@@ -27,7 +27,7 @@ from scfusion_fm.data.vocabulary.vocabulary import Vocabulary
 NUM_EXAMPLES = 3
 MOUSE_SYMBOL = r"[A-Z][a-z0-9]+.*"
 KINDS = {".h5ad": "AnnData (h5ad)", ".h5mu": "MuData (h5mu)", ".h5": "10x h5"}
-NO_LABEL = ("nan", "none", "na", "unknown", "unassigned", "")
+NO_LABEL = ("none", "na", "unknown", "unassigned", "")
 # Columns of obs, in lower case without separators: CELLxGENE's and others that are common.
 LABEL_COLUMNS = ["annotation", "annotations", "label", "labels", "cluster", "clusters", "leiden", "louvain"]
 LABEL_COLUMNS += ["seuratclusters", "cellontologyclass", "authorcelltype", "predictedcelltype", "wnncluster"]
@@ -284,7 +284,7 @@ def describe_columns(obs: pd.DataFrame) -> list[ColumnReport]:
         is_label = plain.startswith("celltype") or plain in LABEL_COLUMNS
         if not is_label and plain not in GROUP_COLUMNS:
             continue
-        texts = as_text(obs[column])
+        texts = pd.Series(read_categories(obs[column]), dtype=object).fillna("")
         is_missing = texts.str.lower().isin(NO_LABEL)
         role: Literal["labels", "groups"] = "labels" if is_label else "groups"
         reports.append(ColumnReport(str(column), role, texts[~is_missing].nunique(), int(is_missing.sum())))

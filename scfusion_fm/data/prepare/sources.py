@@ -10,13 +10,14 @@ import pandas as pd
 from omegaconf import MISSING
 
 from scfusion_fm.config.prepare import PrepareConfig, SourceConfig
+from scfusion_fm.config.split import SplitConfig
 from scfusion_fm.data.files.align import match_features
 from scfusion_fm.data.files.counts import CellsFile
 from scfusion_fm.data.files.readers import open_cells
 from scfusion_fm.data.locations import absolute, checksum, state_of
 from scfusion_fm.data.prepare.pieces import FileReader, PieceSource
 from scfusion_fm.data.prepare.store import PLAIN_COLUMNS
-from scfusion_fm.data.schema import DATASET, as_text
+from scfusion_fm.data.schema import DATASET, NO_VALUE, as_text, read_categories
 from scfusion_fm.data.split import assign_split
 from scfusion_fm.data.vocabulary.vocabulary import Vocabulary
 
@@ -166,15 +167,27 @@ def atlas_obs(config: PrepareConfig, name: str, obs: pd.DataFrame) -> pd.DataFra
                 f"`split.group_key` must be a column of obs in every source, got {key!r}, which {name} lacks; it has "
                 f"{list(obs.columns)}."
             )
-        groups = as_text(obs[key]).to_numpy()
-        missing = int(obs[key].isna().sum())
-        if missing:
-            message = f"{name}: {missing:,} cells have no {key!r} and are held out, or not, together."
-            warnings.warn(message, UserWarning, stacklevel=2)
-    columns = {"split": assign_split(names, config.split, groups)}
+        groups = read_categories(obs[key])
+    columns = {"split": _assign_split(name, names, config.split, groups)}
     absent = [c for c in config.obs_columns if c not in obs]
     if absent:
-        warnings.warn(f"{name} has no column {absent} in obs; written as 'nan'.", UserWarning, stacklevel=2)
+        warnings.warn(f"{name} has no column {absent} in obs; written as {NO_VALUE!r}.", UserWarning, stacklevel=2)
     for column in config.obs_columns:
-        columns[column] = as_text(obs[column]).to_numpy() if column in obs else "nan"
+        columns[column] = as_text(obs[column]).to_numpy() if column in obs else NO_VALUE
     return pd.DataFrame(columns, index=name + ":" + names)
+
+
+def _assign_split(name: str, cells: pd.Index, rule: SplitConfig, groups: Sequence[str | None] | None) -> np.ndarray:
+    """Assign cells to parts; those without a group are of no group that could be held out, and trained on."""
+    if groups is None:
+        return assign_split(cells, rule)
+    known = np.array([group is not None for group in groups], dtype=bool)
+    if not known.all():
+        message = (
+            f"{name}: {(~known).sum():,} of {len(cells):,} cells have no {rule.group_key!r} and are trained on; remove "
+            "them if they may be of a group that is held out."
+        )
+        warnings.warn(message, UserWarning, stacklevel=3)
+    split = np.full(len(cells), "train", dtype="<U5")
+    split[known] = assign_split(cells[known], rule, [group for group in groups if group is not None])
+    return split

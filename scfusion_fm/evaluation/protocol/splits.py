@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from scfusion_fm.evaluation.partition import Partition
 
-NO_NAME = ("", "unknown", "nan", "None")
+NO_NAME = ("", "unknown", "nan", "NaN", "None", "<NA>")
 VAL_EVERY = 5
 VAL_PLACE = 2
 MIN_BUDGET = 3

@@ -7,7 +7,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from scfusion_fm.config.finetune import INPUTS
-from scfusion_fm.data.schema import AlignedCells, as_text
+from scfusion_fm.data.schema import AlignedCells, read_categories
 from scfusion_fm.model import ScFusionTTTFeatureExtractor
 
 
@@ -63,7 +63,7 @@ class LabelledCells:
 
 def read_labels(obs: pd.DataFrame, label_key: str, unlabelled: list[str]) -> NDArray[np.str_]:
     """
-    Give the labels of cells, '' for none.
+    Give the labels of cells, '' for none: where the value is missing, or one of those that mean so.
 
     Raises
     ------
@@ -72,8 +72,9 @@ def read_labels(obs: pd.DataFrame, label_key: str, unlabelled: list[str]) -> NDA
     """
     if label_key not in obs:
         raise ValueError(f"`label_key` must be a column of obs, got {label_key!r}; it has {list(obs.columns)}.")
-    labels = as_text(obs[label_key]).to_numpy(dtype=object)
-    labels[np.isin(labels, unlabelled)] = ""
+    labels = read_categories(obs[label_key])
+    labels[pd.isna(labels)] = ""
+    labels[np.isin(labels.astype(str), unlabelled)] = ""
     return labels.astype(str)
 
 

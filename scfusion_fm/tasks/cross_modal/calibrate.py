@@ -8,7 +8,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from scfusion_fm.config.finetune import CrossModalConfig
-from scfusion_fm.data.schema import Cells
+from scfusion_fm.data.schema import Cells, read_categories
 from scfusion_fm.evaluation.calibration.conformal import coverage_by
 from scfusion_fm.evaluation.calibration.fit_intervals import fit_intervals, fit_left_out_intervals
 from scfusion_fm.evaluation.calibration.intervals import ProteinIntervals
@@ -23,7 +23,7 @@ MIN_LEFT_OUT = 3
 
 def read_groups(cells: Cells, key: str | None) -> NDArray[np.object_] | None:
     """
-    Read a column of obs; None without a key.
+    Read a column of obs, None where a cell has no value; None without a key.
 
     Raises
     ------
@@ -34,7 +34,7 @@ def read_groups(cells: Cells, key: str | None) -> NDArray[np.object_] | None:
         return None
     if key not in cells.obs:
         raise ValueError(f"`{key}` must be a column of obs, to group cells by; it has {list(cells.obs.columns)}.")
-    return cells.obs[key].astype(object).to_numpy()
+    return read_categories(cells.obs[key])
 
 
 def read_left_out(cells: Cells, config: CrossModalConfig, partition: Partition) -> NDArray[np.object_] | None:

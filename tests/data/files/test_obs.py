@@ -6,7 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from make_files import make_adt, make_mudata, make_rna, write
+from missing_values import WITHOUT_VALUE
 
+from scfusion_fm.data.files.obs import merge_obs
 from scfusion_fm.data.files.readers import read_cells
 
 
@@ -25,6 +27,16 @@ def test_repeated_names_of_cells_are_refused(tmp_path, kind):
             anndata.io.write_elem(file["mod/rna/obs"], index, names)
     with pytest.raises(ValueError, match=r"`obs_names` must be unique, got 'a' and 1 more|cannot be read"):
         read_cells(path)
+
+
+@pytest.mark.parametrize("missing", list(WITHOUT_VALUE))
+def test_columns_with_missing_values_are_merged_where_they_agree(missing):
+    column = WITHOUT_VALUE[missing].set_axis(["a", "b", "c"])
+    same = merge_obs(pd.DataFrame(index=list("abc")), {"rna": column.to_frame("x"), "adt": column.to_frame("x")})
+    assert list(same.columns) == ["x"]
+    other = column[::-1].set_axis(["a", "b", "c"])
+    differs = merge_obs(pd.DataFrame(index=list("abc")), {"rna": column.to_frame("x"), "adt": other.to_frame("x")})
+    assert list(differs.columns) == ["rna:x", "adt:x"]
 
 
 @pytest.mark.filterwarnings("ignore:The inplace keyword:DeprecationWarning")  # of mudata, with pandas 3.1

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 from make_files import GENES, WRITERS, make_adt, make_mudata, make_rna, write
+from missing_values import WITHOUT_VALUE
 
 from scfusion_fm.data.inspect.doctor import describe_columns, examine_files, guess_species, name_genes
 from scfusion_fm.data.inspect.doctor_text import WIDTH, render_examination
@@ -100,6 +101,9 @@ def test_labels_and_groups_are_found_with_their_classes():
     )
     found = {c.name: (c.role, c.num_classes, c.num_missing) for c in describe_columns(obs)}
     assert found == {"Cell Type": ("labels", 2, 1), "donor_id": ("groups", 2, 0)}
+    for missing, column in WITHOUT_VALUE.items():
+        (told,) = describe_columns(pd.DataFrame({"donor": column}))
+        assert (told.num_classes, told.num_missing) == (2, 1), missing
 
 
 def many_cells(seed, prefix):
