@@ -17,7 +17,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from scfusion_fm.data.files.stack import StackedCells
-from scfusion_fm.data.schema import AlignedCells, as_text
+from scfusion_fm.data.schema import AlignedCells, read_categories
 from scfusion_fm.data.vocabulary.vocabulary import Vocabulary
 
 # Columns of obs with groups of cells, in lower case without separators; those whose panels differ come first.
@@ -115,9 +115,9 @@ def read_groups(obs: pd.DataFrame, key: str, path: str) -> Groups:
     """
     if key not in obs:
         raise ValueError(f"`batch_key` must be a column of obs, got {key!r} for {path!r}; it has {list(obs.columns)}.")
-    texts = as_text(obs[key]).where(obs[key].notna())
-    names = list(texts.value_counts().index[:MAX_GROUPS].astype(str))
-    return Groups(key, names, pd.Index(names, dtype=object).get_indexer(texts.to_numpy(dtype=object)))
+    texts = read_categories(obs[key])
+    names = list(pd.Series(texts, dtype=object).value_counts().index[:MAX_GROUPS].astype(str))
+    return Groups(key, names, pd.Index(names, dtype=object).get_indexer(texts))
 
 
 def find_gaps(blocks: Blocks, groups: Groups, by_key: bool) -> Gaps:

@@ -6,9 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from make_files import make_cells
+from missing_values import WITHOUT_VALUE
 
 from scfusion_fm.data.files.align import align_cells
-from scfusion_fm.data.files.panels import find_group_columns
+from scfusion_fm.data.files.panels import find_group_columns, read_groups
 from scfusion_fm.data.files.stack import StackedCells, stack_aligned
 from scfusion_fm.data.vocabulary.reference import load_gene_table
 from scfusion_fm.data.vocabulary.vocabulary import Vocabulary
@@ -86,6 +87,12 @@ def test_cells_without_a_batch_keep_the_panel_of_the_file():
         aligned = align_cells(cells, VOCABULARY, "batch")
     observed = aligned.as_counts(np.array([0, 48, 49]))["rna_observed"]
     assert observed.sum(1).tolist() == [60, 30, 60]
+
+
+@pytest.mark.parametrize("missing", list(WITHOUT_VALUE))
+def test_a_missing_batch_is_no_batch(missing):
+    groups = read_groups(pd.DataFrame({"batch": WITHOUT_VALUE[missing]}), "batch", "a.h5ad")
+    assert (len(groups.names), groups.codes[1]) == (2, -1)
 
 
 def test_columns_of_groups_are_found_and_a_missing_one_is_refused():
