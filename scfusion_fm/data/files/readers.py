@@ -294,8 +294,7 @@ def _open_zarr(path: str) -> zarr.Group:
         ) from error
     encoding = attributes.get("encoding-type", "")
     if encoding not in ("anndata", "mudata", "MuData"):
-        tables = group.get("tables")
-        names = [f"{path.rstrip('/')}/tables/{key}" for key in tables] if isinstance(tables, zarr.Group) else []
+        names = [] if is_remote(path) else sorted(map(str, Path(path).glob("tables/[!.]*/")))
         hint = f" It looks like SpatialData: give {' or '.join(names)}." if names else ""
         raise BrokenFileError(
             f"`path` must hold an AnnData or a MuData, got the zarr group {path!r} of type {encoding!r}.{hint}"
