@@ -5,6 +5,8 @@ import json
 import sys
 from pathlib import Path
 
+from scfusion_fm.cli.limits import add_limits
+
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
     """Add `prepare`, `synthesize`, `verify`, `doctor` and `inspect`."""
@@ -19,6 +21,7 @@ def _add_prepare(commands: argparse._SubParsersAction) -> None:
     prepare.add_argument("--append", action="store_true", help="add the sources that an existing atlas lacks")
     prepare.add_argument("--task", metavar="I/N", help="write the I-th of N shares of the pieces, and stop")
     prepare.add_argument("--merge", action="store_true", help="make the atlas of the pieces that tasks wrote")
+    add_limits(prepare)
     prepare.set_defaults(run=_prepare)
 
 
@@ -85,6 +88,7 @@ def _add_doctor(commands: argparse._SubParsersAction) -> None:
     doctor.add_argument("--modality", choices=("auto", "rna", "adt"), default="auto", help="of a single AnnData")
     doctor.add_argument("--batch-key", help="column of obs; what has no count in a batch is not measured there")
     doctor.add_argument("--json", action="store_true", help="print JSON")
+    add_limits(doctor)
     doctor.set_defaults(run=_doctor)
 
 

@@ -3,6 +3,7 @@
 import argparse
 
 from scfusion_fm.cli import data, model, report
+from scfusion_fm.cli.limits import run_limited
 from scfusion_fm.config.command import run_command
 
 
@@ -22,4 +23,5 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _run() -> None:
     args = build_parser().parse_args()
-    args.run(args)
+    if not run_limited(args):
+        args.run(args)

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scfusion_fm.cli.limits import add_limits
+
 if TYPE_CHECKING:
     from scfusion_fm.inference.job import FileRequest
 
@@ -90,6 +92,7 @@ def _add_seen(commands: argparse._SubParsersAction) -> None:
     seen.add_argument("file", type=Path, help=".h5ad, .h5mu, 10x .h5 or zarr with raw counts")
     seen.add_argument("--modality", choices=("auto", "rna", "adt"), default="auto", help="of a single AnnData")
     seen.add_argument("--json", action="store_true", help="print JSON")
+    add_limits(seen)
     seen.set_defaults(run=_seen)
 
 
@@ -112,6 +115,7 @@ def _add_request(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-key", help="column of obs; what has no count in a batch is not measured there")
     parser.add_argument("--batch-size", type=int, default=64, help="cells per forward pass")
     parser.add_argument("--device", help="torch device; cuda where there is one by default")
+    add_limits(parser)
 
 
 def _read_request(args: argparse.Namespace) -> "FileRequest":

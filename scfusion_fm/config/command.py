@@ -40,6 +40,11 @@ def run_command(main: Callable[[], None]) -> None:
         if not error.shown:
             print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except MemoryError as error:
+        if os.environ.get("SCFUSION_TRACEBACK"):
+            raise
+        print(f"error: the memory does not suffice ({error}). Use a larger machine, or smaller files.", file=sys.stderr)
+        sys.exit(2)
     except (ValueError, OSError) as error:
         if os.environ.get("SCFUSION_TRACEBACK") or not _is_users(error):
             raise
