@@ -17,6 +17,10 @@ class SourceConfig:
     """Name of the data set; the stem of the file by default."""
     modality: str = "auto"
     """What a single AnnData holds: auto, rna or adt."""
+    batch_key: str | None = None
+    """Column of obs whose batches may have panels of their own. A batch without a count of features that should have
+    some becomes a data set of its own, NAME/BATCH, that does not measure them. Null: zeros are zeros, with a warning.
+    """
     licence: str = "unknown"
     """Licence of the data, copied into the manifest."""
     reference: str = ""

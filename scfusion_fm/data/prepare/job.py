@@ -28,8 +28,10 @@ from scfusion_fm.data.prepare.sources import (
     Origin,
     check_config,
     check_fits,
+    check_names,
     complete_source,
     describe_file,
+    is_known,
     match_source,
     survey_source,
 )
@@ -113,7 +115,7 @@ class AtlasJob:
             return False
         base = self._base()
         known = {s["name"] for s in base["sources"]} if base else set()
-        sources = [s for s in self.sources if s.name not in known]
+        sources = [s for s in self.sources if not is_known(s, known)]
         if not sources:
             raise ValueError(f"`sources` must name data sets that the atlas lacks, got only {sorted(known)}.")
         self.take_up(identify_work(self.config, sources, base), lambda: self._survey(sources, base))
@@ -241,7 +243,8 @@ class AtlasJob:
             vocabulary = Vocabulary(**base["vocabulary"])
         self.report(f"vocabulary: {vocabulary.num_genes} genes, {vocabulary.num_proteins} proteins")
         pairs = zip(sources, surveys, strict=True)
-        return [match_source(self.config, source, survey, vocabulary) for source, survey in pairs]
+        matched = [match_source(self.config, source, survey, vocabulary) for source, survey in pairs]
+        return check_names([found for datasets in matched for found in datasets])
 
     def _save_plan(self, identity: dict[str, Any], sources: list[tuple[PieceSource, Origin]]) -> None:
         """Write the plan, all of it or nothing."""

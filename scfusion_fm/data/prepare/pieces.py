@@ -78,17 +78,20 @@ class FileReader:
         The open file.
     alignment
         Where its features stand in the vocabulary.
+    share
+        Share of the cells of the matrices that are cells of this source.
     """
 
     file: CellsFile
     alignment: Alignment
+    share: float = 1.0
 
     @property
     def mean_values(self) -> float:
         """Stored counts per cell."""
         matrices = [m.matrix for m in (self.file.rna, self.file.adt) if m is not None]
         sizes = [m.data.shape[0] if hasattr(m, "data") else m.shape[0] * m.shape[1] for m in matrices]
-        return sum(sizes) / len(self.file.obs)
+        return sum(sizes) * self.share / len(self.file.obs)
 
     def read(self, start: int, stop: int) -> CountsBlock:
         """Read neighbouring cells."""

@@ -15,6 +15,7 @@ from scfusion_fm.data.files.align import match_features
 from scfusion_fm.data.files.counts import CellsFile
 from scfusion_fm.data.files.readers import open_cells
 from scfusion_fm.data.locations import absolute, checksum, state_of
+from scfusion_fm.data.prepare.batches import split_batches, warn_of_batches
 from scfusion_fm.data.prepare.pieces import FileReader, PieceSource
 from scfusion_fm.data.prepare.store import PLAIN_COLUMNS
 from scfusion_fm.data.schema import DATASET, NO_VALUE, as_text, read_categories
@@ -131,21 +132,56 @@ def check_fits(file: CellsFile, types: dict[str, str]) -> None:
 
 def match_source(
     config: PrepareConfig, source: SourceConfig, survey: Survey, vocabulary: Vocabulary
-) -> tuple[PieceSource, Origin]:
-    """Find the features of a source in the vocabulary; give what tasks and the manifest must know of it."""
-    alignment = match_features(survey.file, vocabulary)
-    matched = PieceSource(
-        name=source.name,
-        reader=FileReader(survey.file, alignment),
-        obs=atlas_obs(config, source.name, survey.file.obs),
-        rna_observed=alignment.rna_observed,
-        adt_observed=alignment.adt_observed,
-        vocabulary=vocabulary,
-        seed=config.seed,
-        path=source.path,
-        state=state_of(source.path),
+) -> list[tuple[PieceSource, Origin]]:
+    """
+    Find the features of a source in the vocabulary; give what tasks and the manifest must know of its data sets.
+
+    They are one, or more where batches have panels of their own.
+    """
+    reader = FileReader(survey.file, match_features(survey.file, vocabulary))
+    if source.batch_key is None:
+        warn_of_batches(reader, vocabulary)
+        readers = {source.name: reader}
+    else:
+        readers = split_batches(reader, source.batch_key, source.name)
+    origin = Origin(Path(source.path).name, survey.sha256, source.licence, source.reference)
+    matched = [
+        PieceSource(
+            name=name,
+            reader=part,
+            obs=atlas_obs(config, name, part.file.obs),
+            rna_observed=part.alignment.rna_observed,
+            adt_observed=part.alignment.adt_observed,
+            vocabulary=vocabulary,
+            seed=config.seed,
+            path=source.path,
+            state=state_of(source.path),
+        )
+        for name, part in readers.items()
+    ]
+    return [(found, origin) for found in matched]
+
+
+def is_known(source: SourceConfig, known: set[str]) -> bool:
+    """Tell whether an atlas has a source, as one data set or as several."""
+    return source.name in known or (
+        source.batch_key is not None and any(name.startswith(f"{source.name}/") for name in known)
     )
-    return matched, Origin(Path(source.path).name, survey.sha256, source.licence, source.reference)
+
+
+def check_names(datasets: list[tuple[PieceSource, Origin]]) -> list[tuple[PieceSource, Origin]]:
+    """
+    Check that data sets have different names.
+
+    Raises
+    ------
+    ValueError
+        If a batch of one source is called as another source.
+    """
+    names = [source.name for source, _ in datasets]
+    if len(set(names)) < len(names):
+        raise ValueError(f"`sources` and their batches must have different names, got {names}. Rename a source.")
+    return datasets
 
 
 def atlas_obs(config: PrepareConfig, name: str, obs: pd.DataFrame) -> pd.DataFrame:
