@@ -1,17 +1,27 @@
 """Settings of `scfusion evaluate`: experiments, and how they are split, fitted and scored."""
 
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any, cast
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from scfusion_fm.config.finetune import INPUTS, FinetuneOptimConfig
+from scfusion_fm.config.ranges import COUNT_OR_NONE, PROPER_SHARE, SEED, SHARE, check_ranges
 
 CHOICES = {
     "task": ("annotation", "protein_from_rna", "rna_from_protein", "clustering", "integration", "imputation"),
     "split.kind": ("k_fold", "leave_group_out"),
     "protocol": ("held_out", "paper"),
     "label_derived_from": ("unknown", "none", "adt", "rna", "rna+adt"),
+}
+EXPERIMENT_RANGES = {
+    "min_cells_per_class": COUNT_OR_NONE,
+    "modality_dropout": SHARE,
+    "scored_genes": "[2, 1e12]",
+    "hidden_fraction": PROPER_SHARE,
+    "split.folds": "[2, 1e12]",
+    "split.val_fraction": "(0, 0.5]",
 }
 RESERVED = ("test_rows", "cells", "labels", "names", "measured")
 
@@ -162,10 +172,9 @@ def _check_experiment(name: str, experiment: ExperimentConfig) -> None:
         raise ValueError(f"`{name}.split.kind` must be k_fold for integration, got {experiment.split.kind!r}.")
     if experiment.split.test_groups and experiment.split.kind != "leave_group_out":
         raise ValueError(f"`{name}.split.test_groups` is for the kind leave_group_out, got {experiment.split.kind!r}.")
-    if not 0 < experiment.hidden_fraction < 1:
-        raise ValueError(f"`{name}.hidden_fraction` must lie in (0, 1), got {experiment.hidden_fraction}.")
-    if experiment.scored_genes < 2:
-        raise ValueError(f"`{name}.scored_genes` must be at least 2, got {experiment.scored_genes}.")
+    check_ranges(experiment, EXPERIMENT_RANGES, f"{name}.")
+    for seed in experiment.seeds:
+        check_ranges(SimpleNamespace(seeds=seed), {"seeds": SEED}, f"{name}.")
 
 
 def _look_up(settings: Any, key: str) -> Any:

@@ -4,10 +4,41 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
+from scfusion_fm.config.ranges import (
+    BELOW_ONE,
+    COUNT,
+    COUNT_OR_NONE,
+    NOT_NEGATIVE,
+    POSITIVE,
+    PROPER_SHARE,
+    SEED,
+    SHARE,
+    check_ranges,
+)
 from scfusion_fm.config.split import SplitConfig
+
+FITS = {"seed": SEED, "calibration_fraction": PROPER_SHARE}
+LABELLED_FITS = FITS | {"min_cells_per_class": COUNT_OR_NONE}
 
 # What is shown of cells, by the names of settings and tables.
 INPUTS = {"rna": ("rna",), "adt": ("adt",), "rna+adt": ("rna", "adt")}
+
+
+FINETUNE_RANGES = {
+    "epochs": POSITIVE,
+    "batch_size": COUNT,
+    "lr": NOT_NEGATIVE,
+    "weight_decay": NOT_NEGATIVE,
+    "embedding_lr_ratio": NOT_NEGATIVE,
+    "head_lr_ratio": NOT_NEGATIVE,
+    "num_coordinates": "[0, 10000]",
+    "num_landmarks": COUNT_OR_NONE,
+    "token_dropout": BELOW_ONE,
+    "warmup_ratio": SHARE,
+    "patience": COUNT,
+    "threads": "[1, 1024]",
+    "lora_rank": "[0, 10000]",
+}
 
 
 @dataclass
@@ -42,13 +73,7 @@ class FinetuneOptimConfig:
     """Rank of adapters that are trained, with the head, instead of all weights; 0 trains all. Needs peft."""
 
     def __post_init__(self):
-        if self.lora_rank < 0:
-            raise ValueError(f"`optim.lora_rank` must be at least 0, got {self.lora_rank}.")
-        for name in ("num_coordinates", "num_landmarks"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"`optim.{name}` must be at least 0, got {getattr(self, name)}.")
-        if not 0 <= self.token_dropout < 1:
-            raise ValueError(f"`optim.token_dropout` must lie in [0, 1), got {self.token_dropout}.")
+        check_ranges(self, FINETUNE_RANGES, "optim.")
 
 
 @dataclass
@@ -88,6 +113,9 @@ class AnnotationConfig:
     """Whether to go on, and say so in the results, when the model was trained on some of the test cells."""
     optim: FinetuneOptimConfig = field(default_factory=FinetuneOptimConfig)
     """How it is trained."""
+
+    def __post_init__(self):
+        check_ranges(self, LABELLED_FITS | {"modality_dropout": SHARE})
 
 
 @dataclass
@@ -129,6 +157,9 @@ class UnimodalTransferConfig:
     optim: FinetuneOptimConfig = field(default_factory=FinetuneOptimConfig)
     """How it is trained."""
 
+    def __post_init__(self):
+        check_ranges(self, LABELLED_FITS)
+
 
 @dataclass
 class CrossModalConfig:
@@ -163,3 +194,6 @@ class CrossModalConfig:
     """Whether to go on, and say so in the results, when the model was trained on some of the test cells."""
     optim: FinetuneOptimConfig = field(default_factory=FinetuneOptimConfig)
     """How it is trained."""
+
+    def __post_init__(self):
+        check_ranges(self, FITS)

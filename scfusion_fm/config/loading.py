@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args
 
-from omegaconf import OmegaConf
+import yaml
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
+
+LARGEST_FILE = 1_000_000  # letters, or entries; no settings are that long
 
 T = TypeVar("T")
 
@@ -37,27 +40,56 @@ def load_config(schema: type[T], path: str | Path, overrides: Sequence[str] = ()
     bad = [o for o in overrides if "=" not in o]
     if bad:
         raise ValueError(f"Overrides must read `key=value`, got {bad[0]!r}.")
+    read = _read_yaml(path)
+    given = _override(read, overrides)
     try:
+        complete = getattr(schema, "complete", None)
+        given = given if complete is None else complete(given)
+        _check_keys(schema, given, str(path))
+        return cast(T, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), given)))
+    except (OmegaConfBaseException, TypeError) as error:  # TypeError: a list where there is a mapping, or so
+        raise ValueError(f"In {path}: {str(error).splitlines()[0]}") from error
+
+
+def _read_yaml(path: Path) -> DictConfig:
+    try:
+        text = path.read_text()
+        if len(text) > LARGEST_FILE or _count_nodes(yaml.compose(text, yaml.SafeLoader), {}) > LARGEST_FILE:
+            raise YAMLError(f"it has more than {LARGEST_FILE:,} letters or entries")
         read = OmegaConf.load(path)
-    except (YAMLError, OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"`--config` must be readable YAML, got {str(path)!r}: {error}") from error
+    except (YAMLError, OSError, UnicodeDecodeError, RecursionError, OmegaConfBaseException) as error:
+        raise ValueError(f"`--config` must be readable YAML, got {str(path)!r}: {_one_line(error)}.") from error
     if not OmegaConf.is_dict(read):
         raise ValueError(f"`--config` must hold settings as `key: value`, got a list in {str(path)!r}.")
+    return cast(DictConfig, read)
+
+
+def _override(read: DictConfig, overrides: Sequence[str]) -> DictConfig:
     try:
-        given = OmegaConf.merge(read, OmegaConf.from_dotlist(list(overrides)))
-    except TypeError as error:  # of a mapping into a list
+        given = OmegaConf.from_dotlist(list(overrides))
+    except (YAMLError, OmegaConfBaseException, RecursionError, TypeError, ValueError) as error:
+        raise ValueError(f"Overrides must read `key=value`, got {list(overrides)}: {_one_line(error)}.") from error
+    try:
+        return cast(DictConfig, OmegaConf.merge(read, given))
+    except (TypeError, OmegaConfBaseException) as error:  # of a mapping into a list
         raise ValueError(
-            f"Overrides must replace a list as a whole, such as `sources=[{{path: a.h5ad}}]`, got {overrides}."
+            f"Overrides must replace a list as a whole, such as `sources=[{{path: a.h5ad}}]`, got {list(overrides)}."
         ) from error
-    complete = getattr(schema, "complete", None)
-    if complete is not None:
-        given = complete(given)
-    _check_keys(schema, given, str(path))
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(schema), given)
-        return cast(T, OmegaConf.to_object(merged))
-    except OmegaConfBaseException as error:
-        raise ValueError(f"In {path}: {str(error).splitlines()[0]}") from error
+
+
+def _count_nodes(node: yaml.Node | None, sizes: dict[int, int]) -> int:
+    """Count the entries of a document as they are after all anchors have been put in."""
+    if node is None or isinstance(node, yaml.ScalarNode):
+        return 1
+    if id(node) not in sizes:
+        sizes[id(node)] = LARGEST_FILE + 1  # what contains itself
+        inner = [part for pair in node.value for part in (pair if isinstance(pair, tuple) else (pair,))]
+        sizes[id(node)] = 1 + sum(_count_nodes(part, sizes) for part in inner)
+    return sizes[id(node)]
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".")
 
 
 def save_config(config: Any, path: Path) -> None:
@@ -77,6 +109,8 @@ def config_differences(old: Any, new: Any, prefix: str = "") -> list[str]:
 
 def _check_keys(schema: Any, given: Any, where: str, prefix: str = "") -> None:
     """Refuse unknown keys with the nearest known one."""
+    if not OmegaConf.is_dict(given):
+        raise ValueError(f"`{prefix.rstrip('.')}` in {where} must hold settings as `key: value`, got {given}.")
     fields = {f.name: f for f in dataclasses.fields(schema)}
     for key in given:
         name = f"{prefix}{key}"

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
+from scfusion_fm.config.ranges import SEED, check_ranges
 from scfusion_fm.config.split import SplitConfig
 
 
@@ -53,3 +54,6 @@ class PrepareConfig:
     """Address of a Dask scheduler whose workers see the same files; null works on this machine."""
     work_dir: str | None = None
     """Directory of unfinished work; by default a hidden one beside the output."""
+
+    def __post_init__(self):
+        check_ranges(self, {"seed": SEED, "workers": "[1, 1024]"})

@@ -1,10 +1,20 @@
 """Settings of `pretrain/run.py`."""
 
 from dataclasses import dataclass, field
-from operator import attrgetter
 from typing import Any
 
 from omegaconf import MISSING
+
+from scfusion_fm.config.ranges import (
+    BELOW_ONE,
+    COUNT,
+    COUNT_OR_NONE,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SEED,
+    SHARE,
+    check_ranges,
+)
 
 
 @dataclass
@@ -21,11 +31,9 @@ class MaskingConfig:
     """Probability that all proteins of a paired cell are hidden."""
 
     def __post_init__(self):
-        for name in ("rna_ratio", "adt_ratio"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"`masking.{name}` must lie in [0, 1), got {getattr(self, name)}.")
+        check_ranges(self, dict.fromkeys(("rna_ratio", "adt_ratio"), BELOW_ONE), "masking.")
         hide = (self.hide_rna_probability, self.hide_adt_probability)
-        if min(hide) < 0 or sum(hide) > 1:
+        if not (min(hide) >= 0 and sum(hide) <= 1):  # false for what is no number, too
             raise ValueError(
                 "`masking.hide_rna_probability` and `masking.hide_adt_probability` must be at least 0 and at most 1 "
                 f"together, got {hide[0]} and {hide[1]}."
@@ -79,9 +87,7 @@ class LoaderConfig:
     in two epochs."""
 
     def __post_init__(self):
-        for name in ("block_rows", "window_blocks", "lanes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`loader.{name}` must be at least 1, got {getattr(self, name)}.")
+        check_ranges(self, dict.fromkeys(("block_rows", "window_blocks", "lanes"), COUNT), "loader.")
 
 
 @dataclass
@@ -144,34 +150,36 @@ class GuardConfig:
     def __post_init__(self):
         if self.action not in GUARD_ACTIONS:
             raise ValueError(f"`guard.action` must be one of {GUARD_ACTIONS}, got {self.action!r}.")
-        if not (self.loss_factor == 0 or self.loss_factor > 1):  # of what is no number, neither holds
-            raise ValueError(f"`guard.loss_factor` must be 0 (off) or greater than 1, got {self.loss_factor}.")
-        if min(self.window, self.max_skips) < 1:
-            raise ValueError(
-                f"`guard.window` and `guard.max_skips` must be at least 1, got {self.window} and {self.max_skips}."
-            )
+        if not (self.loss_factor == 0 or 1 < self.loss_factor <= 1e6):  # of what is no number, neither holds
+            raise ValueError(f"`guard.loss_factor` must be 0 (off) or lie in (1, 1e6], got {self.loss_factor}.")
+        check_ranges(self, dict.fromkeys(("window", "max_skips"), "[1, 1000000]"), "guard.")
 
 
-_MANY = 1e12
 PRETRAIN_RANGES = {
-    "optim.epochs": (0.0, _MANY),
-    "optim.lr": (0.0, _MANY),
-    "optim.min_lr_ratio": (0.0, 1.0),
-    "optim.warmup_ratio": (0.0, 1.0),
-    "optim.decay_ratio": (0.0, 1.0),
-    "optim.weight_decay": (0.0, _MANY),
-    "optim.embedding_lr_ratio": (0.0, 1.0),
-    "start_cells": (0, 1_000_000),
-    "optim.max_grad_norm": (0.0, _MANY),
-    "run.log_every": (1, _MANY),
-    "run.eval_every": (1, _MANY),
-    "run.eval_cells": (0, _MANY),
-    "run.save_every": (1, _MANY),
-    "run.keep_checkpoints": (1, _MANY),
-    "run.keep_every": (0, _MANY),
-    "run.threads_per_rank": (1, 1024),
-    "run.timeout_s": (1.0, _MANY),
-    "run.heartbeat_s": (0.0, _MANY),
+    "seed": SEED,
+    "patch_size": COUNT,
+    "start_cells": "[0, 1000000]",
+    "optim.epochs": NOT_NEGATIVE,
+    "optim.global_batch_size": COUNT,
+    "optim.micro_batch_size": COUNT,
+    "optim.lr": NOT_NEGATIVE,
+    "optim.min_lr_ratio": SHARE,
+    "optim.warmup_ratio": SHARE,
+    "optim.decay_ratio": SHARE,
+    "optim.weight_decay": NOT_NEGATIVE,
+    "optim.embedding_lr_ratio": SHARE,
+    "optim.max_grad_norm": NOT_NEGATIVE,
+    "loader.threads": "[1, 1024]",
+    "run.log_every": COUNT,
+    "run.eval_every": COUNT,
+    "run.eval_cells": COUNT_OR_NONE,
+    "run.save_every": COUNT,
+    "run.keep_checkpoints": COUNT,
+    "run.keep_every": COUNT_OR_NONE,
+    "run.threads_per_rank": "[1, 1024]",
+    "run.peak_tflops": POSITIVE,
+    "run.timeout_s": "[1, 1e12]",
+    "run.heartbeat_s": NOT_NEGATIVE,
 }
 
 
@@ -205,7 +213,4 @@ class PretrainConfig:
     """DeepSpeed settings; batch sizes and clipping come from `optim`."""
 
     def __post_init__(self):
-        for name, (least, most) in PRETRAIN_RANGES.items():
-            value = attrgetter(name)(self)
-            if not least <= value <= most:  # false for what is no number, too
-                raise ValueError(f"`{name}` must lie between {least:g} and {most:g}, got {value}.")
+        check_ranges(self, PRETRAIN_RANGES)

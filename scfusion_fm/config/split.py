@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from scfusion_fm.config.ranges import BELOW_ONE, SEED, check_ranges
+
 
 @dataclass
 class SplitConfig:
@@ -18,9 +20,7 @@ class SplitConfig:
     null splits cell by cell."""
 
     def __post_init__(self):
-        for name in ("val_fraction", "test_fraction"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"`split.{name}` must lie in [0, 1), got {getattr(self, name)}.")
+        check_ranges(self, {"val_fraction": BELOW_ONE, "test_fraction": BELOW_ONE, "seed": SEED}, "split.")
         if self.val_fraction + self.test_fraction >= 1:
             raise ValueError(
                 "`split.val_fraction` + `split.test_fraction` must be below 1 so that cells are left to train on, got "

@@ -98,7 +98,7 @@ def test_export_equals_the_trained_weights(two_ranks, exported, tmp_path):
         ("model.hidden_size=15", "`hidden_size` must be `num_attention_heads` times"),
         ("optim.global_batch_size=10", "`global_batch_size` must be a multiple"),
         ("optim.epochs=0", "`optim.epochs` must make at least one step, got 0.0"),
-        ("loader.lanes=0", "`loader.lanes` must be at least 1, got 0"),
+        ("loader.lanes=0", "`loader.lanes` must lie in [1, 1e12], got 0"),
         ("loader.weights.blood=2", "`weights` must name data sets of the atlas, got ['blood']; it has ['tiny']"),
         ("atlas=nowhere", "`atlas` must be a directory that `scfusion prepare` wrote, got 'nowhere'"),
         ("output_dir=configs", "`output_dir` must be new, empty or a run to resume"),

@@ -61,9 +61,9 @@ def test_resumed_guard_judges_as_the_old_one():
     ("settings", "message"),
     [
         ({"action": "ignore"}, r"`guard.action` must be one of .*, got 'ignore'"),
-        ({"loss_factor": 0.5}, "`guard.loss_factor` must be 0 .off. or greater than 1, got 0.5"),
-        ({"loss_factor": math.nan}, "`guard.loss_factor` must be 0 .off. or greater than 1, got nan"),
-        ({"window": 0}, "must be at least 1, got 0 and 10"),
+        ({"loss_factor": 0.5}, "`guard.loss_factor` must be 0 .off. or lie in .1, 1e6., got 0.5"),
+        ({"loss_factor": math.nan}, "`guard.loss_factor` must be 0 .off. or lie in .1, 1e6., got nan"),
+        ({"window": 0}, r"`guard\.window` must lie in \[1, 1000000\], got 0"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, message):

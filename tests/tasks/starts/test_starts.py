@@ -243,7 +243,7 @@ def test_targets_count_by_the_inverse_of_their_variance(model_dir, pairs):
 
 @pytest.mark.parametrize("name", ["num_coordinates", "num_landmarks"])
 def test_counts_below_zero_are_refused(name):
-    with pytest.raises(ValueError, match=f"`optim.{name}` must be at least 0, got -1"):
+    with pytest.raises(ValueError, match=rf"`optim\.{name}` must lie in \[0, .*\], got -1"):
         FinetuneOptimConfig(**{name: -1})
 
 
