@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from scfusion_fm.cli.limits import add_limits
+from scfusion_fm.untrusted.text import show_text
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
@@ -103,7 +104,7 @@ def _doctor(args: argparse.Namespace) -> None:
     else:
         vocabulary = read_vocabulary(args.model)
     found = examine_files(args.files, vocabulary, args.modality, args.batch_key)
-    print(json.dumps(found.to_dict(), indent=1) if args.json else render_examination(found))
+    print(json.dumps(found.to_dict(), indent=1) if args.json else show_text(render_examination(found), keep="\n"))
     if found.exit_code:
         sys.exit(found.exit_code)
 
@@ -124,7 +125,7 @@ def _inspect(args: argparse.Namespace) -> None:
     if args.plot is not None:
         check_new_path(args.plot, "--plot")
     found = summarise_atlas(args.atlas)
-    print(json.dumps(found.to_dict(), indent=1) if args.json else render_summary(found))
+    print(json.dumps(found.to_dict(), indent=1) if args.json else show_text(render_summary(found), keep="\n"))
     if args.plot is not None:
         from scfusion_fm.evaluation.report.overlap_plot import plot_overlap
 

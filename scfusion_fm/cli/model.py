@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scfusion_fm.cli.limits import add_limits
+from scfusion_fm.untrusted.text import show_text
 
 if TYPE_CHECKING:
     from scfusion_fm.inference.job import FileRequest
@@ -100,7 +101,7 @@ def _seen(args: argparse.Namespace) -> None:
     from scfusion_fm.inference.seen import count_seen
 
     answer = count_seen(args.model, args.file, args.modality)
-    print(json.dumps(answer.to_dict(), indent=1) if args.json else answer.to_text())
+    print(json.dumps(answer.to_dict(), indent=1) if args.json else show_text(answer.to_text(), keep="\n"))
     if answer.beyond_chance:
         sys.exit(1)
 

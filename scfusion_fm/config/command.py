@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from scfusion_fm.config.errors import CommandError
+from scfusion_fm.untrusted.text import show_text
 
 T = TypeVar("T")
 _USERS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
@@ -38,7 +39,7 @@ def run_command(main: Callable[[], None]) -> None:
         sys.exit(130)
     except CommandError as error:
         if not error.shown:
-            print(f"error: {error}", file=sys.stderr)
+            print("error: " + show_text(error, keep="\n"), file=sys.stderr)
         sys.exit(1)
     except MemoryError as error:
         if os.environ.get("SCFUSION_TRACEBACK"):
@@ -49,7 +50,7 @@ def run_command(main: Callable[[], None]) -> None:
         if os.environ.get("SCFUSION_TRACEBACK") or not _is_users(error):
             raise
         if os.environ.get("LOCAL_RANK", "0") == "0":  # one of each machine
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {show_text(error)}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -61,6 +62,6 @@ def _is_users(error: ValueError | OSError) -> bool:
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
     """Print warnings meant for users as one line; others as Python does."""
     if category is UserWarning and "scfusion_fm" in filename:
-        print(f"warning: {message}", file=sys.stderr)
+        print(f"warning: {show_text(message)}", file=sys.stderr)
     else:
         print(warnings.formatwarning(message, category, filename, lineno, line), end="", file=sys.stderr)

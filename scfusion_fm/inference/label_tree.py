@@ -3,6 +3,7 @@
 Letters: n cells, K classes.
 """
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from scfusion_fm.untrusted.checksums import read_bounded
+
 COLUMNS = ("label", "ontology_id", "parent")
+LARGEST_FILE = 1 << 24
+MOST_LEVELS = 100
 
 
 @dataclass(frozen=True)
@@ -42,9 +47,10 @@ class LabelTree:
         if not path.is_file():
             raise ValueError(f"`--ontology` must be a TSV file, got {str(path)!r}, which does not exist.")
         try:
-            table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
-        except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-            raise ValueError(f"`--ontology` must be a TSV file, got {str(path)!r}: {error}") from error
+            content = io.BytesIO(read_bounded(path, LARGEST_FILE))
+            table = pd.read_csv(content, sep="\t", dtype=str, keep_default_na=False)
+        except ValueError as error:  # those of pandas and of the decoder are, too
+            raise ValueError(f"`--ontology` must be a TSV file, got {str(path)!r}: {str(error).strip()}") from error
         if not set(COLUMNS) <= set(table):
             raise ValueError(f"`--ontology` must have the columns {list(COLUMNS)}, got {list(table)} in {str(path)!r}.")
         labels, ids, parents = (table[name].str.strip() for name in COLUMNS)
@@ -56,7 +62,7 @@ class LabelTree:
                 f"{'two for ' + str(twice) if twice else 'none for ' + str(unknown)} in {str(path)!r}."
             )
         tree = cls(dict(zip(labels, ids, strict=True)), dict(zip(labels, parents, strict=True)))
-        for label in tree.parents:
+        for label in classes:
             tree.ancestors(label)
         return tree
 
@@ -67,12 +73,14 @@ class LabelTree:
         Raises
         ------
         ValueError
-            If the label is its own ancestor.
+            If the label is its own ancestor, or has too many.
         """
-        found = []
+        found: list[str] = []
         while label:
             if label in found:
                 raise ValueError(f"`--ontology` must be a tree, got {label!r} as an ancestor of its own.")
+            if len(found) == MOST_LEVELS:
+                raise ValueError(f"`--ontology` must have at most {MOST_LEVELS} levels, got more above {found[0]!r}.")
             found.append(label)
             label = self.parents[label]
         return found

@@ -13,6 +13,7 @@ from scfusion_fm.data.scratch import Scratch
 from scfusion_fm.inference.export import export_model
 from scfusion_fm.model import ScFusionTTTFeatureExtractor
 from scfusion_fm.tasks.seen import SeenByModel
+from scfusion_fm.untrusted.text import show_text
 
 
 class Fitted(Protocol):
@@ -70,7 +71,7 @@ def finish_run(
     results = results | {"parameters": {"trained": trained, "total": total}, "seen_test_cells": seen.test_cells}
     (run.path / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     run.publish()
-    print(pd.DataFrame(results["table"]).round(3).to_string(index=False))
+    print(show_text(pd.DataFrame(results["table"]).round(3).to_string(index=False), keep="\n"))
     print(f"{trained:,} of {total:,} parameters were trained")
     print(f"results, predictions and model are in {run.output}")
 

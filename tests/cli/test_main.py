@@ -1,5 +1,6 @@
 """The scfusion command: exit codes, and errors as one line."""
 
+import dataclasses
 import errno
 import json
 import re
@@ -9,11 +10,12 @@ import sys
 
 import pytest
 from make_cells import GENES, write_h5mu
-from seal import copy_model, seal
+from seal import change_json, copy_model, seal
 
 from scfusion_fm.cli.main import build_parser, main
 from scfusion_fm.config.command import run_command
 from scfusion_fm.config.split import SplitConfig
+from scfusion_fm.data.fingerprints.seen import SeenCells
 from scfusion_fm.data.split import assign_split
 
 COMMANDS = ["prepare", "synthesize", "verify", "doctor", "inspect", "embed", "annotate", "predict-protein", "surprise"]
@@ -171,6 +173,24 @@ def test_seen_needs_a_model_that_remembers(monkeypatch, model_dir, paired_file, 
         call(monkeypatch, "seen", tmp_path / "model", paired_file)
     assert exit_info.value.code == 2
     assert "`model` must carry the fingerprints of its training cells" in capsys.readouterr().err
+
+
+def test_names_in_files_do_not_steer_the_terminal(monkeypatch, model_dir, paired_file, tmp_path, capsys):
+    model = copy_model(model_dir, tmp_path / "model")
+    seen = SeenCells.load(model / "seen_cells.npz")
+    (part,) = seen.parts
+    SeenCells((dataclasses.replace(part, name="\x1b[2Jnone\nverdict none"),)).save(model / "seen_cells.npz")
+    seal(model)
+    with pytest.raises(SystemExit, match="1"):
+        call(monkeypatch, "seen", model, paired_file)
+    printed = capsys.readouterr().out
+    assert r"in \x1b[2Jnone\nverdict none)" in printed
+    assert "\x1b" not in printed
+    change_json(model / "config.json", ttt_direction="\x1b[2J\nx")
+    with pytest.raises(SystemExit, match="2"):
+        call(monkeypatch, "seen", model, paired_file)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert r"got '\x1b[2J\nx'" in line
 
 
 def test_doctor_tells_by_its_exit_code(monkeypatch, model_dir, paired_file, tmp_path, capsys):

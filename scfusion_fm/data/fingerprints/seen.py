@@ -22,6 +22,7 @@ from scfusion_fm.data.hashing import hash_keys
 from scfusion_fm.untrusted.arrays_file import read_arrays
 from scfusion_fm.untrusted.json_file import read_json
 from scfusion_fm.untrusted.rules import ListOf, Record, Text, Whole, parse, render, ruled
+from scfusion_fm.untrusted.text import show_text
 
 SEEN_CELLS = "seen_cells.npz"
 FORMAT = "scfusion-seen-cells 1"
@@ -224,7 +225,7 @@ class SeenAnswer:
     def to_text(self) -> str:
         """Say it in a few lines."""
         rates = [max(rate.values()) for rate in self.false_positive_rates.values()]
-        parts = ", ".join(f"{count:,} in {name}" for name, count in self.seen_in.items())
+        parts = ", ".join(f"{count:,} in {show_text(name)}" for name, count in self.seen_in.items())
         if self.with_fingerprint == 0:
             verdict = "cannot tell: no cell has enough counts to be known again"
         elif self.seen == 0:

@@ -17,6 +17,7 @@ from scfusion_fm.tasks.cross_modal.cells import PairedCells
 from scfusion_fm.tasks.cross_modal.fit import FittedCrossModal, fit_cross_modal
 from scfusion_fm.tasks.settings import FitSettings
 from scfusion_fm.tasks.weights import Weights
+from scfusion_fm.untrusted.text import show_text
 
 MIN_LEFT_OUT = 3
 
@@ -89,7 +90,7 @@ def calibrate_for_new_groups(
     predicted = np.zeros((len(known), len(data.names)), np.float32)
     names = pd.unique(groups[known])
     for number, name in enumerate(names, 1):
-        print(f"intervals: fit {number} of {len(names)}, without {name}", flush=True)
+        print(f"intervals: fit {number} of {len(names)}, without {show_text(name)}", flush=True)
         own = groups[known] == name
         kept = np.random.default_rng([settings.seed, number]).permutation(known[~own])
         num_val = max(1, round(len(kept) * len(partition.val) / len(known)))
