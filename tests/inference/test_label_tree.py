@@ -57,7 +57,7 @@ def test_bad_tables_are_refused(tmp_path):
         ([*TABLE, "x\t\ty"], r"got none for \['y'\]"),
         ([*TABLE, "a\tb\tc\td\te"], "must be a TSV file, got .*Error tokenizing data"),
         ([*TABLE[:-1], *(f"m{i}\t\tm{i + 1}" for i in range(100)), "m100\t\t", "Mono\t\tm0"], "at most 100 levels"),
-        ([TABLE[0], "cell\t\tT", *TABLE[2:]], "must be a tree, got 'cell' as an ancestor of its own"),
+        ([TABLE[0], "cell\t\tT", *TABLE[2:]], "must be a tree, got '[a-z]*' as an ancestor of its own"),
     ):
         with pytest.raises(ValueError, match=f"`--ontology` {message}" if message.startswith("must") else message):
             LabelTree.load(write(path, rows), CLASSES)
