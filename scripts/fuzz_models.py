@@ -26,6 +26,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ import numpy as np
 MORE_MEMORY = 1 << 30  # beyond what the parent has
 TIME_S = 60
 SUMS = "SHA256SUMS"
+COMMANDS = [f"scfusion_fm.inference.{name}" for name in ("annotate", "embed", "predict_protein", "seen", "surprise")]
+COMMANDS += ["scfusion_fm.data.inspect.doctor", "scfusion_fm.data.inspect.doctor_text"]
 ODD: list[Any] = [
     *(None, True, False, 0, -1, 1, 2, 2**31, 2**63, 10**30, -(10**9), 0.0, -0.5, 1e-320, 1e308, 1.5),
     *("", "x", "\x1b[31mred\x07", "\ud800", "a\nb", "x" * 5000, "1", "NaN", "../../etc/passwd", "__import__('os')"),
@@ -45,7 +48,6 @@ ODD: list[Any] = [
 class Target:
     """A command that reads a file of a model directory."""
 
-    name: str
     model: Path
     words: list[str]
     file: str
@@ -242,6 +244,7 @@ def _run_child(words: list[str], folder: Path) -> None:
     try:
         for stream, name in ((1, "out"), (2, "err")):
             os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT), stream)
+        sys.stdout, sys.stderr = (os.fdopen(stream, "w", closefd=False) for stream in (1, 2))
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + MORE_MEMORY, used + MORE_MEMORY))
         sys.argv = ["scfusion", *(word.replace("OUT", str(folder)) for word in words)]
@@ -255,7 +258,6 @@ def _run_child(words: list[str], folder: Path) -> None:
         import traceback
 
         traceback.print_exc()
-        code = 1 if code == 70 else code
         code = 99
     finally:
         sys.stdout.flush()
@@ -316,7 +318,13 @@ def copy_model(source: Path, target: Path) -> None:
 
 def fuzz(targets: list[Target], cases: int, seed: int, folder: Path) -> tuple[Counter, list[str]]:
     """Run cases; how often each outcome came, by what was done with the checksums, and what went wrong."""
-    usual = {t.name: run_bounded([w.replace("MODEL", str(t.model)) for w in t.words], folder / t.name) for t in targets}
+    for name in COMMANDS:
+        import_module(name)
+    commands = {t.words[0]: t for t in targets}
+    usual = {
+        name: run_bounded([w.replace("MODEL", str(t.model)) for w in t.words], folder / name)
+        for name, t in commands.items()
+    }
     for name, outcome in usual.items():
         if outcome.code not in (0, 1):
             raise SystemExit(f"{name} fails without damage: {outcome.said}")
@@ -335,11 +343,13 @@ def fuzz(targets: list[Target], cases: int, seed: int, folder: Path) -> tuple[Co
             reseal(model)
         words = [w.replace("MODEL", str(model)) for w in target.words]
         outcome = run_bounded(words, folder / f"case{number}")
-        found = judge(outcome, usual[target.name], sums)
-        counts[sums, found.split(",")[0]] += 1
+        found = judge(outcome, usual[target.words[0]], sums)
+        counts[f"sums {sums}", found.split(",")[0]] += 1
         largest, slowest = max(largest, outcome.more_memory), max(slowest, outcome.seconds)
         if found.startswith("BAD"):
-            wrong.append(f"case {number} ({target.name}, {target.file}, sums {sums}): {found}\n{outcome.said[-1500:]}")
+            wrong.append(
+                f"case {number} ({target.words[0]}, {target.file}, sums {sums}): {found}\n{outcome.said[-1500:]}"
+            )
         if found == "other model":
             counts[target.file, "other model"] += 1
     print(f"at most {largest / 2**20:,.0f} MiB more memory and {slowest:.1f} s")
@@ -437,9 +447,7 @@ def list_targets(models: Path, file: Path) -> list[Target]:
         "predict": ["protein_intervals.json", "protein_intervals.json", "config.json", "preprocessor_config.json"],
     }
     return [
-        Target(f"{command}-{number}", models / commands[command][0], commands[command][1], file)
-        for command, files in reads.items()
-        for number, file in enumerate(files)
+        Target(models / commands[name][0], commands[name][1], file) for name, files in reads.items() for file in files
     ]
 
 

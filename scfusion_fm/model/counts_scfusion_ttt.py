@@ -37,7 +37,9 @@ class GivenCounts:
     cells: Any | None
 
 
-def read_counts(name: str, given: Any, observed: Any, width: int, index: Index) -> GivenCounts:
+def read_counts(
+    name: str, given: Any, observed: Any, width: int, index: Index, index_others: Index | None = None
+) -> GivenCounts:
     """
     Check what a user gives.
 
@@ -53,15 +55,18 @@ def read_counts(name: str, given: Any, observed: Any, width: int, index: Index) 
         Features of the vocabulary (W).
     index
         Finds the place of each name in the vocabulary, -1 for none.
+    index_others
+        The same for the other modality, whose features must not be among those of this one; None where they may.
 
     Raises
     ------
     ValueError
-        If shapes do not fit, names are found twice or none is, or what was observed is no count.
+        If shapes do not fit, names are found twice or none is or are of the other modality, or what was observed is
+        no count.
     """
-    is_table = hasattr(given, "columns") and hasattr(given, "index")
+    is_table = hasattr(given, "columns")
     values = _as_numbers(name, given)
-    place = _find_columns(name, list(given.columns), index) if is_table else np.arange(width)
+    place = _find_columns(name, list(given.columns), index, index_others) if is_table else np.arange(width)
     if values.ndim != 2 or values.shape[1] != len(place):
         raise ValueError(
             f"`{name}` must have the shape (cells, {width}) of the vocabulary, got {values.shape}. "
@@ -79,7 +84,9 @@ def read_counts(name: str, given: Any, observed: Any, width: int, index: Index) 
     check_values(name, values, shown)
     ordered, measured = np.zeros((len(values), width), dtype=np.float32), np.zeros(width, dtype=bool)
     ordered[:, place[known]], measured[place[known]] = values[:, known], True
-    return GivenCounts(ordered, seen & measured, np.where(shown, values, 0).sum(1, dtype=np.float64), given.index)
+    return GivenCounts(
+        ordered, seen & measured, np.where(shown, values, 0).sum(1, dtype=np.float64), getattr(given, "index", None)
+    )
 
 
 def check_values(name: str, values: NDArray, observed: NDArray[np.bool_]) -> None:
@@ -177,9 +184,10 @@ def _as_numbers(name: str, given: Any) -> NDArray:
     return values
 
 
-def _find_columns(name: str, names: list, index: Index) -> NDArray[np.int64]:
+def _find_columns(name: str, names: list, index: Index, index_others: Index | None) -> NDArray[np.int64]:
     """Give the place in the vocabulary of each column, -1 for none."""
-    place = index([str(x) if isinstance(x, str) else "" for x in names])
+    texts = [str(x) if isinstance(x, str) else "" for x in names]
+    place = index(texts)
     found, times = np.unique(place[place >= 0], return_counts=True)
     if not len(found):
         raise ValueError(
@@ -190,6 +198,11 @@ def _find_columns(name: str, names: list, index: Index) -> NDArray[np.int64]:
         twice = [str(names[i]) for i in np.flatnonzero(place == found[times > 1][0])]
         raise ValueError(
             f"`{name}` must have each feature once, got the columns {twice} for one. Add them up or drop one."
+        )
+    if index_others is not None and (strange := np.flatnonzero((place < 0) & (index_others(texts) >= 0))).size:
+        raise ValueError(
+            f"`{name}` must hold one modality, got columns of the other one, such as {texts[strange[0]]!r}. They would "
+            "count for the library size: give each modality as a table of its own."
         )
     return place
 

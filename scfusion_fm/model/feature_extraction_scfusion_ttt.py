@@ -150,7 +150,8 @@ class ScFusionTTTFeatureExtractor(FeatureExtractionMixin):
         given: dict[str, Any] = {}
         rna = adt = None
         if rna_counts is not None:
-            rna = read_counts("rna_counts", rna_counts, rna_observed, len(self.gene_ids), self.index_genes)
+            find = (self.index_genes, self.index_proteins)
+            rna = read_counts("rna_counts", rna_counts, rna_observed, len(self.gene_ids), *find)
             totals = read_totals(rna_total_counts, rna)
             given |= {"rna_counts": rna.values, "rna_observed": rna.observed, "rna_total_counts": totals}
         if adt_counts is not None:
@@ -233,6 +234,7 @@ class ScFusionTTTFeatureExtractor(FeatureExtractionMixin):
         """Find genes by Ensembl id (a version is ignored) or symbol: index into the vocabulary, or -1."""
         known = {s: i for i, s in reversed(list(enumerate(self.gene_symbols)))}
         known |= {g: i for i, g in enumerate(self.gene_ids)}
+        known.pop("", None)  # of genes without a symbol
         return np.array([known.get(n, known.get(n.split(".")[0], -1)) for n in names], dtype=np.int64)
 
     def index_proteins(self, names: list[str]) -> NDArray[np.int64]:

@@ -72,10 +72,27 @@ def test_cell_without_counts_is_not_measured(extractor, counts):
 
 def test_features_are_found_by_name(extractor):
     assert extractor.index_genes(["G3", "ENSG00000000004.7", "nope"]).tolist() == [3, 4, -1]
+    extractor.gene_symbols[3] = ""
+    assert extractor.index_genes(["", ".1", "G3"]).tolist() == [-1, -1, -1]
     assert extractor.index_proteins(["CD19", "CD999"]).tolist() == [2, -1]
 
 
 RNA = np.ones((2, 10))
+
+
+class Polars:
+    """A table without an index, as those of polars."""
+
+    def __init__(self, columns):
+        self.columns = columns
+
+    def to_numpy(self):
+        return np.arange(4).reshape(2, 2)
+
+
+def test_a_table_without_names_of_cells_is_matched_too(extractor):
+    found = extractor(rna_counts=Polars(["G1", "G0"]))
+    assert same(found, extractor(rna_counts=table([[0, 1], [2, 3]], ["G1", "G0"])))
 
 
 def table(values, names, cells=("a", "b")):
@@ -156,6 +173,8 @@ def test_what_was_checked_is_prepared_alike(extractor, counts):
         ({"rna_counts": RNA, "rna_total_counts": [10, 9]}, "at least the counts of the cell, got 9.0 for 10 "),
         ({"rna_counts": RNA, "rna_total_counts": [np.inf, 10]}, "`rna_total_counts` must be finite"),
         ({"rna_counts": RNA, "rna_total_counts": [[10, 10]]}, r"must have the shape \(2,\) of the cells, got \(1, 2\)"),
+        ({"rna_counts": table(RNA[:, :2], ["G1", "CD19"])}, "must hold one modality, got columns of .* such as 'CD19'"),
+        ({"rna_counts": Polars(["X1", "X0"])}, "must have columns that the model knows"),
         ({"rna_counts": RNA, "adt_counts": np.ones((3, 3))}, "must hold the same cells, got 2 and 3"),
         (
             {"rna_counts": table(RNA, [f"G{i}" for i in range(10)]), "adt_counts": table([[1], [1]], ["CD3"], "ba")},

@@ -1,0 +1,18 @@
+"""Model directories with something changed are refused in one line, or give the same; the script tries many more."""
+
+import importlib.util
+
+import pytest
+from launch import ROOT
+
+spec = importlib.util.spec_from_file_location("fuzz_models", ROOT / "scripts/fuzz_models.py")
+fuzz_models = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(fuzz_models)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_changed_models_are_refused_in_one_line_or_give_the_same(tmp_path):
+    counts, wrong = fuzz_models.fuzz(fuzz_models.make_targets(tmp_path), 20, 3, tmp_path)
+    assert wrong == []
+    assert sum(number for (what, _), number in counts.items() if what.startswith("sums")) == 20
+    assert counts["sums kept", "refused"] > 2
