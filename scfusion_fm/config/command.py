@@ -1,7 +1,6 @@
 """How every command begins and ends: its configuration, and errors of the user as one line and exit code 2."""
 
 import argparse
-import errno
 import os
 import sys
 import warnings
@@ -12,7 +11,7 @@ from scfusion_fm.config.errors import CommandError
 from scfusion_fm.untrusted.text import show_text
 
 T = TypeVar("T")
-_USERS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
+LINE_END = "\n"
 
 
 def parse_config(schema: type[T], description: str) -> T:
@@ -55,8 +54,8 @@ def run_command(main: Callable[[], None]) -> None:
 
 
 def _is_users(error: ValueError | OSError) -> bool:
-    """Tell whether a user can mend what went wrong: input, a full disk, a path that may not be written."""
-    return isinstance(error, ValueError) or error.errno in _USERS
+    """Tell whether a user can mend what went wrong: input, a setting, or what the operating system refused."""
+    return isinstance(error, ValueError) or error.errno is not None
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:

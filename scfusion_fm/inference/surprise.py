@@ -21,6 +21,7 @@ from scfusion_fm.model import ScFusionTTTForPreTraining, ScFusionTTTModel
 
 SURPRISE = "scfusion_ttt_surprise"
 MASK_RATIO = 0.3
+MOST_DRAWS = 1000
 
 
 @dataclass(frozen=True)
@@ -38,15 +39,15 @@ class SurpriseRequest:
     Raises
     ------
     ValueError
-        If `draws` is negative.
+        If `draws` is out of range.
     """
 
     reference: Path | None = None
     draws: int = 0
 
     def __post_init__(self):
-        if self.draws < 0:
-            raise ValueError(f"`--draws` must be at least 0, got {self.draws}.")
+        if not 0 <= self.draws <= MOST_DRAWS:
+            raise ValueError(f"`--draws` must lie in [0, {MOST_DRAWS}], got {self.draws}.")
 
 
 @dataclass
