@@ -109,7 +109,7 @@ def test_files_are_compared_over_what_both_measure(model_dir, paired_file, tmp_p
 def test_mistakes_are_refused_and_too_small_references_warn(model_dir, paired_file, tmp_path):
     make_modalities(10, seed=8)[0].write_h5ad(tmp_path / "in.h5ad")
     request = FileRequest(model_dir, tmp_path / "in.h5ad", tmp_path / "out.h5ad")
-    with pytest.raises(ValueError, match="`--draws` must lie in .0, 1000., got -1"):
+    with pytest.raises(ValueError, match=r"`--draws` must lie in \[0, 1000\], got -1"):
         SurpriseRequest(draws=-1)
     taken = ad.read_h5ad(tmp_path / "in.h5ad")
     taken.obs[KEY + "_adt"] = 1.0
