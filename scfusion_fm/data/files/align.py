@@ -14,7 +14,8 @@ from scfusion_fm.data.files.counts import CellsFile, StoredModality
 from scfusion_fm.data.files.panels import split_panels
 from scfusion_fm.data.schema import AlignedCells, Cells, ModalityCounts, as_text
 from scfusion_fm.data.vocabulary.antibodies import find_mouse_antigens
-from scfusion_fm.data.vocabulary.names import MOUSE_ID
+from scfusion_fm.data.vocabulary.guess import guess_names
+from scfusion_fm.data.vocabulary.names import MOUSE_ID, is_of_mouse
 from scfusion_fm.data.vocabulary.resolve import resolve_antibody_features, resolve_gene_features
 from scfusion_fm.data.vocabulary.vocabulary import Vocabulary
 
@@ -151,7 +152,7 @@ def _match_genes(var: pd.DataFrame, path: str, vocabulary: Vocabulary) -> np.nda
     if 1 - is_unknown.mean() < MIN_HUMAN:
         raise ValueError(
             f"`{path}` must name its genes by human Ensembl ids or symbols, got {len(genes):,} genes "
-            f"of which {(~is_unknown).sum():,} resolve; unknown are {examples}. {_hint(genes.index)}"
+            f"of which {(~is_unknown).sum():,} resolve; unknown are {examples}. {guess_names(genes.index)}"
         )
     if (targets < 0).all():
         raise ValueError(
@@ -164,6 +165,12 @@ def _match_genes(var: pd.DataFrame, path: str, vocabulary: Vocabulary) -> np.nda
             f"{path}: {is_unknown.sum():,} of {len(genes):,} genes do not resolve and are left out "
             f"(their counts stay in the library size): {examples}. "
             f"{(targets >= 0).sum():,} are in the vocabulary."
+        )
+    of_mouse = pd.Index([name for name in genes.index[is_unknown] if is_of_mouse(name)])
+    if len(of_mouse):
+        _warn(
+            f"{path}: {len(of_mouse):,} of {len(genes):,} genes are of mouse ({_examples(of_mouse)}) and left out: "
+            "cells of mice are read by their few counts of human genes; remove them."
         )
     return targets
 
@@ -218,20 +225,6 @@ def _check_human_panel(names: pd.Index, path: str) -> None:
             f"`{path}` must be of human cells, got {len(of_mice):,} antibodies against antigens that only mice have "
             f"({_examples(pd.Index(of_mice))}). Mouse is not supported; remove these antibodies if the cells are human."
         )
-
-
-def _hint(names: pd.Index) -> str:
-    """Say what unknown names look like."""
-    texts = names.astype(str)
-    if texts.str.fullmatch(r"\d+").mean() > 0.5:
-        return "They look like row numbers or Entrez ids: give symbols or Ensembl ids."
-    if texts.str.fullmatch(r"[A-Z][a-z0-9].*").mean() > 0.5:
-        return "They look like mouse symbols (Cd3e, not CD3E): mouse is not supported."
-    if texts.str.match(r"N[MR]_|ENST").mean() > 0.5:
-        return "They look like transcripts: sum them per gene."
-    if texts.str.match(r"ENS[A-Z]+\d").mean() > 0.5:
-        return "They look like genes of another species."
-    return 'Give symbols or Ensembl ids as var_names or in var["gene_ids"].'
 
 
 def _locate(values: pd.Series, vocabulary: Sequence[str]) -> np.ndarray:

@@ -13,6 +13,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from scfusion_fm.data.schema import as_text
+from scfusion_fm.data.vocabulary.guess import guess_names
+from scfusion_fm.data.vocabulary.names import is_of_mouse
 from scfusion_fm.data.vocabulary.resolve import (
     GENE_ID_COLUMNS,
     resolve_antibodies,
@@ -67,6 +69,7 @@ ANY_GENE_ID = re.compile(r"ENS[A-Z]*G\d{6,}")
 CLONE_NAME = re.compile(r"[A-Z]{2}\d{6}\.\d+|RP\d+-.*|LOC\d+|CT[ABCD]-.*|LINC\d+|ENS.*|NOVEL.*", re.IGNORECASE)
 MIN_SURE = 3  # names of a kind that make a block of their own
 MAX_STRAYS = 0.1  # of the columns, such that the rest can be of one kind
+MIN_KNOWN = 0.05  # share of names below which they are of neither: a few are the same in every species
 MIN_RESOLVED = 0.5  # to tell genes from antibodies by name: share that must resolve, and lead over the other kind
 MIN_LEAD = 0.2
 
@@ -155,6 +158,7 @@ def read_names(var: pd.DataFrame) -> NamedFeatures:
     has_id = np.array([bool(ANY_GENE_ID.match(name)) for name in names], dtype=bool)
     antibodies = np.zeros(len(var), dtype=bool)
     antibodies[~has_id] = (resolve_antibodies(list(names[~has_id]))["match"] != "unknown").to_numpy()
+    is_gene |= np.array([is_of_mouse(name) for name in names], dtype=bool) & ~antibodies
     is_antibody_only = antibodies & ~is_gene  # CD3, whatever the id of its gene that stands in another column
     for column in GENE_ID_COLUMNS:
         if column in var:
@@ -251,6 +255,8 @@ def _sort_by_names(var: pd.DataFrame, where: str, hint: Role, default: Role) -> 
     if hint == "unknown" and features.role == "unknown":
         hint = default
     roles = np.full(len(var), "unknown", dtype=object)
+    if hint == "unknown" and max(features.rates) < MIN_KNOWN:
+        _judge_all(features, var, where, hint)
     sure = _score(features, var.index.astype(str))
     adt, rna = sure > 0, sure < 0
     if not adt.any() or not rna.any():
@@ -286,6 +292,12 @@ def _judge_all(features: NamedFeatures, var: pd.DataFrame, where: str, hint: Rol
     role = features.role
     if role == "unknown":
         genes, antibodies = features.rates
+        if max(genes, antibodies) < MIN_KNOWN:
+            raise ValueError(
+                f"`var_names` must name human genes or antibodies, got {genes:.0%} known genes and {antibodies:.0%} "
+                f"known antibodies in {where!r}, for example {list(var.index[:3].astype(str))}. "
+                f"{guess_names(var.index)}"
+            )
         raise ValueError(
             f"`modality` cannot be told from the names in {where!r}: {genes:.0%} are human genes, {antibodies:.0%} "
             f"are known antibodies, for example {list(var.index[:3].astype(str))}. Give `modality` 'rna' or 'adt', "

@@ -10,7 +10,7 @@ WIDTH = 110
 VERDICTS = {"ok": "ok", "warnings": "usable with warnings", "refused": "REFUSED"}
 WAYS = {
     "id": "by Ensembl id",
-    "versioned_id": "by Ensembl id with version",
+    "versioned_id": "by Ensembl id with version, symbol or prefix",
     "symbol": "by symbol",
     "previous": "by an old symbol",
     "alias": "by an alias",

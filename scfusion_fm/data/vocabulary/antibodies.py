@@ -31,6 +31,7 @@ _THEIR_CLONES = re.compile(
     r"ip26|b1|b3|b6|6b11|3c10|h131|bb7\.2|w6[.]?32|l243|ln3|g46\.6|tu3[69]|tu149|tu169|3d12|26\.5|51\.1|l161|hi149|sk9"
     r"|ia6\.2|mhm88|g20\.127|m1310g05|hpma4|hpdm1|fib504|of5a12|2m2"
 )
+_MOUSE_SYMBOL = re.compile(r"[A-Z][a-z0-9]*[a-z][a-z0-9]*")  # Itgax is ITGAX of mice
 _LIKE_A_CLONE = re.compile(r"\d+[a-z]\d+")  # genes have aliases that are clones: 1F5, 4F9
 _CLONE = re.compile(r"(?=.*[a-z])(?=.*\d)[a-z0-9.]{2,20}")
 _LIST_SEPARATOR = re.compile(r"[/|,;+]|--")
@@ -174,6 +175,8 @@ def _read_whole(text: str) -> tuple[str, str]:
         if key in lookups.normalised:
             protein = lookups.normalised[key]
             return protein, "normalised" if protein else "isotype"
+        if _MOUSE_SYMBOL.fullmatch(text) and text.upper() in lookups.symbols:
+            return "", "unknown"
         if key in lookups.genes and not is_of_another_molecule(text):
             protein = lookups.genes[key][1]
             return protein, "gene_symbol" if protein else "unknown"

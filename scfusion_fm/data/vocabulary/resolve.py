@@ -8,7 +8,7 @@ import pandas as pd
 
 from scfusion_fm.data.schema import as_text
 from scfusion_fm.data.vocabulary.antibodies import resolve_antibodies
-from scfusion_fm.data.vocabulary.names import ENSEMBL_ID, gene_spellings
+from scfusion_fm.data.vocabulary.names import ENSEMBL_ID, cut_human_prefix, find_joined_id, gene_spellings, is_of_mouse
 from scfusion_fm.data.vocabulary.reference import load_gene_table
 
 GENE_ID_COLUMNS = ("gene_ids", "feature_id", "ensembl_id", "gene_id")
@@ -64,10 +64,12 @@ def resolve_genes(names: Sequence[str]) -> pd.DataFrame:
     Notes
     -----
     Ids go before symbols, those before previous symbols and aliases. Letter case counts ('Cd3e' is a
-    mouse gene), except in names like C1ORF112, whose official form is C1orf112. Prefixes of 10x
-    references with several species ('GRCh38_', 'hg19_') are cut. 'HLA.A', as R writes column names, is
-    HLA-A. 'SYMBOL-1' is SYMBOL only if SYMBOL is in `names` too and several genes carry it: then a reader
-    has appended the number to make names unique.
+    mouse gene), except in names like C1ORF112, whose official form is C1orf112. Prefixes of species and
+    references ('GRCh38_', 'hg19-', 'HUMAN_') are cut, and an id is found inside a longer name
+    ('CD4_ENSG00000010610', 'ENSG00000010610.15|CD4'; match 'versioned_id'). What has the prefix or the id
+    of another species is unknown. 'HLA.A', as R writes column names, is HLA-A. 'SYMBOL-1' is SYMBOL only if
+    SYMBOL is in `names` too and several genes carry it: then a reader has appended the number to make names
+    unique.
     """
     texts = [str(name) for name in names]
     given = set(texts)
@@ -78,6 +80,8 @@ def resolve_genes(names: Sequence[str]) -> pd.DataFrame:
 def _resolve_gene(name: str, given: set[str]) -> tuple[str, str]:
     known_ids = _known_gene_ids()
     by_symbol, by_previous, by_alias, shared = _gene_lookups()
+    if is_of_mouse(name):
+        return "", "unknown"
     spellings = gene_spellings(name)
     for spelling in spellings:
         if spelling in known_ids:
@@ -85,6 +89,9 @@ def _resolve_gene(name: str, given: set[str]) -> tuple[str, str]:
         found = ENSEMBL_ID.fullmatch(spelling)
         if found and found["gene_id"] in known_ids:
             return found["gene_id"], "versioned_id"
+    joined = find_joined_id(name)
+    if joined:
+        return (joined, "versioned_id") if joined in known_ids else ("", "unknown")
     for lookup, match in ((by_symbol, "symbol"), (by_previous, "previous"), (by_alias, "alias")):
         for spelling in spellings:
             if spelling in lookup:
@@ -93,8 +100,8 @@ def _resolve_gene(name: str, given: set[str]) -> tuple[str, str]:
     if dashed in by_symbol and spellings[0].rpartition(".")[0] not in by_symbol:
         return by_symbol[dashed], "symbol"
     base, dash, number = name.rpartition("-")
-    if dash and number.isdigit() and base in given and base in shared:
-        return by_symbol[base], "symbol"
+    if dash and number.isdigit() and base in given and cut_human_prefix(base) in shared:
+        return by_symbol[cut_human_prefix(base)], "symbol"
     return "", "unknown"
 
 

@@ -168,6 +168,8 @@ def test_unknown_antibodies_warn_by_name_but_controls_and_hashtags_do_not():
         (["920", "916", "2597"], "They look like row numbers or Entrez ids"),
         (["ENST00000011653", "ENST00000361763"], "They look like transcripts"),
         (["ENSDARG00000000001", "ENSDARG00000000002"], "They look like genes of another species"),
+        (["cd4", "cd3e", "gapdh"], "They look like symbols in lower case"),
+        (["ENSG00000000000", "ENSG00000000009_FOO"], "They look like human Ensembl ids that are no longer in use"),
         (["foo", "bar"], 'Give symbols or Ensembl ids as var_names or in var["gene_ids"]'),
     ],
 )
@@ -187,6 +189,14 @@ def test_mouse_genes_behind_antibodies_are_refused():
     cells.adt.var["ensembl_id"] = ["ENSMUSG00000023274", "ENSMUSG00000030724"]
     with pytest.raises(ValueError, match="must be of human cells, got mouse genes"):
         align_cells(cells, VOCABULARY)
+
+
+def test_genes_of_mice_beside_human_ones_are_named_and_never_read():
+    genes = ["HUMAN_CD4", "HUMAN_LYZ", "MOUSE_Cd4", "MOUSE_CD3E"]
+    told = r"2 of 4 genes are of mouse \(MOUSE_Cd4, MOUSE_CD3E\) and left out"
+    with pytest.warns(UserWarning, match=told), pytest.warns(UserWarning, match="2 of 4 genes do not resolve"):
+        aligned = align_cells(make_cells(genes=genes), VOCABULARY)
+    assert aligned.rna_observed.sum() == 2
 
 
 def test_a_panel_for_mice_is_refused_and_a_few_of_its_antibodies_are_not():

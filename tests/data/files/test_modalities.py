@@ -28,12 +28,25 @@ def test_names_in_a_column_tell_the_modality(tmp_path):
     assert read_cells(write(adata, tmp_path / "a.h5ad")).rna is not None
 
 
-@pytest.mark.parametrize("names", [["CD4", "CD19", "CD33"], ["x", "y", "z"], ["Gapdh", "Actb", "Cd4"]])
+@pytest.mark.parametrize("names", [["CD4", "CD19", "CD33"], ["Gapdh", "Actb", "Cd4"]])
 def test_an_unclear_modality_is_refused_and_can_be_told(tmp_path, names):
     path = write(make_rna(names), tmp_path / "a.h5ad")
     with pytest.raises(ValueError, match=r"`modality` cannot be told from the names.*human genes"):
         read_cells(path)
     assert read_cells(path, modality="adt").adt.var.index.tolist() == names
+
+
+@pytest.mark.parametrize(
+    ("names", "hint"),
+    [
+        (["x", "y", "z"], "Give symbols or Ensembl ids"),
+        (["gapdh", "actb", "lyz"], "They look like symbols in lower case"),
+        (["Gapdh", "Actb", "Lyz2"], "They look like mouse symbols"),
+    ],
+)
+def test_names_of_nothing_known_are_refused_with_a_hint(tmp_path, names, hint):
+    with pytest.raises(ValueError, match=f"`var_names` must name human genes or antibodies, got 0% .*{hint}"):
+        read_cells(write(make_rna(names), tmp_path / "a.h5ad"))
 
 
 def test_a_modality_that_contradicts_the_names_warns(tmp_path):

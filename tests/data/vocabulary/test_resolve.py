@@ -24,6 +24,24 @@ CD4 = "ENSG00000010610"
         (f"GRCh38______{CD4}", CD4, "id"),
         ("hg19_CD4", CD4, "symbol"),
         (" CD4 ", CD4, "symbol"),
+        (f"CD4_{CD4}", CD4, "versioned_id"),
+        (f"{CD4}_CD4", CD4, "versioned_id"),
+        (f"{CD4}|CD4", CD4, "versioned_id"),
+        (f"{CD4}.15_CD4", CD4, "versioned_id"),
+        (f"GRCh38_{CD4}.15", CD4, "versioned_id"),
+        ("ENSG00000182378.15_PLCXD1_PAR_Y", "ENSG00000182378", "versioned_id"),
+        (f"{CD4}-{CD4}", CD4, "versioned_id"),
+        (f"{CD4}_ENSG00000182378", "", "unknown"),
+        (f"{CD4}_ENSMUSG00000023274", "", "unknown"),
+        ("CD4_ENSG00000000000", "", "unknown"),
+        ("HUMAN_CD4", CD4, "symbol"),
+        ("hg19-CD4", CD4, "symbol"),
+        ("GRCh38-HLA-A", "ENSG00000206503", "symbol"),
+        ("human_HLA.A", "ENSG00000206503", "symbol"),
+        ("MOUSE_CD4", "", "unknown"),
+        ("mm10___CD4", "", "unknown"),
+        ("GRCm38-CD4", "", "unknown"),
+        ("RP11-34P13.7", "ENSG00000238009", "previous"),
         ("C1ORF112", "ENSG00000000460", "symbol"),  # the symbol is C1orf112
         ("FAM46C", "ENSG00000183508", "previous"),
         ("MATR3", "ENSG00000015479", "symbol"),  # two genes carry it: the older id
@@ -44,6 +62,23 @@ CD4 = "ENSG00000010610"
 )
 def test_gene_names_resolve(name, gene_id, match):
     assert resolve_genes([name]).iloc[0].tolist() == [gene_id, match]
+
+
+@pytest.mark.parametrize(
+    "style", ["{symbol}_{id}", "{id}_{symbol}", "{id}|{symbol}", "{id}.5_{symbol}", "{id}.12_PAR_Y", "GRCh38______{id}"]
+)
+def test_names_with_an_id_in_them_resolve_as_the_id(style):
+    genes = load_gene_table().iloc[::40]
+    names = [style.format(symbol=symbol, id=gene) for gene, symbol in zip(genes.index, genes.symbol, strict=True)]
+    assert resolve_genes(names).gene_id.tolist() == genes.index.tolist()
+
+
+@pytest.mark.parametrize("prefix", ["HUMAN_", "hg19-", "hg19_", "GRCh38_", "GRCh38-", "GRCh38______", "human."])
+def test_names_with_the_prefix_of_their_species_resolve_as_without(prefix):
+    symbols = [*load_gene_table().symbol.iloc[::40], "HLA-A", "MT-CO1", "HLA.A", "SEPT1", "C1ORF112"]
+    plain, prefixed = (resolve_genes(names) for names in (symbols, [prefix + symbol for symbol in symbols]))
+    assert prefixed.gene_id.tolist() == plain.gene_id.tolist()
+    assert (plain["match"] != "unknown").mean() > 0.99
 
 
 def test_a_number_that_made_names_unique_is_cut_only_from_shared_symbols():
