@@ -1,10 +1,20 @@
 """The `scfusion` command."""
 
 import argparse
+from typing import NoReturn
 
 from scfusion_fm.cli import data, model, report
 from scfusion_fm.cli.limits import run_limited
 from scfusion_fm.config.command import run_command
+from scfusion_fm.untrusted.text import show_text
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that shows what it refuses without letting it steer the terminal."""
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse, with exit code 2."""
+        super().error(show_text(message))
 
 
 def main() -> None:
@@ -14,7 +24,7 @@ def main() -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """Describe all sub-commands; `run` of the parsed arguments is the handler."""
-    parser = argparse.ArgumentParser(prog="scfusion", description="Foundation model for CITE-seq.")
+    parser = Parser(prog="scfusion", description="Foundation model for CITE-seq.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for group in (data, model, report):
         group.add_commands(commands)

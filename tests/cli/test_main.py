@@ -220,3 +220,9 @@ def test_waiting_threads_give_the_core_away_unless_the_user_says_otherwise(monke
         if given:
             monkeypatch.setenv("GOMP_SPINCOUNT", given)
         assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == expected
+
+
+def test_arguments_cannot_steer_the_terminal(monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        call(monkeypatch, "verify", "a", "b\n\x1b[31m")
+    assert capsys.readouterr().err.endswith("error: unrecognized arguments: b\\n\\x1b[31m\n")
