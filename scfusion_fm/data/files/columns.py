@@ -23,9 +23,15 @@ from scfusion_fm.data.vocabulary.resolve import (
     resolve_genes,
 )
 
-Role = Literal["rna", "adt", "other", "unknown"]
+Role = Literal["rna", "adt", "other", "derived", "unknown"]
 
-NOUNS = {"rna": "genes", "adt": "antibodies", "other": "neither genes nor antibodies", "unknown": "nothing known"}
+NOUNS = {
+    "rna": "genes",
+    "adt": "antibodies",
+    "other": "neither genes nor antibodies",
+    "derived": "a transform or a part of other counts",
+    "unknown": "nothing known",
+}
 ADVICE = "Set var[\"feature_types\"] to 'Gene Expression' for genes and 'Antibody Capture' for antibodies."
 TYPE_COLUMNS = ("featuretypes", "featuretype", "featuretypes10x")  # without separators, in lower case
 # Columns that hold types where every value of them is understood, and else something else.
@@ -51,12 +57,17 @@ crispr crisprguidecapture crisprguide guide guides guidecapture sgrna grna gdo a
 dextramer dextramers tetramer tetramers vdj vdjt vdjb tcr bcr airr ir custom spikein spikeins ercc fragments
 geneactivity activity motif motifs chromvar negativecontrolprobe negativecontrolcodeword blankcodeword
 unassignedcodeword deprecatedcodeword genomiccontrol negprobe negativecontrol control blank falsecode
-methylation lipids metabolites imaging spatial velocity
+methylation lipids metabolites imaging spatial
+"""
+_DERIVED_WORDS = """
+sct sctransform integrated imputed imputation magic alra saver denoised normalized normalised scaled lognorm hvg
+velocity spliced unspliced ambiguous dsb clr scvi totalvi harmony pca umap predicted prediction
 """
 WORDS: dict[Role, frozenset[str]] = {
     "rna": frozenset(_RNA_WORDS.split()),
     "adt": frozenset(_ADT_WORDS.split()),
     "other": frozenset(_OTHER_WORDS.split()),
+    "derived": frozenset(_DERIVED_WORDS.split()),
 }
 _TAILS = re.compile(r"(counts?|raw|assay|features?|data|matrix)$")
 _BIOTYPE = re.compile(r"(ig|tr)[a-z]{1,2}(gene|pseudogene)|.*pseudogene|.*transcript")

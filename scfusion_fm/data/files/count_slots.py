@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from scfusion_fm.data.files.counts import StoredModality, check_values
-from scfusion_fm.data.files.stored import StoredAnnData, StoredCsr, StoredMatrix
+from scfusion_fm.data.files.stored import StoredAnnData, StoredMatrix
 from scfusion_fm.data.schema import check_counts
 
 COUNTS = 'layers["counts"]'
@@ -92,10 +93,17 @@ def find_counts(adata: StoredAnnData, where: str) -> tuple[StoredModality, list[
         assert slot.matrix is not None
         name = f"{where}, {slot.name}"
         found = StoredModality(slot.matrix, slot.var, adata.obs_names.astype(str), name, slot.name, largest)
-        return found, _compare(slot, slots)
+        return found, [*_tell_failed(slots, failed), *_compare(slot, slots)]
     slots += [_sample_layer(adata, key) for key in adata.layers if not means_counts(key)]
     others = [slot.describe() for slot in slots if slot.holds_counts and slot.name not in failed]
     raise ValueError(_explain(where, failed, others))
+
+
+def _tell_failed(slots: Sequence[Slot], failed: dict[str, str]) -> list[str]:
+    """Say which slots are passed over though some of their rows hold counts."""
+    return [
+        f"{slot.name} is left out: {failed[slot.name]}" for slot in slots if slot.holds_counts and slot.name in failed
+    ]
 
 
 def _explain(where: str, failed: dict[str, str], others: list[str]) -> str:
@@ -149,10 +157,8 @@ def _sample_values(matrix: StoredMatrix) -> NDArray:
     parts, done = [], 0
     for start in starts:
         first, last = max(int(start), done), min(int(start) + SAMPLE_ROWS, matrix.shape[0])
-        if isinstance(matrix, StoredCsr):  # without its indices, which are not checked yet
-            parts.append(np.asarray(matrix.data[int(matrix.indptr[first]) : int(matrix.indptr[last])]))
-        else:
-            parts.append(np.asarray(matrix.rows(first, last)).reshape(-1))
+        rows = matrix.rows(first, last)
+        parts.append(rows.data if sp.issparse(rows) else np.asarray(rows).reshape(-1))
         done = last
     return np.concatenate(parts)
 

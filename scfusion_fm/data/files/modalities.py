@@ -3,8 +3,11 @@
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from scfusion_fm.data.files.columns import (
     MIN_LEAD,
@@ -19,7 +22,7 @@ from scfusion_fm.data.files.count_slots import find_counts
 from scfusion_fm.data.files.counts import CellsFile, StoredModality
 from scfusion_fm.data.files.obs import check_obs_names, merge_obs
 from scfusion_fm.data.files.proteins_in_obsm import PROTEIN_OBSM_KEY, find_proteins
-from scfusion_fm.data.files.stored import StoredAnnData
+from scfusion_fm.data.files.stored import Elements, StoredAnnData, StoredColumns
 
 LABELS = {"rna": "RNA", "adt": "ADT"}
 
@@ -93,7 +96,8 @@ class Findings:
             found, told = find_counts(adata, where)
         except ValueError as error:
             if beside is None:
-                raise
+                self._add_apart(adata, where, source, role, error)
+                return
             if self.wanted != ("adt",):
                 raise ValueError(f"{error} The ADT of {beside.slot} can be read alone: {_ask_for('adt')}") from error
             self.blocks.append(Block("adt", source, 2, beside))
@@ -112,6 +116,30 @@ class Findings:
             unread = [] if beside else [f"antibodies are not read: {reason}" for reason in proteins.unread.values()]
             self.told += [f"{where}: {message}" for message in proteins.told + list(dict.fromkeys(unread))]
             self.blocks += [] if beside is None else [Block("adt", source, 2, beside)]
+
+    def _add_apart(self, adata: StoredAnnData, where: str, source: str, role: Role, error: ValueError) -> None:
+        """Find blocks where the matrices hold counts in the columns of one kind only; raise `error` elsewhere."""
+        if 0 in adata.shape:
+            raise error
+        try:
+            sorted_columns = sort_columns(adata.var, where, role)
+        except ValueError:
+            raise error from None
+        found: dict[str, StoredModality] = {}
+        for name in LABELS:
+            columns = sorted_columns.of(name)
+            if 0 < len(columns) < len(adata.var):
+                try:
+                    found[name] = find_counts(_take_columns(adata, columns), where)[0]
+                except ValueError:
+                    continue
+        wanted = [name for name in self.wanted if name in found]
+        if not wanted:
+            raise error
+        if len(wanted) < len(self.wanted):
+            hint = f"The {LABELS[wanted[0]]} can be read alone: {_ask_for(wanted[0])}"
+            raise ValueError(f"{error} {hint}") from error
+        self.blocks += [Block(name, source, int(role not in (name, "unknown")), found[name]) for name in wanted]
 
 
 def select_modalities(mod: Mapping[str, StoredAnnData], obs: pd.DataFrame, modality: str, path: str) -> CellsFile:
@@ -169,6 +197,17 @@ def select_features(adata: StoredAnnData, modality: str, path: str) -> CellsFile
         raise ValueError(f"`path` must hold {modality} counts, got none in {path!r}. Choose another `modality`.")
     findings.tell()
     return _join(path, adata.obs.set_axis(adata.obs_names.astype(str)), tables)
+
+
+def _take_columns(adata: StoredAnnData, columns: NDArray[np.int64]) -> StoredAnnData:
+    """Take some columns of an AnnData."""
+    layers = {key: partial(_cut_layer, adata, key, columns) for key in adata.layers}
+    X = None if adata.X is None else StoredColumns(adata.X, columns)  # type: ignore[arg-type]
+    return StoredAnnData(adata.obs, adata.var.iloc[columns], X, Elements("layers", layers))
+
+
+def _cut_layer(adata: StoredAnnData, key: str, columns: NDArray[np.int64]) -> StoredColumns:
+    return StoredColumns(adata.layers[key], columns)  # type: ignore[arg-type]
 
 
 def _take(found: StoredModality, sorted_columns: ColumnRoles, role: Role) -> StoredModality:

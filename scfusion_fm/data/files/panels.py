@@ -22,6 +22,18 @@ from scfusion_fm.data.vocabulary.vocabulary import Vocabulary
 
 # Columns of obs with groups of cells, in lower case without separators; those whose panels differ come first.
 GROUP_COLUMNS = ["batch", "batchid", "dataset", "library", "libraryid", "site", "sample", "sampleid", "origident"]
+GROUP_COLUMNS += [
+    "experiment",
+    "study",
+    "project",
+    "run",
+    "pool",
+    "panel",
+    "chemistry",
+    "technology",
+    "cohort",
+    "center",
+]
 GROUP_COLUMNS += ["lane", "channel", "donor", "donorid", "individual", "patient", "patientid", "subject", "subjectid"]
 MAX_GROUPS = 64  # the largest are looked at
 MIN_CELLS = 20  # of a group that is looked at

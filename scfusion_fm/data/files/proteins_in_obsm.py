@@ -60,7 +60,7 @@ def find_proteins(adata: StoredAnnData, where: str) -> Proteins:
     proteins = Proteins()
     for key in adata.obsm:
         role = role_of_key(key)
-        if role == "other" or OURS in key:
+        if role in ("other", "derived") or OURS in key:
             continue
         try:
             element = adata.obsm[key]
@@ -81,11 +81,25 @@ def find_proteins(adata: StoredAnnData, where: str) -> Proteins:
     return proteins
 
 
+def list_proteins(adata: StoredAnnData) -> list[str]:
+    """Name the keys that look like proteins, whatever they hold."""
+    found = []
+    for key in adata.obsm:
+        try:
+            element = adata.obsm[key]
+        except ValueError:
+            continue
+        names = element.names if isinstance(element, StoredTable) else _find_names(adata, key, element)
+        if key == PROTEIN_OBSM_KEY or (names and _are_antibodies(names, role_of_key(key))):
+            found.append(key)
+    return found
+
+
 def role_of_key(key: str) -> Role:
     """Tell what the words of a key mean: adt for `X_adt`, other for `HTO_counts`."""
     words = [word for word in re.split(r"[^A-Za-z0-9]+", key) if word not in ("X", "")]
     roles = {role_of_word(word) for word in ["".join(words), *words]}
-    return next((role for role in ("other", "adt") if role in roles), "unknown")  # type: ignore[return-value]
+    return next((role for role in ("other", "derived", "adt") if role in roles), "unknown")  # type: ignore[return-value]
 
 
 def _are_antibodies(names: list[str], role: Role) -> bool:

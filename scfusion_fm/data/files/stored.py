@@ -98,7 +98,34 @@ class StoredDense:
             yield self.array[start : start + step]
 
 
-StoredMatrix = StoredCsr | StoredDense
+@dataclass(frozen=True)
+class StoredColumns:
+    """Hold some columns of a matrix whose others hold something else."""
+
+    whole: StoredCsr | StoredDense
+    columns: NDArray[np.int64]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n_obs, n_vars)."""
+        return self.whole.shape[0], len(self.columns)
+
+    def rows(self, start: int, stop: int) -> sp.csr_matrix | NDArray:
+        """Read neighbouring rows."""
+        return self.whole.rows(start, stop)[:, self.columns]
+
+    def blocks(self) -> Iterator[sp.csr_matrix | NDArray]:
+        """Read all rows, some at a time."""
+        for block in self.whole.blocks():
+            yield block[:, self.columns]
+
+    def values(self) -> Iterator[NDArray]:
+        """Read all stored values, block by block."""
+        for block in self.blocks():
+            yield block.data if sp.issparse(block) else block
+
+
+StoredMatrix = StoredCsr | StoredDense | StoredColumns
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from scfusion_fm.data.files.proteins_in_obsm import PROTEIN_OBSM_KEY
+from scfusion_fm.data.files.proteins_in_obsm import list_proteins
 from scfusion_fm.data.files.stored import StoredAnnData, StoredCsr, StoredMatrix, StoredTable, store_matrix
 from scfusion_fm.data.schema import LARGEST_COUNT
 
@@ -42,12 +42,12 @@ def _slots(stored: StoredAnnData) -> Iterator[tuple[str, Callable[[], StoredMatr
         yield ".raw", partial(getattr, stored.raw, "X")
     if stored.X is not None:
         yield "X", partial(getattr, stored, "X")
-    if PROTEIN_OBSM_KEY in stored.obsm:
-        yield f'obsm["{PROTEIN_OBSM_KEY}"]', partial(_open_table, stored)
+    for name in list_proteins(stored):
+        yield f'obsm["{name}"]', partial(_open_table, stored, name)
 
 
-def _open_table(stored: StoredAnnData) -> StoredMatrix:
-    found = stored.obsm[PROTEIN_OBSM_KEY]
+def _open_table(stored: StoredAnnData, name: str) -> StoredMatrix:
+    found = stored.obsm[name]
     return store_matrix(found.read().to_numpy()) if isinstance(found, StoredTable) else found
 
 

@@ -131,6 +131,43 @@ def test_one_modality_of_every_layout_can_be_asked_for(tmp_path, layout, modalit
     np.testing.assert_array_equal(found.counts.toarray(), expected.X.toarray())
 
 
+@pytest.mark.parametrize("make", [np.asarray, sp.csr_matrix])
+def test_one_modality_is_read_alone_where_the_other_is_no_counts(tmp_path, make):
+    both = join(types=("GEX", "ADT"))
+    values = both.X.toarray()
+    values[:, len(GENES) :] -= 2.5
+    both.X = make(values)
+    path = write(both, tmp_path / "a.h5ad")
+    with pytest.raises(ValueError, match=r"X` must hold raw counts .* The RNA can be read alone: .*--modality rna"):
+        read_cells(path)
+    cells = read_cells(path, "rna")
+    assert cells.adt is None
+    np.testing.assert_array_equal(cells.rna.counts.toarray(), make_rna().X.toarray())
+    with pytest.raises(ValueError, match=r"X` must hold raw counts"):
+        read_cells(path, "adt")
+
+
+def test_a_modality_without_counts_is_named_with_what_can_be_read(tmp_path):
+    adt = make_adt()
+    adt.X = adt.X * 0.3
+    path = write(make_mudata(rna=make_rna(), prot=adt), tmp_path / "a.h5mu")
+    with pytest.raises(ValueError, match=r"modality prot, X` must .* The RNA can be read alone: .*--modality rna"):
+        read_cells(path)
+    assert read_cells(path, "rna").adt is None
+    path = write(make_mudata(rna=make_rna(), adt=make_adt(), other=make_rna(), hto=make_adt()), tmp_path / "b.h5mu")
+    with pytest.raises(ValueError, match=r"must name its rna modality once, got \['rna', 'other'\]"):
+        read_cells(path)
+    logged = make_rna()
+    logged.X = logged.X * 0.3
+    path = write(make_mudata(RNA=make_rna(), ADT=make_adt(), SCT=make_rna(), other=logged), tmp_path / "c.h5mu")
+    with pytest.warns(UserWarning, match="is left out") as caught:
+        cells = read_cells(path)
+    np.testing.assert_array_equal(cells.rna.counts.toarray(), make_rna().X.toarray())
+    told = " ".join(str(w.message) for w in caught)
+    assert "modality SCT is left out: its 11 features are a transform or a part of other counts." in told
+    assert "modality other (genes) is left out, since it holds no counts." in told
+
+
 @pytest.mark.parametrize(
     "names",
     [
@@ -154,11 +191,11 @@ def test_a_few_antibodies_among_many_genes_are_left_out_with_a_warning():
 
 
 def test_other_types_are_left_out_and_unknown_ones_are_named():
-    types = {"Gene Expression": 2, "Antibody Capture": 2, "Multiplexing Capture": 1, "Peaks": 1, "magic": 2}
+    types = {"Gene Expression": 2, "Antibody Capture": 2, "Multiplexing Capture": 1, "Peaks": 1, "wizard": 2}
     var = pd.DataFrame({"feature_types": np.repeat(list(types), list(types.values()))}, index=list("abcdefgh"))
     found = sort_columns(var, "a.h5ad")
     assert [len(found.of(role)) for role in ("rna", "adt", "other", "unknown")] == [2, 2, 2, 2]
-    assert found.told == ["2 features of the feature_types 'magic' are left out: what is it? (g, h)."]
+    assert found.told == ["2 features of the feature_types 'wizard' are left out: what is it? (g, h)."]
 
 
 @pytest.mark.parametrize(
@@ -167,7 +204,8 @@ def test_other_types_are_left_out_and_unknown_ones_are_named():
         "rna": ["GEX", "Gene Expression", "rna_counts", "lncRNA", "IG_C_gene", "transcribed_unprocessed_pseudogene"],
         "adt": ["Antibody Capture", "ADT counts", "surface-protein", "Ab", "AbSeq", "proteins", "TotalSeq-B"],
         "other": ["HTO", "CRISPR Guide Capture", "Multiplexing Capture", "atac", "Peaks", "gene_activity", "VDJ-T"],
-        "unknown": ["", "nan", "magic", "counts", "X", "spliced"],
+        "derived": ["SCT", "integrated", "spliced", "MAGIC"],
+        "unknown": ["", "nan", "wizard", "counts", "X"],
     }.items(),
 )
 def test_words_for_features_are_understood(role, words):
