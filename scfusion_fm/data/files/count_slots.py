@@ -9,7 +9,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from scfusion_fm.data.files.counts import StoredModality, check_values
-from scfusion_fm.data.files.stored import StoredAnnData, StoredMatrix
+from scfusion_fm.data.files.stored import StoredAnnData, StoredCsr, StoredMatrix
 from scfusion_fm.data.schema import check_counts
 
 COUNTS = 'layers["counts"]'
@@ -141,7 +141,7 @@ def _sample(name: str, read: Callable[[], StoredMatrix], var: pd.DataFrame) -> S
         matrix = read()
         values = _sample_values(matrix)
     except Exception as error:  # the libraries raise OSError, KeyError, RuntimeError and more on broken elements
-        return Slot(name, None, var, problem=f"{type(error).__name__}: {error}")
+        return Slot(name, None, var, problem=f"{type(error).__name__}: {error}".removeprefix("BrokenFileError: "))
     if matrix.shape[1] != len(var):
         return Slot(name, None, var, problem=f"{matrix.shape[1]:,} columns for {len(var):,} features")
     try:
@@ -157,8 +157,11 @@ def _sample_values(matrix: StoredMatrix) -> NDArray:
     parts, done = [], 0
     for start in starts:
         first, last = max(int(start), done), min(int(start) + SAMPLE_ROWS, matrix.shape[0])
-        rows = matrix.rows(first, last)
-        parts.append(rows.data if sp.issparse(rows) else np.asarray(rows).reshape(-1))
+        if isinstance(matrix, StoredCsr):  # its indices are checked when its rows are read
+            parts.append(np.asarray(matrix.data[int(matrix.indptr[first]) : int(matrix.indptr[last])]))
+        else:
+            rows = matrix.rows(first, last)
+            parts.append(rows.data if sp.issparse(rows) else np.asarray(rows).reshape(-1))
         done = last
     return np.concatenate(parts)
 
@@ -184,7 +187,8 @@ def _holds_less(raw: Slot, X: Slot) -> bool:
 def _check(slot: Slot, where: str) -> float:
     """Check all values of a slot; give the largest."""
     if slot.matrix is None:
-        raise ValueError(f"`{where}, {slot.name}` must be readable, got {slot.problem}. Write it again.")
+        is_told = slot.problem.startswith("`")
+        raise ValueError(slot.problem if is_told else f"`{where}, {slot.name}` must be readable, got {slot.problem}.")
     return check_values(slot.matrix, f"{where}, {slot.name}")
 
 
