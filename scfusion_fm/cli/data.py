@@ -120,10 +120,12 @@ def _add_inspect(commands: argparse._SubParsersAction) -> None:
 def _inspect(args: argparse.Namespace) -> None:
     from scfusion_fm.data.inspect.summary import summarise_atlas
     from scfusion_fm.data.inspect.summary_text import render_summary
-    from scfusion_fm.data.locations import check_new_path
+    from scfusion_fm.data.locations import check_suffix
+    from scfusion_fm.data.scratch import check_destination
 
     if args.plot is not None:
-        check_new_path(args.plot, "--plot")
+        check_suffix(args.plot, "--plot", ".png")
+        check_destination(args.plot, "--plot")
     found = summarise_atlas(args.atlas)
     print(json.dumps(found.to_dict(), indent=1) if args.json else show_text(render_summary(found), keep="\n"))
     if args.plot is not None:

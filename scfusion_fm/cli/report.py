@@ -63,9 +63,11 @@ def _add_plot(commands: argparse._SubParsersAction) -> None:
 
 
 def _plot(args: argparse.Namespace) -> None:
+    from scfusion_fm.data.locations import check_suffix
     from scfusion_fm.evaluation.report.run_plot import write_run_plot
 
     output = args.output or args.runs[0] / "plot.png"
+    check_suffix(output, "--output", ".png")
     write_run_plot(args.runs, output)
     print(f"wrote {output}")
 
@@ -80,7 +82,9 @@ def _add_report(commands: argparse._SubParsersAction) -> None:
 
 
 def _report(args: argparse.Namespace) -> None:
+    from scfusion_fm.data.locations import check_suffix
     from scfusion_fm.evaluation.report.run_report import write_report
 
+    check_suffix(args.output, "--output", ".html")
     write_report(args.output, args.pretraining, args.annotation, args.cross_modal)
     print(f"wrote {args.output}")

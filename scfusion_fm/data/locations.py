@@ -93,3 +93,16 @@ def check_new_path(path: Location, name: str) -> None:
     """
     if exists(path):
         raise ValueError(f"`{name}` must not exist yet, got {str(path)!r}; choose another path or remove it.")
+
+
+def check_suffix(path: Path, name: str, suffix: str) -> None:
+    """
+    Refuse a file name that does not tell what will be written.
+
+    Raises
+    ------
+    ValueError
+        If it ends otherwise.
+    """
+    if path.suffix.lower() != suffix:
+        raise ValueError(f"`{name}` must end in {suffix}, got {str(path)!r}.")

@@ -226,3 +226,19 @@ def test_arguments_cannot_steer_the_terminal(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         call(monkeypatch, "verify", "a", "b\n\x1b[31m")
     assert capsys.readouterr().err.endswith("error: unrecognized arguments: b\\n\\x1b[31m\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("report", "--output"), "`--output` must end in .html"),
+        (("plot", "run", "--output"), "`--output` must end in .png"),
+        (("inspect", "atlas.zarr", "--plot"), "`--plot` must end in .png"),
+    ],
+)
+def test_pages_and_pictures_are_never_written_over_data(arguments, message, monkeypatch, tmp_path, capsys):
+    (tmp_path / "cells.h5ad").write_text("precious")
+    with pytest.raises(SystemExit):
+        call(monkeypatch, *arguments, tmp_path / "cells.h5ad")
+    assert message in capsys.readouterr().err
+    assert (tmp_path / "cells.h5ad").read_text() == "precious"
