@@ -2,7 +2,7 @@
 
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -69,6 +69,17 @@ def check_writable(container: Container, output: Path) -> None:
             f"`output` needs {needed / 1e9:,.1f} GB, but {str(parent)!r} has {free / 1e9:,.1f} GB left. "
             "Make room or choose another disk."
         )
+
+
+def find_unwritable(tables: Iterable[tuple[str, pd.DataFrame]]) -> list[str]:
+    """Say of which tables, given with their names, a file could not hold a column, and why."""
+    found = []
+    for where, column, element in _columns((where, table) for where, table in tables if RESERVED not in table):
+        try:
+            _try(where, column, element, is_zarr=False)
+        except ValueError as error:
+            found.append(str(error))
+    return found
 
 
 def write_container(container: Container, output: Path, added: Added, zarr_format: int | None = None) -> None:
@@ -142,15 +153,20 @@ def _tables(container: Container) -> Iterator[tuple[str, pd.DataFrame]]:
                     yield f"{prefix}{slot}/{key}", value
 
 
-def _elements(container: Container) -> Iterator[tuple[str, Any, Any]]:
-    """Give all that a writer may refuse: where it is, its key, and itself."""
-    for where, table in _tables(container):
+def _columns(tables: Iterable[tuple[str, pd.DataFrame]]) -> Iterator[tuple[str, Any, Any]]:
+    """Give the parts of tables: where they are, the name of a column, and itself."""
+    for where, table in tables:
         if not table.columns.is_unique:
             yield where, "", table.iloc[:1]
             continue
         yield where, "", table.iloc[:, :0]
         for column in table.columns:
             yield where, column, table[column]
+
+
+def _elements(container: Container) -> Iterator[tuple[str, Any, Any]]:
+    """Give all that a writer may refuse: where it is, its key, and itself."""
+    yield from _columns(_tables(container))
     for prefix, part in _parts(container):
         for slot in _MATRICES:
             for key, value in _mapping(part, slot).items():

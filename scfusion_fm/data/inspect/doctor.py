@@ -4,7 +4,7 @@ A file is refused here exactly when `scfusion prepare` or a model refuses it: th
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -15,6 +15,8 @@ import pandas as pd
 from scfusion_fm.data.files.align import align_cells
 from scfusion_fm.data.files.panels import GROUP_COLUMNS
 from scfusion_fm.data.files.readers import check_modality, closing, load_cells, open_file, select_cells
+from scfusion_fm.data.files.stored import StoredAnnData
+from scfusion_fm.data.files.writers import find_unwritable
 from scfusion_fm.data.fingerprints.cells import CellFingerprints, fingerprint_cells
 from scfusion_fm.data.fingerprints.shared import SharedCells, barcode_cores, compare_cells
 from scfusion_fm.data.inspect.slots import SlotContent, describe_slots, is_constant
@@ -204,6 +206,7 @@ def _read(
         file = open_file(path)
         file.reader.warn_lost()
         report.slots = describe_slots(file.parts)
+        report.warnings += [f"{path}: embed and its like refuse it: {e}" for e in find_unwritable(_tables(file.parts))]
         cells = load_cells(select_cells(file, modality))
     report.num_cells = len(cells.obs)
     report.columns = describe_columns(cells.obs)
@@ -215,6 +218,16 @@ def _read(
         found.in_vocabulary = int(observed[found.name].sum())
         found.vocabulary_size = len(observed[found.name])
     return aligned
+
+
+def _tables(parts: StoredAnnData | dict[str, StoredAnnData]) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Give the tables that commands write again."""
+    for prefix, part in {"": parts}.items() if isinstance(parts, StoredAnnData) else parts.items():
+        beginning = f"mod/{prefix}/" if prefix else ""
+        yield f"{beginning}obs", part.obs
+        yield f"{beginning}var", part.var
+        if part.raw is not None:
+            yield f"{beginning}raw/var", part.raw.var
 
 
 def _describe_modalities(cells: Cells) -> list[ModalityReport]:

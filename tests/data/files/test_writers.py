@@ -168,3 +168,9 @@ def test_output_that_comes_back_otherwise_is_not_kept(monkeypatch, tmp_path):
     with pytest.raises(ValueError, match="`output` must hold what was written, but obsm/added"):
         write_container(adata, tmp_path / "out.h5ad", [("obsm", "added")])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_tables_that_no_file_can_hold_are_named():
+    tables = {"obs": with_column(pd.date_range("2020", periods=7)).obs, "var": make_rna().var}
+    (found,) = writers.find_unwritable(tables.items())
+    assert found.startswith("`obs['new']` must be something that a file can hold")

@@ -8,6 +8,7 @@ import scipy.sparse as sp
 from make_files import GENES, WRITERS, make_adt, make_mudata, make_rna, write
 from missing_values import WITHOUT_VALUE
 
+from scfusion_fm.data.inspect import doctor
 from scfusion_fm.data.inspect.doctor import describe_columns, examine_files, guess_species, name_genes
 from scfusion_fm.data.inspect.doctor_text import WIDTH, render_examination
 from scfusion_fm.data.vocabulary.resolve import resolve_gene_features, resolve_genes
@@ -178,3 +179,13 @@ def test_modality_of_unclear_names_can_be_told(tmp_path):
     assert "`modality` cannot be told from the names" in unclear.refusal
     told = examine_files([tmp_path / "in.h5ad"], VOCABULARY, "rna").files[0]
     assert [m.name for m in told.modalities] == ["rna"]
+
+
+def test_tables_that_cannot_be_written_again_are_told(monkeypatch, tmp_path):
+    make_rna().write_h5ad(tmp_path / "rna.h5ad")
+    seen = []
+    monkeypatch.setattr(doctor, "find_unwritable", lambda tables: seen.extend(tables) or ["`obs['x']` must be text."])
+    (report,) = examine(tmp_path / "rna.h5ad").files
+    assert [name for name, _ in seen] == ["obs", "var"]
+    assert report.verdict == "warnings"
+    assert f"{tmp_path}/rna.h5ad: embed and its like refuse it: `obs['x']` must be text." in report.warnings
