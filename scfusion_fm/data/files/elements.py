@@ -13,7 +13,7 @@ import pandas as pd
 
 from scfusion_fm.data.files.arrays import Array, FileArray, Group, keys_of, member, text_of
 from scfusion_fm.data.files.broken import explain_element, naming, refuse_element
-from scfusion_fm.data.files.sizes import Budget, arrays_of
+from scfusion_fm.data.files.sizes import Budget, arrays_of, declared_bytes
 from scfusion_fm.data.files.sparse import build_sparse, check_pointers
 from scfusion_fm.data.files.stored import StoredCsr, StoredDense, StoredMatrix
 
@@ -169,6 +169,7 @@ class ElementReader:
             if isinstance(element, Array):
                 found = tuple(element.shape or ())
                 _check_shape(found if len(shape) < 2 else found[:2], shape, name)
+                self.budget.check_likely(declared_bytes(element), name)
                 return StoredDense(FileArray(self.location, element))
             kind = text_of(element.attrs.get("encoding-type", ""))
             if kind == "csr_matrix":
@@ -214,6 +215,7 @@ class ElementReader:
         if len(data.shape) != 1 or tuple(indices.shape) != tuple(data.shape) or data.shape[0] > shape[0] * shape[1]:
             got = f"{data.shape} values and {indices.shape} indices in {shape[0]:,} x {shape[1]:,}"
             raise refuse_element(name, "have an index for each value, and no more than fit", got)
+        self.budget.check_likely(declared_bytes(data), name)
 
     def read_element(self, element: Any, slot: str, shape: Shape = ()) -> Any:
         """

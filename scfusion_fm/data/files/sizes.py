@@ -15,13 +15,14 @@ import h5py
 import zarr
 
 from scfusion_fm.data.files.arrays import check_array
-from scfusion_fm.data.files.broken import refuse_element
+from scfusion_fm.data.files.broken import BrokenFileError, refuse_element
 from scfusion_fm.data.locations import is_remote
 
 SMALL_BYTES = 2**26  # what every machine has
 TEXT_BYTES = 64  # of a text in Python, beside its characters
 # How often larger than its bytes in the file an element can be: deflate packs 1,032 to 1, the codecs of zarr more.
 MOST_EXPANSION = {h5py.Dataset: 1_100, zarr.Array: 50_000}
+ANY_BYTES = 2**30  # what a file of any size may hold
 SHARE = 0.8  # of the memory that is free
 
 
@@ -31,6 +32,8 @@ class Budget:
     def __init__(self, location: str):
         self.location = location
         self.left = int(SHARE * available_bytes())
+        self._taken = 0
+        self._stored: int | None = None
 
     def take(self, array: h5py.Dataset | zarr.Array, name: str, shape: tuple[int | None, ...] | None = None) -> None:
         """
@@ -68,19 +71,37 @@ class Budget:
             )
         if shape is None or None in shape:
             self._check_expansion(array, name, size)
+        self.check_likely(size, name)
         self.left -= size
+        self._taken += size
+
+    def check_likely(self, size: int, name: str) -> None:
+        """
+        Check that a file of this size can hold so much, beside what was taken; of what is read by rows, too.
+
+        Raises
+        ------
+        ValueError
+            If it cannot, by far.
+        """
+        if self._taken + size <= ANY_BYTES or is_remote(self.location):
+            return
+        if self._stored is None:
+            self._stored = _bytes_below(Path(self.location))
+        if self._taken + size > ANY_BYTES + MOST_EXPANSION[h5py.Dataset] * self._stored:
+            raise _refuse_size(name, self._taken + size, self._stored)
 
     def _check_expansion(self, array: h5py.Dataset | zarr.Array, name: str, size: int) -> None:
         if size <= SMALL_BYTES or is_remote(self.location):
             return
         stored, kind = stored_bytes(self.location, array), h5py.Dataset if is_hdf5(array) else zarr.Array
         if size > MOST_EXPANSION[kind] * stored:
-            raise refuse_element(
-                name,
-                "declare what is stored",
-                f"{_text(size)} declared by {stored:,} bytes",
-                "Remove it, or write the file again",
-            )
+            raise _refuse_size(name, size, stored)
+
+
+def _refuse_size(name: str, size: int, stored: int) -> BrokenFileError:
+    got = f"{_text(size)} declared by {stored:,} bytes"
+    return refuse_element(name, "declare what is stored", got, "Remove it, or write the file again")
 
 
 def is_hdf5(array: Any) -> bool:
@@ -100,8 +121,13 @@ def stored_bytes(location: str, array: h5py.Dataset | zarr.Array) -> int:
     if is_hdf5(array):
         is_text = array.dtype.kind == "O"
         return os.path.getsize(location) if is_text else int(array.id.get_storage_size())
-    folder = Path(location, array.name.strip("/"))
-    return sum(os.path.getsize(file) for file in folder.rglob("*") if file.is_file())
+    return _bytes_below(Path(location, array.name.strip("/")))
+
+
+def _bytes_below(path: Path) -> int:
+    """Give the size of a file, or of all files of a directory."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(os.path.getsize(file) for file in files if file.is_file())
 
 
 def arrays_of(element: Any) -> Iterator[h5py.Dataset | zarr.Array]:

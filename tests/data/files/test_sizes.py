@@ -77,6 +77,24 @@ def test_what_is_stored_in_too_few_bytes_is_left_out(tmp_path, monkeypatch):
         assert "numbers" not in read_cells(path).container.uns
 
 
+def test_the_sum_of_what_is_declared_must_be_likely(tmp_path, monkeypatch):
+    monkeypatch.setattr(sizes, "ANY_BYTES", 10_000)
+    monkeypatch.setitem(sizes.MOST_EXPANSION, h5py.Dataset, 0)
+    path = make_file(tmp_path)
+    with h5py.File(path, "r+") as file:
+        file["uns/a"] = np.zeros(1000)
+        file["uns/b"] = file["uns/a"]
+    with pytest.warns(UserWarning, match=r"broken: uns/b\. .*uns/b` must declare what is stored, got .* declared by"):
+        assert "a" in read_cells(path).container.uns
+    with h5py.File(path, "r+") as file:
+        del file["X"]
+        file["X"] = np.zeros((7, 6))
+        file["layers/counts"] = file["X"]
+    monkeypatch.setattr(sizes, "ANY_BYTES", 900)
+    with pytest.raises(ValueError, match=r"declare what is stored"):
+        open_cells(path)
+
+
 def test_all_of_a_file_must_fit_into_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(sizes, "available_bytes", lambda: 100)
     with pytest.raises(ValueError, match=r"must fit into memory, got 0 MiB declared, with 0 MiB to be had"):
