@@ -1,6 +1,7 @@
 """Files and stores, and the arrays in them: opened once, checked, and read when they are asked for."""
 
 from contextlib import suppress
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from scfusion_fm.data.locations import file_system, is_remote, zarr_store
 Array = h5py.Dataset | zarr.Array
 Group = h5py.Group | zarr.Group
 MAX_OPEN = 8
+LARGE_CHUNK = 2**26
 _open: dict[tuple, h5py.File | zarr.Group] = {}
 
 
@@ -99,8 +101,12 @@ def check_array(array: Array, name: str) -> None:
     Raises
     ------
     ValueError
-        If they are references or objects of Python, or packed by a filter that is not installed.
+        If they are references or objects of Python, packed by a filter that is not installed, or in chunks that are much
+        larger than the array.
     """
+    chunk, whole = (prod(shape) * array.dtype.itemsize for shape in (array.chunks or (), array.shape or ()))
+    if chunk > max(LARGE_CHUNK, 8 * whole):  # each is unpacked whole, however little of it is read
+        raise refuse_element(name, "have chunks of its own size", f"chunks of {chunk:,} bytes for {whole:,}")
     if isinstance(array, h5py.Dataset):
         if h5py.check_ref_dtype(array.dtype) is not None:
             raise refuse_element(name, "hold values", "references to other elements")

@@ -105,6 +105,17 @@ def test_memory_is_known():
     assert 2**20 < sizes.available_bytes() < 2**50
 
 
+def test_chunks_that_are_much_larger_than_the_array_are_refused(tmp_path):
+    path = make_file(tmp_path)
+    with h5py.File(path, "r+") as file:
+        del file["X/data"]
+        file["X"].create_dataset("data", shape=(42,), dtype="f4", chunks=(2**28,), maxshape=(None,))
+    with pytest.raises(
+        ValueError, match=r"X/data` must have chunks of its own size, got chunks of 1,073,741,824 bytes"
+    ):
+        open_cells(path)
+
+
 def test_filters_upon_filters_are_refused(tmp_path):
     path = make_file(tmp_path)
     settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
