@@ -179,6 +179,8 @@ def main() -> None:
     (args.work / "whole" / "report.json").unlink()
     outcomes: Counter[str] = Counter()
     for number in range(args.times) if args.only is None else [args.only]:
+        if number and number % 50 == 0:
+            print(f"{number} files: {dict(outcomes)}", flush=True)
         base = bases[number % len(bases)]
         try:
             done, problem, found = try_file(base, args.work / "spoiled", args.seed * 10**6 + number, limits)

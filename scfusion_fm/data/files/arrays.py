@@ -101,8 +101,8 @@ def check_array(array: Array, name: str) -> None:
     Raises
     ------
     ValueError
-        If they are references or objects of Python, packed by a filter that is not installed, or in chunks that are much
-        larger than the array.
+        If they are references or objects of Python, packed by a filter that is not installed, or in chunks much larger
+        than the array.
     """
     chunk, whole = (prod(shape) * array.dtype.itemsize for shape in (array.chunks or (), array.shape or ()))
     if chunk > max(LARGE_CHUNK, 8 * whole):  # each is unpacked whole, however little of it is read

@@ -110,9 +110,7 @@ def test_chunks_that_are_much_larger_than_the_array_are_refused(tmp_path):
     with h5py.File(path, "r+") as file:
         del file["X/data"]
         file["X"].create_dataset("data", shape=(42,), dtype="f4", chunks=(2**28,), maxshape=(None,))
-    with pytest.raises(
-        ValueError, match=r"X/data` must have chunks of its own size, got chunks of 1,073,741,824 bytes"
-    ):
+    with pytest.raises(ValueError, match=r"X/data` must have chunks of its own size, got chunks of 1,073,741,824"):
         open_cells(path)
 
 
