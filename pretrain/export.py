@@ -4,7 +4,6 @@ python pretrain/export.py runs/demo/pretrain runs/demo/model
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import torch
@@ -15,6 +14,7 @@ from scfusion_fm.data.fingerprints.seen import load_seen
 from scfusion_fm.data.locations import check_new_path
 from scfusion_fm.inference.export import export_model
 from scfusion_fm.inference.model_directory import load_config, load_extractor
+from scfusion_fm.records import read_record
 from scfusion_fm.training.checkpoint import Checkpoint, newest_checkpoint
 from scfusion_fm.training.run_files import ATLAS_MANIFEST, CHECKPOINTS, MODEL
 
@@ -65,7 +65,7 @@ def describe_run(run: Path, checkpoint: Checkpoint) -> dict[str, str]:
         If the manifest of the atlas is damaged.
     """
     try:
-        return _read_facts(json.loads((run / ATLAS_MANIFEST).read_text()), checkpoint)
+        return _read_facts(read_record(run / ATLAS_MANIFEST, "copy it again"), checkpoint)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(
             f"{str(run / ATLAS_MANIFEST)!r} must be the manifest of an atlas, got a damaged one ({error!r}). Copy the "

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import types
+from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import google_crc32c
@@ -27,8 +28,33 @@ def parse_record(data: bytes) -> dict[str, Any]:
     except RecursionError as error:
         raise ValueError("JSON that is nested too deeply") from error
     if not isinstance(found, dict):
-        raise ValueError(f"no JSON object but a {type(found).__name__}")
+        raise ValueError(f"no JSON object but one of type {type(found).__name__}")
     return found
+
+
+def read_record(path: Path, advice: str) -> dict[str, Any]:
+    """
+    Read a file with a JSON object, which must keep its seal if it has one.
+
+    Parameters
+    ----------
+    path
+        The file.
+    advice
+        What to do if it is damaged.
+
+    Raises
+    ------
+    ValueError
+        If it holds something else than was written.
+    """
+    try:
+        record = parse_record(path.read_bytes())
+        if SEAL in record and not keeps_seal(record):
+            raise ValueError("one without its checksum: it was damaged or edited")
+    except ValueError as error:
+        raise ValueError(f"`{path}` must be a JSON object as it was written, got {error}; {advice}.") from error
+    return record
 
 
 def seal_record(record: dict[str, Any]) -> dict[str, Any]:
@@ -43,13 +69,41 @@ def keeps_seal(record: dict[str, Any]) -> bool:
 
 def checksum_record(record: dict[str, Any]) -> str:
     """Give the CRC-32C of the content but for the seal, in hexadecimal."""
-    content = {key: value for key, value in record.items() if key != SEAL}
+    content = json.loads(json.dumps({key: value for key, value in record.items() if key != SEAL}))  # as it is read
     return checksum_bytes(json.dumps(content, sort_keys=True).encode())
 
 
 def checksum_bytes(data: bytes) -> str:
     """Give the CRC-32C of bytes in hexadecimal."""
     return google_crc32c.Checksum(data).hexdigest().decode()
+
+
+def seal_text(text: str) -> str:
+    """Put a comment with the checksum of a text before it."""
+    return f"# {SEAL}: {checksum_bytes(text.encode())}\n{text}"
+
+
+def unseal_text(data: bytes) -> str:
+    """
+    Take the comment with its checksum off a text; one without is given back as it is.
+
+    Raises
+    ------
+    ValueError
+        If it is not the checksum of the text, or this is none; the message says so in a few words.
+    """
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"no text ({error})") from error
+    if not text:
+        raise ValueError("nothing")
+    mark, _, content = text.partition("\n")
+    if not mark.startswith("#") and SEAL not in mark:
+        return text
+    if seal_text(content) != text:
+        raise ValueError("text without its checksum: it was damaged or edited")
+    return content
 
 
 def check_form(value: Any, form: Any, name: str = "") -> None:

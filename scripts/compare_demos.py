@@ -32,7 +32,7 @@ CELLS = 64
 def read_losses(demo: Path) -> Iterator[tuple[str, NDArray]]:
     """Give every number of the records of pretraining that is not a time."""
     records = [json.loads(line) for line in (demo / "pretrain/metrics.jsonl").read_text().splitlines()]
-    table = pd.DataFrame(records).drop(columns=[*TIMED, "split"]).astype(float)
+    table = pd.DataFrame(records).drop(columns=[*TIMED, "split", "crc32c"], errors="ignore").astype(float)
     yield from ((f"pretraining: {name}", column.to_numpy()) for name, column in table.items())
 
 

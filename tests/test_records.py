@@ -39,7 +39,12 @@ def test_a_seal_survives_order_and_layout_alone():
 
 @pytest.mark.parametrize(
     ("data", "message"),
-    [(b"{", "no JSON"), (b"\xff", "no JSON"), (b"[1]", "no JSON object but a list"), (b"[" * 10**5, "nested too deep")],
+    [
+        (b"{", "no JSON"),
+        (b"\xff", "no JSON"),
+        (b"[1]", "no JSON object but one of type list"),
+        (b"[" * 10**5, "nested too deep"),
+    ],
 )
 def test_what_is_no_record_is_refused(data, message):
     with pytest.raises(ValueError, match=message):

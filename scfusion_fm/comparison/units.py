@@ -20,7 +20,8 @@ from scfusion_fm.config.loading import config_differences
 from scfusion_fm.evaluation.protocol.leaks import Leak
 from scfusion_fm.evaluation.protocol.splits import Fold
 from scfusion_fm.evaluation.protocol.spread import HELD_OUT
-from scfusion_fm.evaluation.report.run_files import replace_file
+from scfusion_fm.evaluation.report.run_files import UNREADABLE_ARRAYS, replace_file
+from scfusion_fm.records import SEAL, checksum_bytes, read_record, seal_record
 
 # What units are listed from, and what says something about the cells but changes no score.
 LISTS = ("seeds", "label_budgets", "models", "baselines")
@@ -119,6 +120,16 @@ class Recipe:
         return cls(kept, data, models, list(baselines))
 
 
+RECORD_KEYS = {"made_with", "rows_sha256", "scores", "seconds"}
+ARRAYS = "arrays"
+"""Entry of a record with the checksum of each array of the unit."""
+
+
+def checksum_array(array: np.ndarray) -> str:
+    """Give the CRC-32C of an array, its type and its shape."""
+    return checksum_bytes(f"{array.dtype.str} {array.shape}".encode() + array.tobytes())
+
+
 class UnitFile:
     """
     The files of a unit: scores and what they are of, and predictions.
@@ -140,9 +151,9 @@ class UnitFile:
 
     def find_changes(self) -> list[str]:
         """Say where the scores that are there were computed with something else; none for a unit without scores."""
-        if not self.path.is_file():
+        before, title = self._load(), f"experiments.{self.unit.title}"
+        if before is None:
             return []
-        before, title = json.loads(self.path.read_text()), f"experiments.{self.unit.title}"
         made, recipe = before["made_with"], self.recipe
         changes = config_differences(made["settings"], recipe.settings, title)
         changes += [f"content of {name}" for name in recipe.data if made["data"].get(name) != recipe.data[name]]
@@ -150,13 +161,14 @@ class UnitFile:
             changes += name_model_changes(made["models"][name], recipe.models[name], f"{title}.models.{name}")
         if not changes and before["rows_sha256"] != self.unit.describe()["rows_sha256"]:
             changes = [f"the cells of {self.unit.id}"]
+        if not changes and self.path.with_suffix(".npz").exists():
+            self.read_arrays()  # damage is told before anything is computed
         return changes
 
     def list_missing(self) -> tuple[list[str], list[str]]:
         """List the models and the baselines that have no scores yet."""
-        made: dict = {"models": {}, "baselines": []}
-        if self.path.is_file():
-            made = json.loads(self.path.read_text())["made_with"]
+        before = self._load()
+        made: dict = {"models": {}, "baselines": []} if before is None else before["made_with"]
         return (
             [name for name in self.recipe.models if name not in made["models"]],
             [name for name in self.recipe.baselines if name not in made["baselines"]],
@@ -166,8 +178,8 @@ class UnitFile:
         """Add what was missing; other methods' scores and predictions stay as they are."""
         made = asdict(self.recipe)
         rows, predictions = scores.rows, scores.predictions
-        if self.path.is_file():
-            before = json.loads(self.path.read_text())
+        before = self._load()
+        if before is not None:
             known = {name_score(row) for row in before["scores"]}
             rows = before["scores"] + [row for row in rows if name_score(row) not in known]
             made["models"] = before["made_with"]["models"] | made["models"]
@@ -175,21 +187,53 @@ class UnitFile:
             seconds += before["seconds"]
             predictions = predictions | self.read_arrays()
         record = self.unit.describe() | {"made_with": made, "scores": rows, "seconds": round(seconds, 2)}
+        # One for each array, not for the file: killed after the next line, the old record knows the old ones again.
+        record[ARRAYS] = {name: checksum_array(array) for name, array in predictions.items()}
         arrays = io.BytesIO()
         np.savez_compressed(arrays, **predictions)
         replace_file(self.path.with_suffix(".npz"), arrays.getvalue())
-        replace_file(self.path, json.dumps(record, indent=1).encode())  # the last: what is there is complete
+        # The last: what is there is complete.
+        replace_file(self.path, json.dumps(seal_record(record), indent=1).encode())
 
     def read(self) -> dict[str, Any]:
         """Give the record with the scores of the methods that are asked for, and what is known of its cells now."""
-        record = json.loads(self.path.read_text())
+        record = self._load() or {}
         wanted = [row for row in record["scores"] if self._is_wanted(row)]
         return record | self.unit.describe() | {"scores": wanted}
 
     def read_arrays(self) -> dict[str, np.ndarray]:
-        """Give the arrays of the unit, by name."""
-        with np.load(self.path.with_suffix(".npz")) as stored:
-            return dict(stored)
+        """
+        Give the arrays of the unit, by name.
+
+        Raises
+        ------
+        ValueError
+            If they are not as they were written.
+        """
+        path, record = self.path.with_suffix(".npz"), self._load() or {}
+        try:
+            with path.open("rb") as content, np.load(content) as stored:
+                names = record.get(ARRAYS, dict.fromkeys(stored))
+                arrays = {name: stored[name] for name in names}
+        except UNREADABLE_ARRAYS as error:
+            raise ValueError(f"`{path}` must hold the arrays of its unit, got: {error}; {self._advice}.") from error
+        changed = [name for name, array in arrays.items() if names[name] not in (None, checksum_array(array))]
+        if changed:
+            raise ValueError(f"`{path}` must be as it was written, got another array {changed[0]!r}; {self._advice}.")
+        return arrays
+
+    def _load(self) -> dict[str, Any] | None:
+        """Read the record; None where there is none."""
+        if not self.path.is_file():
+            return None
+        record = read_record(self.path, self._advice)
+        if (ARRAYS in record) != (SEAL in record) or not record.keys() >= RECORD_KEYS:
+            raise ValueError(f"`{self.path}` must be the record of a unit, got another; {self._advice}.")
+        return record
+
+    @property
+    def _advice(self) -> str:
+        return "remove it, and that unit is computed again"
 
     def _is_wanted(self, row: dict[str, Any]) -> bool:
         if row["kind"] == "model":

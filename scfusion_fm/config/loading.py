@@ -11,8 +11,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-LARGEST_FILE = 1_000_000  # letters, or entries; no settings are that long
+from scfusion_fm.records import seal_text
 
+LARGEST_FILE = 1_000_000  # letters, or entries; no settings are that long
 T = TypeVar("T")
 
 
@@ -93,8 +94,8 @@ def _one_line(error: Exception) -> str:
 
 
 def save_config(config: Any, path: Path) -> None:
-    """Write a configuration as YAML."""
-    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+    """Write a configuration as YAML, with its checksum in a comment."""
+    path.write_text(seal_text(OmegaConf.to_yaml(OmegaConf.structured(config))))
 
 
 def config_differences(old: Any, new: Any, prefix: str = "") -> list[str]:

@@ -1,6 +1,5 @@
 """What a fine-tuning leaves: the model with its calibration, results, and the closing lines."""
 
-import json
 from typing import Any, Protocol
 
 import pandas as pd
@@ -10,6 +9,7 @@ from transformers import PreTrainedModel
 
 from scfusion_fm.config.loading import save_config
 from scfusion_fm.data.scratch import Scratch
+from scfusion_fm.evaluation.report.run_files import write_results
 from scfusion_fm.inference.export import export_model
 from scfusion_fm.model import ScFusionTTTFeatureExtractor
 from scfusion_fm.tasks.seen import SeenByModel
@@ -69,7 +69,7 @@ def finish_run(
     export_model(fitted.model, fitted.extractor, run.path / "model", facts, seen.cells, files)
     trained, total = fitted.num_trained, fitted.model.num_parameters()
     results = results | {"parameters": {"trained": trained, "total": total}, "seen_test_cells": seen.test_cells}
-    (run.path / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    write_results(run.path, results)
     run.publish()
     print(show_text(pd.DataFrame(results["table"]).round(3).to_string(index=False), keep="\n"))
     print(f"{trained:,} of {total:,} parameters were trained")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from scfusion_fm.config.pretrain import RunConfig
+from scfusion_fm.records import SEAL, keeps_seal, parse_record, seal_record
 from scfusion_fm.training.run_files import METRICS
 from scfusion_fm.training.sinks import Sinks
 
@@ -57,11 +58,11 @@ class RunLog:
         self._file = path.open("a" if resumed else "w")
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append one record; it needs `step` and `split`. In the file, what is not finite is null."""
+        """Append one record with its checksum; it needs `step` and `split`. In the file, what is not finite is null."""
         if not self._enabled:
             return
         held = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-        self._file.write(json.dumps(held, allow_nan=False) + "\n")
+        self._file.write(json.dumps(seal_record(held), allow_nan=False) + "\n")
         self._file.flush()
         numbers = {f"{record['split']}/{k}": float(v) for k, v in record.items() if k != "step" and _is_number(v)}
         self._sinks.write(numbers, record["step"])
@@ -123,11 +124,13 @@ def format_seconds(seconds: float) -> str:
 
 
 def _read_step(line: bytes) -> int | None:
-    """Give the step of a record, or None for what a power failure made of one."""
+    """Give the step of a record, or None for what a power failure or a disk made of one."""
     try:
-        return json.loads(line)["step"]
-    except (ValueError, TypeError, KeyError):
+        record = parse_record(line)
+    except ValueError:
         return None
+    step = record.get("step")
+    return step if isinstance(step, int) and (SEAL not in record or keeps_seal(record)) else None
 
 
 def _is_number(value: Any) -> bool:

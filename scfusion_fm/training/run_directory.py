@@ -14,6 +14,7 @@ from deepspeed import comm
 
 from scfusion_fm.config.loading import config_differences
 from scfusion_fm.config.pretrain import RunConfig
+from scfusion_fm.records import SEAL, read_record, seal_record
 from scfusion_fm.training import checkpoint
 from scfusion_fm.training.checkpoint import Checkpoint
 from scfusion_fm.training.collectives import from_rank_0, gather, together
@@ -145,7 +146,7 @@ class RunDirectory:
                 )
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         checkpoint.remove_leftovers(self.checkpoints)
-        checkpoint.write_durably(known, json.dumps(identity, indent=1))
+        checkpoint.write_durably(known, json.dumps(seal_record(identity), indent=1))
 
     def _lock(self) -> None:
         """
@@ -179,13 +180,10 @@ class RunDirectory:
         ValueError
             If they cannot be read.
         """
-        try:
-            return json.loads((self.path / IDENTITY).read_text())
-        except ValueError as error:
-            raise ValueError(
-                f"{str(self.path / IDENTITY)!r} must be as the run wrote it, got what is no JSON: {error}. Remove it "
-                "to go on from the checkpoints with the settings that you give."
-            ) from error
+        known = read_record(
+            self.path / IDENTITY, "remove it to go on from the checkpoints with the settings that you give"
+        )
+        return {key: value for key, value in known.items() if key != SEAL}
 
     def _start_checkpoint(self, step: int) -> str:
         """Make room and a directory for a checkpoint; give the name of that."""

@@ -1,12 +1,14 @@
 """Files of a checkpoint: any cut can be read from any other, and what is damaged or half written is not used."""
 
 import json
+import operator
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from make_damage import DAMAGES, all_files, find_silent
 from safetensors.torch import load_file
 
 from scfusion_fm.records import seal_record
@@ -161,7 +163,7 @@ def spoil_digit(path):
 
 def spoil_kind(path):
     (path.parent / MANIFEST).write_text("[]")
-    return "manifest.json cannot be read: no JSON object but a list"
+    return "manifest.json cannot be read: no JSON object but one of type list"
 
 
 def edit(path, **changes):
@@ -217,3 +219,14 @@ def test_checkpoint_of_a_step_can_be_asked_for(checkpoints):
     )
     with pytest.raises(ValueError, match="must hold a checkpoint of step 2"):
         newest_checkpoint(checkpoints, 2)
+
+
+@pytest.mark.parametrize("times", [5, pytest.param(100, marks=pytest.mark.slow)])
+def test_damage_to_any_file_is_found(checkpoints, times):
+    directory = write(checkpoints).directory
+
+    def read():
+        found = newest_checkpoint(checkpoints)
+        return found.manifest | {"weights": {name: w.tolist() for name, w in found.weights(SHAPES).items()}}
+
+    assert find_silent(all_files(directory), DAMAGES * times, read, operator.eq) == []

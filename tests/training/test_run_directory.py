@@ -1,9 +1,12 @@
 """The directory of a run, as a run of one rank sees it."""
 
+import operator
 from types import SimpleNamespace
 
 import pytest
+from make_damage import DAMAGES, find_silent
 
+from scfusion_fm.config.loading import config_differences
 from scfusion_fm.config.pretrain import RunConfig
 from scfusion_fm.training import run_directory
 from scfusion_fm.training.checkpoint import publish, start_checkpoint, write_rank
@@ -50,8 +53,22 @@ def test_settings_that_cannot_be_read_are_named(tmp_path):
     open_run(tmp_path)
     write_checkpoint(tmp_path, 3)
     (tmp_path / IDENTITY).write_text('{"optim": ')
-    with pytest.raises(ValueError, match=r"run\.json' must be as the run wrote it, got what is no JSON"):
+    with pytest.raises(ValueError, match=r"run\.json` must be a JSON object as it was written, got no JSON"):
         open_run(tmp_path)
+
+
+def test_damage_to_the_settings_is_told_of_or_changes_nothing(tmp_path):
+    run = open_run(tmp_path)
+    run._held.close()
+    expected = run._read_identity()
+
+    def read():
+        changed = config_differences(run._read_identity(), expected)
+        if changed:
+            raise ValueError(changed[0])  # as a run does
+        return True
+
+    assert find_silent([tmp_path / IDENTITY], DAMAGES * 20, read, operator.eq) == []
 
 
 def test_directory_in_use_is_refused(tmp_path):

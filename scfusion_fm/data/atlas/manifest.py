@@ -86,10 +86,10 @@ def read_manifest(location: Location) -> dict[str, Any]:
         raise ValueError(
             f"`atlas` must be a directory that `scfusion prepare` wrote, got {str(location)!r}."
         ) from error
-    return parse_manifest(data, location)
+    return parse_manifest(data, f"`{MANIFEST}` of the atlas {str(location)!r}")
 
 
-def parse_manifest(data: bytes, location: Location) -> dict[str, Any]:
+def parse_manifest(data: bytes, name: str) -> dict[str, Any]:
     """
     Check what a manifest says.
 
@@ -97,8 +97,8 @@ def parse_manifest(data: bytes, location: Location) -> dict[str, Any]:
     ----------
     data
         Content of the file.
-    location
-        The atlas, for messages.
+    name
+        What it is, for messages.
 
     Raises
     ------
@@ -108,20 +108,20 @@ def parse_manifest(data: bytes, location: Location) -> dict[str, Any]:
     try:
         manifest = parse_record(data)
     except ValueError as error:
-        raise ValueError(_flaw(location, str(error))) from error
+        raise ValueError(_flaw(name, str(error))) from error
     found = (manifest.get("format"), manifest.get("format_version"))
     if found not in ((FORMAT, FORMAT_VERSION), (FORMAT, UNCHECKED_VERSION)) or type(found[1]) is not int:
         raise ValueError(
-            f"`atlas` must be of format {FORMAT} {FORMAT_VERSION}, got {found[0]} {found[1]} in {str(location)!r}; "
+            f"`atlas` must be of format {FORMAT} {FORMAT_VERSION}, got {found[0]} {found[1]} in {name}; "
             "prepare it again with this version."
         )
     if (found[1] == FORMAT_VERSION or SEAL in manifest) and not keeps_seal(manifest):
-        raise ValueError(_flaw(location, "one without its checksum: it was damaged or edited"))
+        raise ValueError(_flaw(name, "one without its checksum: it was damaged or edited"))
     try:
         check_form(manifest, ManifestForm)
         check_manifest(manifest)
     except ValueError as error:
-        raise ValueError(_flaw(location, f"one in which {str(error).rstrip('.')}")) from error
+        raise ValueError(_flaw(name, f"one in which {str(error).rstrip('.')}")) from error
     return manifest
 
 
@@ -166,7 +166,5 @@ def is_inside(name: str) -> bool:
     return not any(part in name for part in ("\0", "::", "://")) and not {"", ".", ".."} & set(name.split("/"))
 
 
-def _flaw(location: Location, what: str) -> str:
-    return (
-        f"`{MANIFEST}` of the atlas {str(location)!r} must be as it was written, got {what}. Copy or prepare it again."
-    )
+def _flaw(name: str, what: str) -> str:
+    return f"{name} must be as it was written, got {what}. Copy or prepare it again."

@@ -2,12 +2,22 @@
 
 import json
 import os
+import struct
+import zlib
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
+
+from scfusion_fm.records import SEAL, checksum_bytes, keeps_seal, parse_record, read_record, seal_record, unseal_text
+
+RESULTS = "results.json"
+FILES = "files"
+"""Entry of `results.json` with the checksums of the files beside it."""
+# What numpy and zipfile raise where an archive is damaged.
+UNREADABLE_ARRAYS = (KeyError, ValueError, EOFError, OSError, RuntimeError, BadZipFile, zlib.error, struct.error)
 
 
 def read_json(path: Path, keys: tuple[str, ...], row_keys: tuple[str, ...]) -> dict:
@@ -27,20 +37,33 @@ def read_json(path: Path, keys: tuple[str, ...], row_keys: tuple[str, ...]) -> d
     ValueError
         If the file is missing, is not JSON, or lacks an entry.
     """
-    try:
-        results = dict(json.loads(_require_file(path).read_text(encoding="utf-8")))
-    except (TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"`{path}` must be a JSON object, got: {error}; run the task again.") from None
+    results = read_record(_require_file(path), "run the task again")
+    for name, expected in results.get(FILES, {}).items() if SEAL in results else ():
+        _check_beside(path.parent / Path(name).name, expected)
     missing = [key for key in ("table", *keys) if key not in results]
     if missing:
         raise ValueError(f"`{path}` must have the entry {missing[0]!r}, got {list(results)}; add it.")
-    incomplete = [row for row in results["table"] if set(row_keys) - set(row)]
+    if not isinstance(results["table"], list):
+        raise ValueError(f"`{path}` must have a list of rows as its table, got {results['table']!r:.60}.")
+    incomplete = [row for row in results["table"] if not isinstance(row, dict) or set(row_keys) - set(row)]
     if incomplete or not results["table"]:
         raise ValueError(
             f"`{path}` must have a table whose rows hold {list(row_keys)}, got "
             f"{incomplete[0] if incomplete else 'no rows'}; run the task again."
         )
     return results
+
+
+def write_results(run: Path, results: dict) -> None:
+    """Write `results.json` with a checksum of itself and of each file beside it."""
+    files = {p.name: checksum_bytes(p.read_bytes()) for p in sorted(run.iterdir()) if p.is_file() and p.name != RESULTS}
+    (run / RESULTS).write_text(json.dumps(seal_record(results | {FILES: files}), indent=1) + "\n")
+
+
+def _check_beside(path: Path, checksum: str) -> None:
+    """Compare a file with its checksum; one that is not there may not be needed."""
+    if path.is_file() and checksum_bytes(path.read_bytes()) != checksum:
+        raise ValueError(f"`{path}` must be as it was written, got another checksum; run the task again.")
 
 
 def read_metrics(path: Path) -> pd.DataFrame:
@@ -60,14 +83,18 @@ def read_metrics(path: Path) -> pd.DataFrame:
     ValueError
         If the file is missing or empty, a line is not a JSON object, or a column is missing.
     """
-    records = []
-    for number, line in enumerate(_require_file(path).read_text(encoding="utf-8").splitlines(), start=1):
+    records, sealed = [], False
+    for number, line in enumerate(_require_file(path).read_bytes().splitlines(), start=1):
         try:
-            records.append(dict(json.loads(line)))
-        except (TypeError, ValueError):
+            record = parse_record(line)
+        except ValueError:
             raise ValueError(
-                f"`{path}` must hold one JSON object per line, got {line[:60]!r} in line {number}; delete it."
+                f"`{path}` must hold one JSON object per line, got {_show(line)} in line {number}; delete it."
             ) from None
+        sealed = sealed or SEAL in record  # an older version may have written the first ones
+        if sealed and not keeps_seal(record):
+            raise ValueError(f"`{path}` must be as it was written, got {_show(line)} in line {number}; delete it.")
+        records.append({key: value for key, value in record.items() if key != SEAL})
     table = pd.DataFrame(records)
     wanted = ("step", "cells", "split", "loss", "rna_loss", "adt_loss", "cells_per_s", "seconds")
     missing = [name for name in wanted if name not in table]
@@ -123,16 +150,16 @@ def read_arrays(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
     """
     _require_file(path)
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as content, np.load(content) as arrays:
             return {name: arrays[name] for name in names}
-    except (KeyError, ValueError, EOFError, BadZipFile) as error:
+    except UNREADABLE_ARRAYS as error:
         raise ValueError(
             f"`{path}` must be an npz file with the plain arrays {list(names)}, got: {error}; write it again."
         ) from None
 
 
 def read_text(path: Path) -> str:
-    """Read a text file.
+    """Read a text file, without its checksum if it begins with one.
 
     Parameters
     ----------
@@ -142,9 +169,16 @@ def read_text(path: Path) -> str:
     Raises
     ------
     ValueError
-        If the file is missing.
+        If the file is missing, or not as it was written.
     """
-    return _require_file(path).read_text(encoding="utf-8")
+    try:
+        return unseal_text(_require_file(path).read_bytes())
+    except ValueError as error:
+        raise ValueError(f"`{path}` must be as it was written, got {error}; copy it again.") from None
+
+
+def _show(line: bytes) -> str:
+    return repr(line[:60].decode(errors="replace"))
 
 
 def _require_file(path: Path) -> Path:

@@ -122,7 +122,7 @@ def test_a_manifest_of_another_atlas_is_refused(atlas_path):
 def test_what_cannot_be_read_as_json_is_named(atlas_path):
     for content, message in (
         (b"[" * 10**5, "nested too deeply"),
-        (b"[]", "no JSON object but a list"),
+        (b"[]", "no JSON object but one of type list"),
         (b"\xff", "no"),
     ):
         for name in (MANIFEST, "zarr.json", "X/data/zarr.json"):

@@ -1,11 +1,13 @@
 import base64
 import json
+import pickle
 import re
 from html.parser import HTMLParser
 
 import numpy as np
 import pandas as pd
 import pytest
+from make_damage import DAMAGES, all_files, find_silent
 
 from scfusion_fm.evaluation.metrics.labels import annotation_scores
 from scfusion_fm.evaluation.metrics.proteins import protein_scores
@@ -18,6 +20,7 @@ from scfusion_fm.evaluation.report.text import (
     describe_uncertainty,
     describe_validation,
 )
+from scfusion_fm.records import seal_record, seal_text
 
 SCRIPT = "<script>alert('T')</script>"
 CELL_TYPES = ["B & plasma", "NK", SCRIPT]
@@ -336,8 +339,8 @@ def test_a_missing_directory_is_named(tmp_path):
         (0, "metrics.jsonl", "7\n", "one JSON object per line, got '7' in line 1"),
         (0, "metrics.jsonl", '{"step": 1}\n', "in its records, got no 'cells'"),
         (0, "metrics.jsonl", "", "in its records, got no 'step'"),
-        (1, "results.json", "{", "must be a JSON object, got: Expecting"),
-        (1, "results.json", "7", "must be a JSON object, got: 'int'"),
+        (1, "results.json", "{", "must be a JSON object as it was written, got no JSON"),
+        (1, "results.json", "7", "must be a JSON object as it was written, got no JSON object but one of type int"),
         (1, "results.json", "{}", "must have the entry 'table'"),
         (1, "test_predictions.csv", "", r"must have rows with \['label', 'predicted'\], got no 'label'"),
         (1, "test_predictions.csv", "label,predicted\n", "got no rows"),
@@ -378,3 +381,82 @@ def test_seen_test_cells_are_told(runs, tmp_path):
     assert "7 of 60; chance explains 0.012. The figures below are too good" in page
     assert "not known: the model does not tell" in page  # of the other run
     assert "too good" not in describe_seen_cells(answer | {"seen": 0, "beyond_chance": False})
+
+
+@pytest.fixture
+def sealed(runs):
+    """The same with checksums, as the scripts write them now."""
+    for run in runs[1:]:
+        run_files.write_results(run, json.loads((run / "results.json").read_text()))
+    metrics, config = runs[0] / "metrics.jsonl", runs[0] / "config.yaml"
+    records = [seal_record(json.loads(line)) for line in metrics.read_text().splitlines()]
+    metrics.write_text("".join(json.dumps(record) + "\n" for record in records))
+    config.write_text(seal_text(config.read_text()))
+    return runs
+
+
+def read_runs(runs):
+    """Read all that a report takes from runs."""
+    return {
+        "metrics": run_files.read_metrics(runs[0] / "metrics.jsonl")[["step", "split", "loss", "rna_loss"]].to_csv(),
+        "config": run_files.read_text(runs[0] / "config.yaml"),
+        "results": [without_seal(run_files.read_json(run / "results.json", (), ("method",))) for run in runs[1:]],
+        "cells": run_files.read_table(runs[1] / "test_predictions.csv", ("label", "predicted")).to_csv(),
+        "proteins": run_files.read_table(runs[2] / "per_protein.csv", ("protein", "method")).to_csv(),
+        "embedding": run_files.read_arrays(runs[1] / "embedding.npz", ("embedding", "labels", "split")),
+        "predicted": run_files.read_arrays(runs[2] / "test_predictions.npz", ("measured", "predicted", "names")),
+    }
+
+
+def without_seal(results):
+    return {key: value for key, value in results.items() if key in ("table", "data", "cells", "task", "classes")}
+
+
+def same_runs(left, right):
+    return pickle.dumps(left) == pickle.dumps(right)
+
+
+@pytest.mark.parametrize("times", [4, pytest.param(100, marks=pytest.mark.slow)])
+def test_damage_to_any_file_of_runs_is_told_of_or_changes_nothing(sealed, times):
+    assert set(read_runs(sealed)) == set(read_runs(sealed))
+    files = [file for run in sealed for file in all_files(run)]
+    assert find_silent(files, DAMAGES * times, lambda: read_runs(sealed), same_runs) == []
+
+
+def test_edited_files_of_runs_are_named(sealed, tmp_path):
+    for path, edit, message in (
+        (
+            sealed[0] / "metrics.jsonl",
+            ("10.25", "10.35"),
+            r"metrics.jsonl` must be as it was written, got .* in line 1; delete it",
+        ),
+        (
+            sealed[0] / "config.yaml",
+            ("demo", "other"),
+            r"config.yaml` must be as it was written, got text without its checksum",
+        ),
+        (
+            sealed[1] / "results.json",
+            ("scFusionTTT", "other"),
+            r"results.json` must be a JSON object as it was written, got one without its",
+        ),
+        (
+            sealed[1] / "test_predictions.csv",
+            ("0.5", "0.6"),
+            r"test_predictions.csv` must be as it was written, got another checksum",
+        ),
+    ):
+        whole = path.read_text()
+        path.write_text(whole.replace(*edit, 1))
+        with pytest.raises(ValueError, match=message):
+            write_report(tmp_path / "report.html", *sealed)
+        path.write_text(whole)
+    (sealed[0] / "config.yaml").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"config.yaml` must be as it was written, got no text"):
+        write_report(tmp_path / "report.html", *sealed)
+
+
+def test_a_table_that_is_none_is_refused(tmp_path, runs):
+    edit_results(runs[1], table=5)
+    with pytest.raises(ValueError, match=r"results.json` must have a list of rows as its table, got 5"):
+        write_report(tmp_path / "report.html", None, runs[1], None)
