@@ -14,7 +14,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -25,7 +25,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from scfusion_fm.records import check_form, keeps_seal, parse_record, seal_record
+from scfusion_fm.records import keeps_seal, parse_record, seal_record
+from scfusion_fm.untrusted.rules import Anything, ListOf, MapOf, Record, Text, Whole, parse, ruled
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
@@ -42,22 +43,22 @@ KEYS = (WEIGHT, *MOMENTS)
 class RankFile:
     """Name, size and CRC-32C of the file of a rank."""
 
-    file: str
-    bytes: int
-    crc32c: str
+    file: str = ruled(Text())
+    bytes: int = ruled(Whole(0, 2**53))
+    crc32c: str = ruled(Text())
 
 
 @dataclass(frozen=True)
 class ManifestForm:
     """Fields of the manifest; `state` is what the run needs to go on."""
 
-    format_version: int
-    step: int
-    files: list[RankFile]
-    crc32c: str
-    state: dict[str, Any] = field(default_factory=dict)
-    ranks: int = 1
-    zero_stage: int = 0
+    format_version: int = ruled(Whole(1, FORMAT_VERSION))
+    step: int = ruled(Whole(0, 2**53))
+    files: list[RankFile] = ruled(ListOf(Record(RankFile)))
+    crc32c: str = ruled(Text())
+    state: dict[str, Any] = ruled(MapOf(Anything()), default=None)
+    ranks: int = ruled(Whole(1, 2**31), default=1)
+    zero_stage: int = ruled(Whole(0, 3), default=0)
 
 
 @dataclass(frozen=True)
@@ -205,7 +206,7 @@ class Checkpoint:
                 return f"{MANIFEST} does not have its checksum"
             if manifest.get("format_version") != FORMAT_VERSION:
                 return f"{MANIFEST} is of format {manifest.get('format_version')!r}, where {FORMAT_VERSION} is read"
-            check_form(manifest, ManifestForm)
+            parse(ManifestForm, manifest)
         except (OSError, ValueError) as error:
             return f"{MANIFEST} cannot be read: {error}"
         if manifest["step"] != self.step:

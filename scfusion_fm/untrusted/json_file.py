@@ -6,17 +6,26 @@ from typing import Any
 from scfusion_fm.untrusted.text import show_value
 
 
-def read_json(data: bytes) -> Any:
+def read_json(data: bytes, finite: bool = True) -> Any:
     """
     Read JSON strictly.
+
+    Parameters
+    ----------
+    data
+        Content of the file.
+    finite
+        Whether NaN and infinite numbers are refused.
 
     Raises
     ------
     ValueError
-        If it is damaged or nested too deeply, holds NaN or an infinite number, or an object has a name twice.
+        If it is damaged or nested too deeply, holds numbers that are not finite, or an object has a name twice.
     """
     try:
-        return json.loads(data.decode(), object_pairs_hook=_refuse_repeats, parse_constant=_refuse_constant)
+        return json.loads(
+            data.decode(), object_pairs_hook=_refuse_repeats, parse_constant=_refuse_constant if finite else None
+        )
     except UnicodeDecodeError as error:
         raise ValueError(f"must be UTF-8 text, got other bytes at place {error.start}") from error
     except json.JSONDecodeError as error:

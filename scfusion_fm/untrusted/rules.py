@@ -90,6 +90,15 @@ class Text:
 
 
 @dataclass(frozen=True)
+class Anything:
+    """Whatever JSON holds."""
+
+    def read(self, value: Any, name: str) -> Any:
+        """Give it."""
+        return value
+
+
+@dataclass(frozen=True)
 class Maybe:
     """Null, or what another rule allows."""
 

@@ -57,7 +57,7 @@ def test_damage_is_told_of_or_changes_nothing(file, times):
 def test_what_is_damaged_is_named_with_what_to_do(file):
     text = file.path.read_text()
     file.path.write_text(text.replace("0.25", "0.75"))
-    with pytest.raises(ValueError, match=r"fold1-all.json` must be a JSON object as it was written, .*remove it"):
+    with pytest.raises(ValueError, match=r"fold1-all.json` must have its checksum, got another.*remove it"):
         file.read()
     record = json.loads(text)
     del record["crc32c"]

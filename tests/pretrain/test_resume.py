@@ -179,7 +179,7 @@ def test_second_run_in_a_directory_is_refused(atlas_path, tmp_path, whole):
     first.finish()
     np.testing.assert_allclose(losses(output), losses(whole), rtol=1e-6)
     (output / "run.json").write_text('{"seed": ')
-    assert "run.json' must be as the run wrote it" in Job(1, tmp_path / "third", "--config", config).finish(2)
+    assert "remove it to go on from the checkpoints" in Job(1, tmp_path / "third", "--config", config).finish(2)
 
 
 def test_rank_with_other_settings_ends_the_run(atlas_path, tmp_path):

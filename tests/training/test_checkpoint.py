@@ -163,7 +163,7 @@ def spoil_digit(path):
 
 def spoil_kind(path):
     (path.parent / MANIFEST).write_text("[]")
-    return "manifest.json cannot be read: no JSON object but one of type list"
+    return "manifest.json cannot be read: must be a JSON object"
 
 
 def edit(path, **changes):
@@ -185,12 +185,12 @@ def spoil_step(path):
 
 def spoil_absence(path):
     edit(path, files=None)
-    return "manifest.json cannot be read: it must have 'files', got none"
+    return "manifest.json cannot be read: `content` must have a field 'files', got none"
 
 
 def spoil_type(path):
     edit(path, files=[{"file": 1}])
-    return "manifest.json cannot be read: `files.0.file` must be text, got 1"
+    return "manifest.json cannot be read: `files.file` must be text of at most 4096 characters, got 1"
 
 
 def spoil_place(path):

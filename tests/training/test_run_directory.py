@@ -53,7 +53,7 @@ def test_settings_that_cannot_be_read_are_named(tmp_path):
     open_run(tmp_path)
     write_checkpoint(tmp_path, 3)
     (tmp_path / IDENTITY).write_text('{"optim": ')
-    with pytest.raises(ValueError, match=r"run\.json` must be a JSON object as it was written, got no JSON"):
+    with pytest.raises(ValueError, match=r"run\.json` must be complete JSON"):
         open_run(tmp_path)
 
 

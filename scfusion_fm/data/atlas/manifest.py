@@ -7,7 +7,8 @@ from typing import Any
 
 from scfusion_fm.data.locations import Location, file_system
 from scfusion_fm.data.vocabulary.vocabulary import Vocabulary
-from scfusion_fm.records import SEAL, check_form, keeps_seal, parse_record, seal_record
+from scfusion_fm.records import CHANGED, SEAL, keeps_seal, parse_record, seal_record
+from scfusion_fm.untrusted.rules import Anything, ListOf, MapOf, Record, Text, Whole, parse, ruled
 
 FORMAT = "scfusion-atlas"
 FORMAT_VERSION = 3
@@ -18,53 +19,56 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _TYPES = ("uint16", "uint32")
 
 
+_NUMBER, _NAME = Whole(0, 2**53), Text(longest=2**20)
+
+
 @dataclass(frozen=True)
 class FileRecord:
     """Size and checksum of a file."""
 
-    bytes: int
-    sha256: str
+    bytes: int = ruled(_NUMBER)
+    sha256: str = ruled(_NAME)
 
 
 @dataclass(frozen=True)
 class SourceRecord:
     """One data set: where its cells are from, how many there are, and digests of them."""
 
-    name: str
-    file: str
-    sha256: str
-    licence: str
-    reference: str
-    cells: int
-    values: int
-    cells_with_rna: int
-    cells_with_adt: int
-    panels_sha256: str
-    genes: int
-    proteins: int
-    pieces: list[str]
+    name: str = ruled(_NAME)
+    file: str = ruled(_NAME)
+    sha256: str = ruled(_NAME)
+    licence: str = ruled(_NAME)
+    reference: str = ruled(_NAME)
+    cells: int = ruled(_NUMBER)
+    values: int = ruled(_NUMBER)
+    cells_with_rna: int = ruled(_NUMBER)
+    cells_with_adt: int = ruled(_NUMBER)
+    panels_sha256: str = ruled(_NAME)
+    genes: int = ruled(_NUMBER)
+    proteins: int = ruled(_NUMBER)
+    pieces: list[str] = ruled(ListOf(_NAME))
 
 
 @dataclass(frozen=True)
 class ManifestForm:
     """Fields of the manifest and their types; `check_manifest` says what else holds."""
 
-    format: str
-    format_version: int
-    versions: dict[str, str]
-    num_cells: int
-    num_values: int
-    num_genes: int
-    num_proteins: int
-    types: dict[str, str]
-    cells_per_split: dict[str, int]
-    fingerprint: str
-    recipe: dict[str, Any]
-    sources: list[SourceRecord]
-    files: dict[str, FileRecord]
-    vocabulary_sha256: str
-    vocabulary: dict[str, list[str]]
-    crc32c: str = ""
+    format: str = ruled(_NAME)
+    format_version: int = ruled(_NUMBER)
+    versions: dict[str, str] = ruled(MapOf(_NAME))
+    num_cells: int = ruled(_NUMBER)
+    num_values: int = ruled(_NUMBER)
+    num_genes: int = ruled(_NUMBER)
+    num_proteins: int = ruled(_NUMBER)
+    types: dict[str, str] = ruled(MapOf(_NAME))
+    cells_per_split: dict[str, int] = ruled(MapOf(_NUMBER))
+    fingerprint: str = ruled(_NAME)
+    recipe: dict[str, Any] = ruled(MapOf(Anything()))
+    sources: list[SourceRecord] = ruled(ListOf(Record(SourceRecord)))
+    files: dict[str, FileRecord] = ruled(MapOf(Record(FileRecord)))
+    vocabulary_sha256: str = ruled(_NAME)
+    vocabulary: dict[str, Any] = ruled(MapOf(Anything()))
+    crc32c: str = ruled(_NAME, default="")
 
 
 def read_manifest(location: Location) -> dict[str, Any]:
@@ -116,12 +120,12 @@ def parse_manifest(data: bytes, name: str) -> dict[str, Any]:
             "prepare it again with this version."
         )
     if (found[1] == FORMAT_VERSION or SEAL in manifest) and not keeps_seal(manifest):
-        raise ValueError(_flaw(name, "one without its checksum: it was damaged or edited"))
+        raise ValueError(_flaw(name, CHANGED))
     try:
-        check_form(manifest, ManifestForm)
+        parse(ManifestForm, manifest)
         check_manifest(manifest)
     except ValueError as error:
-        raise ValueError(_flaw(name, f"one in which {str(error).rstrip('.')}")) from error
+        raise ValueError(_flaw(name, f"is damaged or not ours: {str(error).rstrip('.')}")) from error
     return manifest
 
 
@@ -141,6 +145,8 @@ def check_manifest(manifest: dict[str, Any]) -> None:
     """
     if sorted(manifest["vocabulary"]) != sorted(Vocabulary.__annotations__):
         raise ValueError(f"`vocabulary` must have {list(Vocabulary.__annotations__)}")
+    if not all(type(names) is list and {str}.issuperset(map(type, names)) for names in manifest["vocabulary"].values()):
+        raise ValueError("`vocabulary` must hold lists of text")
     vocabulary, sources = Vocabulary(**manifest["vocabulary"]), manifest["sources"]
     for name, expected in (
         ("num_genes", vocabulary.num_genes),
@@ -167,4 +173,4 @@ def is_inside(name: str) -> bool:
 
 
 def _flaw(name: str, what: str) -> str:
-    return f"{name} must be as it was written, got {what}. Copy or prepare it again."
+    return f"{name} {what}. Copy or prepare it again."

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from scfusion_fm.records import checksum_record, parse_record
+from scfusion_fm.records import CHANGED, checksum_record, parse_record
 
 METADATA = "zarr.json"
 SEAL_ATTRIBUTE = "scfusion_crc32c"
@@ -50,14 +50,14 @@ def parse_metadata(data: bytes, name: str, sealed: bool = False) -> dict[str, An
     try:
         meta = parse_record(data)
     except ValueError as error:
-        raise ValueError(_flaw(name, str(error))) from error
+        raise ValueError(f"`{name}` {error}; copy or prepare the atlas again.") from error
     attributes = meta.get("attributes", {})
     if not isinstance(attributes, dict):
         raise ValueError(_flaw(name, f"attributes of type {type(attributes).__name__}"))
     if sealed or SEAL_ATTRIBUTE in attributes:
         rest = {key: value for key, value in attributes.items() if key != SEAL_ATTRIBUTE}
         if attributes.get(SEAL_ATTRIBUTE) != checksum_record(meta | {"attributes": rest}):
-            raise ValueError(_flaw(name, "one without its checksum: it was damaged or edited"))
+            raise ValueError(f"`{name}` {CHANGED}; copy or prepare the atlas again.")
     return meta
 
 

@@ -11,7 +11,16 @@ from zipfile import BadZipFile
 import numpy as np
 import pandas as pd
 
-from scfusion_fm.records import SEAL, checksum_bytes, keeps_seal, parse_record, read_record, seal_record, unseal_text
+from scfusion_fm.records import (
+    CHANGED,
+    SEAL,
+    checksum_bytes,
+    keeps_seal,
+    parse_record,
+    read_record,
+    seal_record,
+    unseal_text,
+)
 
 RESULTS = "results.json"
 FILES = "files"
@@ -63,7 +72,7 @@ def write_results(run: Path, results: dict) -> None:
 def _check_beside(path: Path, checksum: str) -> None:
     """Compare a file with its checksum; one that is not there may not be needed."""
     if path.is_file() and checksum_bytes(path.read_bytes()) != checksum:
-        raise ValueError(f"`{path}` must be as it was written, got another checksum; run the task again.")
+        raise ValueError(f"`{path}` {CHANGED}; run the task again.")
 
 
 def read_metrics(path: Path) -> pd.DataFrame:
@@ -174,7 +183,7 @@ def read_text(path: Path) -> str:
     try:
         return unseal_text(_require_file(path).read_bytes())
     except ValueError as error:
-        raise ValueError(f"`{path}` must be as it was written, got {error}; copy it again.") from None
+        raise ValueError(f"`{path}` {error}; copy it again.") from None
 
 
 def _show(line: bytes) -> str:

@@ -339,8 +339,8 @@ def test_a_missing_directory_is_named(tmp_path):
         (0, "metrics.jsonl", "7\n", "one JSON object per line, got '7' in line 1"),
         (0, "metrics.jsonl", '{"step": 1}\n', "in its records, got no 'cells'"),
         (0, "metrics.jsonl", "", "in its records, got no 'step'"),
-        (1, "results.json", "{", "must be a JSON object as it was written, got no JSON"),
-        (1, "results.json", "7", "must be a JSON object as it was written, got no JSON object but one of type int"),
+        (1, "results.json", "{", "must be complete JSON"),
+        (1, "results.json", "7", "must be a JSON object, got 7"),
         (1, "results.json", "{}", "must have the entry 'table'"),
         (1, "test_predictions.csv", "", r"must have rows with \['label', 'predicted'\], got no 'label'"),
         (1, "test_predictions.csv", "label,predicted\n", "got no rows"),
@@ -433,17 +433,17 @@ def test_edited_files_of_runs_are_named(sealed, tmp_path):
         (
             sealed[0] / "config.yaml",
             ("demo", "other"),
-            r"config.yaml` must be as it was written, got text without its checksum",
+            r"config.yaml` must have its checksum, got another",
         ),
         (
             sealed[1] / "results.json",
             ("scFusionTTT", "other"),
-            r"results.json` must be a JSON object as it was written, got one without its",
+            r"results.json` must have its checksum, got another",
         ),
         (
             sealed[1] / "test_predictions.csv",
             ("0.5", "0.6"),
-            r"test_predictions.csv` must be as it was written, got another checksum",
+            r"test_predictions.csv` must have its checksum, got another",
         ),
     ):
         whole = path.read_text()
@@ -452,7 +452,7 @@ def test_edited_files_of_runs_are_named(sealed, tmp_path):
             write_report(tmp_path / "report.html", *sealed)
         path.write_text(whole)
     (sealed[0] / "config.yaml").write_bytes(b"\xff")
-    with pytest.raises(ValueError, match=r"config.yaml` must be as it was written, got no text"):
+    with pytest.raises(ValueError, match=r"config.yaml` must be text, got other bytes"):
         write_report(tmp_path / "report.html", *sealed)
 
 
