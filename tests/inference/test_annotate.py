@@ -144,10 +144,14 @@ def test_what_cannot_be_done_is_refused(annotator, calibrated, export, mixed_fil
     other = export(tmp_path / "other", found, ["B", "T", "NK"])
     taken = AnnotationCalibration(["B", "T", "unknown"], "energy", {"rna": InputCalibration(9, 1.0, RATES)})
     taken = export(tmp_path / "taken", taken, ["B", "T", "unknown"])
+    gaussians = ClassGaussians(np.zeros((1, 2)), np.eye(2))
+    wide = AnnotationCalibration(NAMES, "mahalanobis", {"rna": InputCalibration(9, 1.0, RATES, gaussians)})
+    wide = export(tmp_path / "wide", wide)
     for model, rate, message in (
         (annotator, 0.05, "`model` must hold annotation_calibration.json for --reject-rate"),
         (other, None, "`model` must have a calibration for its classes"),
         (taken, 0.05, "`model` must have no class 'unknown' for --reject-rate"),
+        (wide, None, "`model` must have a calibration for embeddings of width 16, got 2"),
         (calibrated, 0.3, r"`--reject-rate` must be one of the calibrated \[0.05, 0.2\], got 0.3"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 from launch import Job, run, write_config
+from seal import change_json, seal
 from transformers import AutoFeatureExtractor, AutoModel, AutoModelForPreTraining
 
 from scfusion_fm import (
@@ -224,5 +225,13 @@ def test_export_refuses_what_is_not_complete(atlas_path, tmp_path):
     assert "rank_00001.safetensors is missing" in refusal()
     assert "must hold a checkpoint of step 3" in refusal("--step", "3")
     shutil.move(tmp_path / "kept", checkpoint / "rank_00001.safetensors")
+    config = (output / "model" / "config.json").read_text()
+    change_json(output / "model" / "config.json", hidden_size=4096)
+    assert "`run` must hold a checkpoint of its model, got" in refusal()
+    (output / "model" / "config.json").write_text(config)
+    assert "config.json' must have the checksum that SHA256SUMS" in refusal()
+    seal(output / "model")
+    (output / "atlas_manifest.json").write_text("{}")
+    assert "atlas_manifest.json' must be the manifest of an atlas, got a damaged one" in refusal()
     checkpoint.rename(checkpoint.with_suffix(".partial"))
     assert "`run` must hold a checkpoint" in refusal()

@@ -12,7 +12,8 @@ spec.loader.exec_module(fuzz_models)
 
 @pytest.mark.filterwarnings("ignore")
 def test_changed_models_are_refused_in_one_line_or_give_the_same(tmp_path):
-    counts, wrong = fuzz_models.fuzz(fuzz_models.make_targets(tmp_path), 20, 3, tmp_path)
+    targets = [t for t in fuzz_models.make_targets(tmp_path) if t.words[0] in ("embed", "seen", "annotate")]
+    counts, wrong = fuzz_models.fuzz(targets, 14, 3, tmp_path)
     assert wrong == []
-    assert sum(number for (what, _), number in counts.items() if what.startswith("sums")) == 20
+    assert sum(number for (what, _), number in counts.items() if what.startswith("sums")) == 14
     assert counts["sums kept", "refused"] > 2
