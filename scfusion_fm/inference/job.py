@@ -152,7 +152,7 @@ class Job:
         Raises
         ------
         ValueError
-            If no cell is readable.
+            If no cell is readable, or the model gives no finite numbers.
         """
         rows = np.flatnonzero(readable)
         if len(rows) == 0:
@@ -164,6 +164,12 @@ class Job:
             )
         collator = CellCollator(self.aligned, self.extractor)
         found = predict_fields(self.model, collator, rows, fields, modalities, self.request.batch_size, progress=True)
+        bad = sum(int((~np.isfinite(values)).reshape(len(rows), -1).any(1).sum()) for values in found)
+        if bad:
+            raise ValueError(
+                f"`model` must give finite numbers, got others for {bad} of {len(rows)} cells: its weights or settings "
+                f"in {str(self.request.model)!r} are none that were trained. Export it again."
+            )
         results = [np.full((len(readable), *values.shape[1:]), np.nan, dtype=np.float32) for values in found]
         for result, values in zip(results, found, strict=True):
             result[rows] = values

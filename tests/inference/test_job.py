@@ -7,6 +7,8 @@ import mudata as md
 import numpy as np
 import pytest
 from make_cells import make_modalities, write_h5mu
+from safetensors.torch import load_file, save_file
+from seal import copy_model, seal
 
 from scfusion_fm.inference.annotate import annotate
 from scfusion_fm.inference.embed import embed
@@ -73,13 +75,17 @@ def test_mistakes_are_refused_and_leave_nothing(model_dir, annotator, predictor,
         predict_protein(FileRequest(predictor, tmp_path / "adt.h5ad", out, modality="adt"))
 
 
-def test_models_that_cannot_serve_are_refused(export_head, rna_file, tmp_path):
+def test_models_that_cannot_serve_are_refused(model_dir, export_head, rna_file, tmp_path):
     other = tmp_path / "bert"
     other.mkdir()
     (other / "config.json").write_text('{"model_type": "bert"}')
     (other / "preprocessor_config.json").write_text("{}")
     with pytest.raises(ValueError, match=r"`model_type` must be one of \['scfusion_ttt'\], got 'bert'"):
         embed(FileRequest(other, rna_file, tmp_path / "out.h5ad"))
+    huge = copy_model(model_dir, tmp_path / "huge")
+    save_file({n: x * 1e38 for n, x in load_file(huge / "model.safetensors").items()}, huge / "model.safetensors")
+    with pytest.raises(ValueError, match="`model` must give finite numbers, got others for 20 of 20 cells"):
+        embed(FileRequest(seal(huge), rna_file, tmp_path / "out.h5ad"))
     reverse = export_head(tmp_path / "reverse", ScFusionTTTForCrossModalPrediction, target_modality="rna")
     with pytest.raises(ValueError, match="`model` must predict adt, got one that predicts 'rna'"):
         predict_protein(FileRequest(reverse, rna_file, tmp_path / "out.h5ad"))

@@ -28,7 +28,7 @@ SEEN_CELLS = "seen_cells.npz"
 FORMAT = "scfusion-seen-cells 1"
 FALSE_POSITIVE_RATE = 1e-4
 MOST_HASHES = 64
-MOST_PARTS = 10_000
+MOST_PARTS = 1000
 MOST_CELLS = 1 << 40
 
 
