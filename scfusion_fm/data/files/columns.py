@@ -55,7 +55,8 @@ peaks peak atac atacseq scatac chromatin chromatinaccessibility accessibility mu
 cmo cmos hto htos hashtag hashtags hashing hash hashtagoligo hashtagoligos sampletag sampletags lmo multiseq
 crispr crisprguidecapture crisprguide guide guides guidecapture sgrna grna gdo antigencapture antigen antigens
 dextramer dextramers tetramer tetramers vdj vdjt vdjb tcr bcr airr ir custom spikein spikeins ercc fragments
-geneactivity activity motif motifs chromvar negativecontrolprobe negativecontrolcodeword blankcodeword
+geneactivity geneactivities activity motif motifs chromvar genescore genescores genescorematrix
+negativecontrolprobe negativecontrolcodeword blankcodeword
 unassignedcodeword deprecatedcodeword genomiccontrol negprobe negativecontrol control blank falsecode
 methylation lipids metabolites imaging spatial
 """
@@ -94,16 +95,25 @@ class NamedFeatures:
     ----------
     genes, antibodies
         (n,) whether the name is that of a gene (aliases such as CD10 do not count), of an antibody.
+    only
+        (n,) whether the name is that of an antibody, and of no gene.
     marked
         (n,) whether it can be an antibody only, by a mark in it.
     has_id
-        (n,) whether an Ensembl id, of any species, stands with it.
+        (n,) whether it is a gene by an Ensembl id, of any species.
+    with_id
+        (n,) whether such an id stands with it; antibodies may have that of their gene.
+    hashtags
+        Share of names of hashtags, which are among the antibodies.
     """
 
     genes: NDArray[np.bool_]
     antibodies: NDArray[np.bool_]
+    only: NDArray[np.bool_]
     marked: NDArray[np.bool_]
     has_id: NDArray[np.bool_]
+    with_id: NDArray[np.bool_]
+    hashtags: float
 
     @property
     def rates(self) -> tuple[float, float]:
@@ -115,6 +125,8 @@ class NamedFeatures:
         """What most are."""
         if self.has_id.mean() > MIN_RESOLVED and not self.marked.mean() > MIN_RESOLVED:
             return "rna"  # of whatever species; the alignment tells which
+        if self.hashtags > MIN_RESOLVED:
+            return "other"
         genes, antibodies = self.rates
         if max(genes, antibodies) >= MIN_RESOLVED and abs(genes - antibodies) >= MIN_LEAD:
             return "rna" if genes > antibodies else "adt"
@@ -167,19 +179,23 @@ def read_names(var: pd.DataFrame) -> NamedFeatures:
     own = resolve_genes(list(names))["match"]
     is_gene = own.isin(["id", "versioned_id", "symbol", "previous"]).to_numpy()
     has_id = np.array([bool(ANY_GENE_ID.match(name)) for name in names], dtype=bool)
-    antibodies = np.zeros(len(var), dtype=bool)
-    antibodies[~has_id] = (resolve_antibodies(list(names[~has_id]))["match"] != "unknown").to_numpy()
+    matches = np.full(len(var), "unknown", dtype=object)
+    matches[~has_id] = resolve_antibodies(list(names[~has_id]))["match"].to_numpy()
+    antibodies = matches != "unknown"
     is_gene |= np.array([is_of_mouse(name) for name in names], dtype=bool) & ~antibodies
-    is_antibody_only = antibodies & ~is_gene  # CD3, whatever the id of its gene that stands in another column
+    with_id = has_id.copy()
     for column in GENE_ID_COLUMNS:
         if column in var:
-            ids = np.array([bool(ANY_GENE_ID.match(text)) for text in as_text(var[column])], dtype=bool)
-            has_id |= ids & ~is_antibody_only
+            with_id |= np.array([bool(ANY_GENE_ID.match(text)) for text in as_text(var[column])], dtype=bool)
+    only = antibodies & ~is_gene & (matches != "gene_symbol") & ~has_id
     if max(is_gene.mean(), antibodies.mean()) < MIN_RESOLVED:  # the names may stand in a column
-        is_gene |= (resolve_gene_features(var)["match"] != "unknown").to_numpy() & ~is_antibody_only
+        is_gene |= (resolve_gene_features(var)["match"] != "unknown").to_numpy() & ~only
         antibodies |= (resolve_antibody_features(var)["match"] != "unknown").to_numpy()
     marked = np.array([bool(MARK.search(name)) for name in names], dtype=bool)
-    return NamedFeatures(is_gene | has_id, antibodies, marked & ~own.isin(["symbol", "previous"]).to_numpy(), has_id)
+    marked &= ~own.isin(["symbol", "previous"]).to_numpy()
+    has_id |= with_id & ~antibodies  # antibodies may have the ids of their genes
+    hashtags = float((matches == "hashtag").mean())
+    return NamedFeatures(is_gene | has_id, antibodies, only | marked, marked, has_id, with_id, hashtags)
 
 
 def sort_columns(var: pd.DataFrame, where: str, hint: Role = "unknown", default: Role = "unknown") -> ColumnRoles:
@@ -241,23 +257,35 @@ def _sort_by_types(var: pd.DataFrame, column: str, where: str, hint: Role) -> Co
             f"`{column}` must contain Gene Expression or Antibody Capture, "
             f"got {sorted(set(types))[:5]} in {where!r}. {ADVICE}"
         )
-    told += _move_marked(var, roles)
+    told += _move_antibodies(var, roles, where) + _tell_left_out(var, types, roles)
     return ColumnRoles(roles, told)
 
 
-def _move_marked(var: pd.DataFrame, roles: NDArray[np.object_]) -> list[str]:
-    """Take what is marked as an antibody out of the genes, whatever its type is."""
+def _move_antibodies(var: pd.DataFrame, roles: NDArray[np.object_], where: str) -> list[str]:
+    """Take what is marked as an antibody, or a block of antibodies, out of the genes, whatever its type is."""
     genes = np.flatnonzero(roles == "rna")
-    marked = genes[[bool(MARK.search(name)) for name in var.index[genes].astype(str)]]
-    if len(marked):
-        marked = marked[read_names(var.iloc[marked]).marked]
-    if len(marked) == 0:
+    if len(genes) == 0:
         return []
-    roles[marked] = "adt"
-    return [
-        f"{len(marked):,} features are called genes but named as antibodies, and taken as these: "
-        f"{_examples(var.index[marked])}."
-    ]
+    try:
+        moved = genes[_sort_by_names(var.iloc[genes], where, "rna", "unknown").of("adt")]
+    except ValueError:  # names without a border do not speak against the types
+        return []
+    roles[moved] = "adt"
+    told = f"{len(moved):,} features are called genes but named as antibodies, and taken as these: "
+    return [f"{told}{_examples(var.index[moved])}."] if len(moved) else []
+
+
+def _tell_left_out(var: pd.DataFrame, types: NDArray, roles: NDArray[np.object_]) -> list[str]:
+    """Name antibodies that stand under a type of something else, where there are no others."""
+    told = []
+    for value in dict.fromkeys(types[roles == "other"] if not (roles == "adt").any() else ()):
+        block = types == value
+        if block.sum() >= MIN_SURE and read_names(var[block]).role == "adt":
+            examples = _examples(var.index[block])
+            told.append(
+                f"{block.sum():,} features of the type {value!r} are left out, but named as antibodies: {examples}."
+            )
+    return told
 
 
 def _sort_by_names(var: pd.DataFrame, where: str, hint: Role, default: Role) -> ColumnRoles:
@@ -278,6 +306,8 @@ def _sort_by_names(var: pd.DataFrame, where: str, hint: Role, default: Role) -> 
         roles[:] = np.where(features.marked, "adt", "rna")
     elif cut is not None:
         roles[:] = cut
+    elif adt.sum() >= MIN_SURE and _have_all_ids(features):
+        roles[:] = np.where(features.with_id & ~features.marked, "rna", "adt")
     else:
         return _drop_strays(features, sure, var, where, hint)
     number = int((roles == "adt").sum())
@@ -288,11 +318,20 @@ def _sort_by_names(var: pd.DataFrame, where: str, hint: Role, default: Role) -> 
     return ColumnRoles(roles, told, features.rates)
 
 
+def _have_all_ids(features: NamedFeatures) -> bool:
+    """Tell whether genes have ids, and what has none is antibodies."""
+    others = ~features.with_id | features.marked
+    return (
+        features.has_id.mean() > MIN_RESOLVED
+        and (features.antibodies | features.marked)[others].mean() > 1 - MAX_STRAYS
+    )
+
+
 def _score(features: NamedFeatures, names: pd.Index) -> NDArray[np.int64]:
     """Give 1 for what is an antibody for sure, -1 for a gene, 0 for what may be either (CD4) or is unknown."""
     genes = set(names[features.genes])
     repeated = np.array([cut_number(name) in genes for name in names])  # CD4-1 may be the gene CD4 a second time
-    adt = features.marked | (features.antibodies & ~features.genes & ~features.has_id & ~repeated)
+    adt = features.marked | (features.only & ~repeated & ~(features.with_id & (features.has_id.mean() > MIN_RESOLVED)))
     return np.where(adt, 1, np.where((features.genes & ~features.antibodies) | features.has_id, -1, 0))
 
 
@@ -361,14 +400,18 @@ def _drop_strays(
 ) -> ColumnRoles:
     """Leave a few columns of the other kind out, or refuse the table."""
     role, strays = hint if hint != "unknown" else features.role, sure > 0
-    allowed = MIN_RESOLVED if hint == "rna" else MAX_STRAYS
-    if role == "unknown" or (role == "rna" and hint == "unknown" and strays.mean() > allowed):
+    is_mixed = strays.sum() >= MIN_SURE or strays.mean() > MAX_STRAYS
+    if hint == "rna" and strays.mean() > MIN_RESOLVED:
+        is_mixed = False  # a user knows better
+    if role == "adt":  # genes do no harm there: no name of an antibody fits, and the alignment names them
+        is_mixed = (sure < 0).sum() >= max(MIN_SURE, strays.sum())
+    if role == "unknown" or is_mixed:
         raise ValueError(
             f"`{where}` must say which features are genes and which are antibodies, got {(sure < 0).sum():,} genes "
-            f"and {(sure > 0).sum():,} antibodies, mixed: {_examples(var.index[sure > 0])}. {ADVICE}"
+            f"and {strays.sum():,} antibodies, mixed: {_examples(var.index[strays])}. {ADVICE}"
         )
     roles = np.full(len(var), role, dtype=object)
-    if role == "adt" or strays.mean() > allowed:  # the alignment names genes among antibodies
+    if role != "rna" or strays.mean() > MIN_RESOLVED:
         return ColumnRoles(roles, [], features.rates)
     roles[strays] = "unknown"
     told = f"{strays.sum():,} of {len(var):,} features are named as antibodies among genes, and are left out: "

@@ -24,6 +24,7 @@ from scfusion_fm.data.files.obs import check_obs_names, merge_obs
 from scfusion_fm.data.files.proteins_in_obsm import PROTEIN_OBSM_KEY, find_proteins
 from scfusion_fm.data.files.stored import Elements, StoredAnnData, StoredColumns
 
+MIN_OWN = 0.3  # share of names that fit the name of a modality, where more fit the other
 LABELS = {"rna": "RNA", "adt": "ADT"}
 
 
@@ -102,14 +103,16 @@ class Findings:
                 raise ValueError(f"{error} The ADT of {beside.slot} can be read alone: {_ask_for('adt')}") from error
             self.blocks.append(Block("adt", source, 2, beside))
             return
-        if beside is not None and not source:
+        if not source and (beside is not None or (proteins is not None and proteins.unread)):
             role = "unknown"  # what a user says of a file with proteins beside is which part is wanted
         sorted_columns = sort_columns(found.var, where, role, "unknown" if beside is None else "rna")
         self.told += [f"{where}: {message}" for message in told + sorted_columns.told]
-        self.told += _find_contradiction(role, sorted_columns, where)
+        self.told += _find_contradiction(role, sorted_columns, where, is_modality=bool(source))
         own = {name: _take(found, sorted_columns, name) for name in LABELS if len(sorted_columns.of(name))}
         self.blocks += [Block(name, source, int(role not in (name, "unknown")), block) for name, block in own.items()]
         if proteins is not None and "adt" not in own:
+            if beside is None and proteins.unread and self.wanted == ("adt",):
+                raise ValueError(f"`{where}` must hold adt counts, got none: {' '.join(set(proteins.unread.values()))}")
             if beside is None and PROTEIN_OBSM_KEY in proteins.unread:
                 hint = f" The RNA can be read alone: {_ask_for('rna')}" if "rna" in self.wanted else ""
                 raise ValueError(f"{proteins.unread[PROTEIN_OBSM_KEY]} Got this in {where!r}.{hint}")
@@ -172,7 +175,7 @@ def select_modalities(mod: Mapping[str, StoredAnnData], obs: pd.DataFrame, modal
             f"`path` must hold a modality named {' or '.join(findings.wanted)}, or one whose features are known, "
             f"got {sorted(mod)} in {path!r}. Rename the modalities."
         )
-    for key in mod.keys() - set(usable):
+    for key in mod.keys() - set(usable) if modality == "auto" else ():
         what = " and ".join(NOUNS[role] for role in sorted(roles[key]))
         findings.told.append(f"{path}: modality {key} is left out: its {mod[key].shape[1]:,} features are {what}.")
     findings.tell()
@@ -194,7 +197,9 @@ def select_features(adata: StoredAnnData, modality: str, path: str) -> CellsFile
     findings.add(adata, path, "", "unknown" if modality == "auto" else role_of_word(modality), look_beside=True)
     tables = {block.role: block.counts for block in findings.blocks if block.role in findings.wanted}
     if not tables:
-        raise ValueError(f"`path` must hold {modality} counts, got none in {path!r}. Choose another `modality`.")
+        raise ValueError(
+            f"`path` must hold {' or '.join(findings.wanted)} counts, got none in {path!r}. Choose another `modality`."
+        )
     findings.tell()
     return _join(path, adata.obs.set_axis(adata.obs_names.astype(str)), tables)
 
@@ -275,13 +280,18 @@ def _join(path: str, obs: pd.DataFrame, tables: dict[str, StoredModality]) -> Ce
     return CellsFile(path, obs, tables.get("rna"), tables.get("adt"))
 
 
-def _find_contradiction(role: str, sorted_columns: ColumnRoles, where: str) -> Sequence[str]:
+def _find_contradiction(role: str, sorted_columns: ColumnRoles, where: str, is_modality: bool) -> Sequence[str]:
     """Say that names speak against what a user or the name of a modality says."""
     if sorted_columns.rates is None or role not in LABELS or set(sorted_columns.roles) != {role}:
         return []
     genes, antibodies = sorted_columns.rates
     if (antibodies - genes if role == "rna" else genes - antibodies) < MIN_LEAD:
         return []
+    if is_modality and (genes if role == "rna" else antibodies) < MIN_OWN:
+        raise ValueError(
+            f"`{where}` must hold what its name says, got {genes:.0%} human genes and {antibodies:.0%} known "
+            f"antibodies among its {len(sorted_columns.roles):,} names. Rename the modality."
+        )
     return [
         f"{where}: read as {role} as `modality` says, but {genes:.0%} of the {len(sorted_columns.roles):,} names "
         f"are human genes and {antibodies:.0%} known antibodies."

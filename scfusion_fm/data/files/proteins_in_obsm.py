@@ -74,6 +74,9 @@ def find_proteins(adata: StoredAnnData, where: str) -> Proteins:
             continue
         if not _are_antibodies(names, role):
             continue
+        if not read_names(pd.DataFrame(index=names)).antibodies.any():
+            proteins.unread[key] = f'`obsm["{key}"]` must have columns with names of antibodies, got {names[:3]}.'
+            continue
         try:
             proteins.found[key] = _read(adata, key, element, names, where)
         except ValueError as error:

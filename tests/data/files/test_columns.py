@@ -94,6 +94,10 @@ LAYOUTS |= {
     "names and ids": (with_ids(join()), MOVED),
     "marked names": (join([f"{name}_TotalSeqB" for name in ANTIBODIES]), MOVED),
     "otherwise marked names": (join([f"ADT-{name}" for name in ANTIBODIES]), MOVED),
+    "a block of antibodies called genes": (
+        with_types(join()),
+        "are called genes but named as antibodies",
+    ),
     "marked names of genes by type": (
         with_types(join([f"{name}_TotalSeqB" for name in ANTIBODIES])),
         "are called genes but named as antibodies",
@@ -129,6 +133,40 @@ def test_one_modality_of_every_layout_can_be_asked_for(tmp_path, layout, modalit
     assert (cells.rna is None, cells.adt is None) == (modality != "rna", modality != "adt")
     found, expected = (cells.rna, make_rna()) if modality == "rna" else (cells.adt, make_adt())
     np.testing.assert_array_equal(found.counts.toarray(), expected.X.toarray())
+
+
+def test_tables_of_proteins_that_are_not_clear_are_named(tmp_path):
+    adata = beside("AB")
+    adata.obsm["AB2"] = adata.obsm["AB"] * 2
+    path = write(adata, tmp_path / "a.h5ad")
+    with pytest.warns(UserWarning, match=r'antibodies are not read: obsm\["AB"\] and obsm\["AB2"\] all hold counts of'):
+        assert read_cells(path).adt is None
+    with pytest.raises(ValueError, match=r'must hold adt counts, got none: obsm\["AB"\] and'):
+        read_cells(path, "adt")
+    adata = beside("protein_expression")
+    adata.obsm["protein_expression"].columns = [str(i) for i in range(len(ANTIBODIES))]
+    path = write(adata, tmp_path / "b.h5ad")
+    with pytest.raises(
+        ValueError, match=r"must have columns with names of antibodies, got \['0', '1', '2'\].*--modality rna"
+    ):
+        read_cells(path)
+    adata = beside("X_adt", as_table=False)
+    with pytest.warns(UserWarning, match=r'`obsm\["X_adt"\]` must be a DataFrame with a column per antibody'):
+        assert read_cells(write(adata, tmp_path / "c.h5ad")).adt is None
+    assert read_cells(write(beside("protein_expression", as_table=False), tmp_path / "d.h5ad"), "rna").adt is None
+
+
+def test_antibodies_of_another_type_and_swapped_modalities_are_told(tmp_path):
+    path = write(join(types=("Gene Expression", "Custom")), tmp_path / "a.h5ad")
+    with pytest.warns(UserWarning, match="8 features of the type 'Custom' are left out, but named as antibodies"):
+        assert read_cells(path).adt is None
+    rna = make_rna()
+    rna.var_names = ["GAPDH", "ACTB", "LYZ", "NKG7", "MT-CO1", "GNLY", "FCN1", "VCAN", "LEF1", "TCF7", "CCL5"]
+    path = write(make_mudata(rna=make_adt(), adt=rna), tmp_path / "b.h5mu")
+    with pytest.raises(
+        ValueError, match="modality adt` must hold what its name says, got 100% human genes and 0% known"
+    ):
+        read_cells(path, "adt")
 
 
 @pytest.mark.parametrize("make", [np.asarray, sp.csr_matrix])
