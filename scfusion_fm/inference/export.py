@@ -105,17 +105,12 @@ proteins in genome order, fused to one embedding per cell.
 
 ## Use
 ```python
-import numpy as np
 from transformers import AutoFeatureExtractor, AutoModel
 
 extractor = AutoFeatureExtractor.from_pretrained(PATH, trust_remote_code=True)
 model = AutoModel.from_pretrained(PATH, trust_remote_code=True)
-# counts (cells, genes): raw; names: Ensembl id or symbol of each of these genes
-place = extractor.index_genes(names)  # -1 for a gene that the model does not know
-ordered = np.zeros((len(counts), len(extractor.gene_ids)))
-ordered[:, place[place >= 0]] = counts[:, place >= 0]
-measured = np.isin(np.arange(len(extractor.gene_ids)), place)
-inputs = extractor(rna_counts=ordered, rna_observed=measured, rna_total_counts=counts.sum(1))
+# counts: a DataFrame with the raw counts of a cell in each row, and columns named by Ensembl id or symbol
+inputs = extractor(rna_counts=counts)
 embedding = model(**inputs).pooler_output
 ```
 With the package `scfusion-fm`: `scfusion embed PATH IN.h5ad OUT.h5ad` reads files, finds genes and antibodies by

@@ -33,7 +33,7 @@ class Block:
         if name.split(".")[0] in ("scfusion_fm", "anndata", "zarr", "scanpy", "omegaconf", "triton"):
             raise ImportError(name)
 sys.meta_path.insert(0, Block())
-import numpy as np, torch
+import numpy as np, pandas as pd, torch
 from transformers import AutoFeatureExtractor, AutoModel, AutoModelForPreTraining
 path, counts, out = sys.argv[1:]
 extractor = AutoFeatureExtractor.from_pretrained(path, trust_remote_code=True)
@@ -45,7 +45,7 @@ with torch.inference_mode():
     assert isinstance(model(**inputs, return_dict=False), tuple)
 card = open(path + "/README.md").read().split("```python\\n")[1].split("```")[0]
 names = ["unknown", *reversed(extractor.gene_ids)]
-found = {"PATH": path, "names": names, "counts": np.pad(data["rna"][:, ::-1], ((0, 0), (1, 0)))}
+found = {"PATH": path, "counts": pd.DataFrame(np.pad(data["rna"][:, ::-1], ((0, 0), (1, 0))), columns=names)}
 exec(card, found)
 assert torch.equal(found["embedding"], model(**extractor(rna_counts=data["rna"])).pooler_output)
 full = AutoModelForPreTraining.from_pretrained(path, trust_remote_code=True)
@@ -53,6 +53,8 @@ assert type(full).__name__ == "ScFusionTTTForPreTraining"
 with torch.inference_mode():
     output = full(**inputs, **{name: torch.from_numpy(data[name]) for name in data if "masked" in name})
 torch.save({"pooled": pooled, "rna": output.rna_reconstruction, "adt": output.adt_reconstruction}, out)
+for part in (model, extractor):
+    part.save_pretrained(out + ".again")
 assert "scfusion_fm" not in sys.modules
 """
 
@@ -89,6 +91,8 @@ def test_directory_loads_without_the_package_with_difference_0(model_dir, counts
     assert torch.equal(there["adt"], here.adt_reconstruction)
     # Imported on GPUs only, so that nothing above would miss it.
     assert list((tmp_path / "modules").rglob("ttt_linear_kernels.py"))
+    verify_model(tmp_path / "out.pt.again")
+    assert {SEEN_CELLS, "counts_scfusion_ttt.py"} <= read_sums(tmp_path / "out.pt.again").keys()
 
 
 def test_feature_extractor_survives_saving(model_dir, counts, tmp_path):
