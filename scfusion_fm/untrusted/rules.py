@@ -53,11 +53,11 @@ class Number:
     high: float = 1e300
 
     def read(self, value: Any, name: str) -> float:
-        """Give it, a whole one as it is."""
+        """Give it as a floating-point number."""
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not is_number or not self.low <= value <= self.high:
             raise ValueError(f"`{name}` must be a number from {self.low:g} to {self.high:g}, got {show_value(value)}")
-        return value
+        return float(value)
 
 
 @dataclass(frozen=True)

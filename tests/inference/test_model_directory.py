@@ -45,6 +45,11 @@ def test_a_fresh_head_is_drawn_as_transformers_draws_it(model_dir):
     assert isinstance(load_config(model_dir), ScFusionTTTConfig)
 
 
+def test_whole_numbers_stand_for_fractions(copy):
+    change_json(copy / "config.json", adt_loss_weight=1, rope_theta=10000)
+    assert load_config(copy).adt_loss_weight == 1.0
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
