@@ -8,13 +8,13 @@ so that what is written can be read. Rules raise ValueError with the name of the
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from typing import Any, Protocol, TypeVar
 
 from scfusion_fm.untrusted.json_file import read_json
 from scfusion_fm.untrusted.text import show_value
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Any)
 LONGEST_NAME = 4096
 MOST_NAMES = 1_000_000
 
@@ -196,7 +196,7 @@ def parse(schema: type[T], content: Any, within: str = "", ignored: tuple[str, .
     """
     if not isinstance(content, Mapping):
         raise ValueError(f"`{within.rstrip('.') or 'content'}` must be an object, got {show_value(content)}")
-    known = {f.name: f for f in fields(schema)}
+    known: dict[str, Field] = {f.name: f for f in fields(schema)}
     values = {n: f.metadata["rule"].read(content[n], f"{within}{n}") for n, f in known.items() if n in content}
     unknown = sorted(set(content) - set(known) - set(ignored))
     missing = sorted(n for n, f in known.items() if n not in content and f.default is MISSING)
