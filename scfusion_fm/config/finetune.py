@@ -26,7 +26,7 @@ INPUTS = {"rna": ("rna",), "adt": ("adt",), "rna+adt": ("rna", "adt")}
 
 FINETUNE_RANGES = {
     "epochs": POSITIVE,
-    "batch_size": COUNT,
+    "batch_size": "[1, 1000000]",
     "lr": NOT_NEGATIVE,
     "weight_decay": NOT_NEGATIVE,
     "embedding_lr_ratio": NOT_NEGATIVE,
@@ -37,7 +37,7 @@ FINETUNE_RANGES = {
     "warmup_ratio": SHARE,
     "patience": COUNT,
     "threads": "[1, 1024]",
-    "lora_rank": "[0, 10000]",
+    "lora_rank": "[0, 1024]",
 }
 
 

@@ -58,7 +58,7 @@ class FileRequest:
     Raises
     ------
     ValueError
-        If `batch_size` is not positive.
+        If `batch_size` is not positive or `key_added` is empty.
     """
 
     model: Path
@@ -73,6 +73,8 @@ class FileRequest:
     def __post_init__(self):
         if self.batch_size < 1:
             raise ValueError(f"`--batch-size` must be at least 1, got {self.batch_size}.")
+        if self.key_added is not None and not self.key_added.strip():
+            raise ValueError(f"`--key-added` must be a name, got {self.key_added!r}; leave it out for the default.")
 
 
 @dataclass

@@ -64,7 +64,8 @@ def train_best(
         start_score = trainer.evaluate()["eval_score"]
         start = {name: value.cpu().clone() for name, value in model.state_dict().items()}
         trainer.train()
-        if start_score > trainer.state.best_metric:
+        best = trainer.state.best_metric
+        if best is None or not best >= start_score:  # nor where training ended in what is no number
             model.load_state_dict(start)
     if settings.optim.lora_rank:
         merge_adapters(model)

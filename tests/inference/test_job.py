@@ -71,6 +71,8 @@ def test_mistakes_are_refused_and_leave_nothing(model_dir, annotator, predictor,
     adt.write_h5ad(tmp_path / "adt.h5ad")
     with pytest.raises(ValueError, match="`--batch-size` must be at least 1, got 0"):
         FileRequest(model_dir, rna_file, out, batch_size=0)
+    with pytest.raises(ValueError, match="`--key-added` must be a name, got ' '"):
+        FileRequest(model_dir, rna_file, out, key_added=" ")
     with pytest.raises(ValueError, match="`input` must hold RNA to predict proteins from"):
         predict_protein(FileRequest(predictor, tmp_path / "adt.h5ad", out, modality="adt"))
 

@@ -158,7 +158,7 @@ def test_fitted_model_is_saved_without_adapters_and_gives_the_same(model_dir, pa
 def test_what_cannot_be_adapted_is_refused(config, monkeypatch):
     with pytest.raises(ValueError, match=r"`optim.token_dropout` must lie in \[0, 1\), got 1.0"):
         FinetuneOptimConfig(token_dropout=1.0)
-    with pytest.raises(ValueError, match=r"`optim.lora_rank` must lie in \[0, 10000\], got -1"):
+    with pytest.raises(ValueError, match=r"`optim.lora_rank` must lie in \[0, 1024\], got -1"):
         FinetuneOptimConfig(lora_rank=-1)
     with pytest.raises(
         ValueError, match=r"`optim.lora_rank` must be 0 where parts of the model stay as they are, got 2"

@@ -38,8 +38,8 @@ def check_added(container: Container, added: Added) -> None:
             raise ValueError(
                 f"`{slot}[{key!r}]` is already in the input and would be lost; choose another name with --key-added."
             )
-        if not key.strip() or "/" in key or "\0" in key or key in (RESERVED, ".", ".."):
-            raise ValueError(f"`--key-added` must be a name without '/' that is not reserved, got {key!r}.")
+        if not key.strip() or not key.isprintable() or "/" in key or key in (RESERVED, ".", ".."):
+            raise ValueError(f"`--key-added` must be a printable name without '/' that is not reserved, got {key!r}.")
         if slot == "obs" and key == container.obs.index.name:
             raise ValueError(f"`--key-added` must not be the name of the index of obs, got {key!r}.")
 

@@ -116,9 +116,9 @@ def test_reserved_column_is_renamed_with_a_warning(tmp_path):
     assert ad.read_h5ad(tmp_path / "out.h5ad").raw.var["index__"].tolist() == list(adata.var_names)
 
 
-@pytest.mark.parametrize("key", ["a/b", "", " ", "_index", ".", "x\0y"])
+@pytest.mark.parametrize("key", ["a/b", "", " ", "_index", ".", "x\0y", "a\x1b[31m", "\u202e", "\ud800"])
 def test_names_that_a_file_cannot_hold_are_refused(key):
-    with pytest.raises(ValueError, match="`--key-added` must be a name without '/'"):
+    with pytest.raises(ValueError, match="`--key-added` must be a printable name without '/'"):
         check_added(make_rna(), [("obsm", key)])
 
 
