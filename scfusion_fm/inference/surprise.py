@@ -1,6 +1,5 @@
 """How strange cells are to a model: the inner losses of its TTT layers, beside those of reference cells."""
 
-import dataclasses
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers.utils import ModelOutput
 
+from scfusion_fm.data.files.stack import common_panel, keep_panel
 from scfusion_fm.data.schema import AlignedCells
 from scfusion_fm.evaluation.calibration.percentiles import draw_masks, surprise_percentiles
 from scfusion_fm.inference.batches import CellCollator, run_batches
@@ -134,18 +134,17 @@ def surprise(request: FileRequest, wanted: SurpriseRequest | None = None) -> Non
 
 def share_panel(first: AlignedCells, second: AlignedCells) -> tuple[AlignedCells, AlignedCells]:
     """
-    Leave of both files only the genes and proteins that both measure.
+    Leave of both files only the genes and proteins that both measure, in all their batches.
 
     Raises
     ------
     ValueError
         If they share none.
     """
-    rna, adt = first.rna_observed & second.rna_observed, first.adt_observed & second.adt_observed
+    rna, adt = (one & other for one, other in zip(common_panel(first), common_panel(second), strict=True))
     if not rna.any() and not adt.any():
         raise ValueError("`--reference` must measure genes or proteins of the input, got a file that shares none.")
-    panel = {"rna_observed": rna, "adt_observed": adt}
-    return dataclasses.replace(first, **panel), dataclasses.replace(second, **panel)
+    return keep_panel(first, rna, adt), keep_panel(second, rna, adt)
 
 
 def measure_strangeness(job: Job, aligned: AlignedCells, draws: int = 0) -> Strangeness:

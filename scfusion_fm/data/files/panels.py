@@ -111,7 +111,8 @@ class Gaps:
 
 def find_group_columns(obs: pd.DataFrame) -> list[str]:
     """Find the columns of obs whose names say that they hold batches, donors or the like."""
-    plain = {str(column): "".join(c for c in str(column).lower() if c.isalnum()) for column in obs.columns}
+    bare = {str(column): str(column).rpartition(":")[2].lower() for column in obs.columns}  # rna:batch is of a modality
+    plain = {column: "".join(c for c in name if c.isalnum()) for column, name in bare.items()}
     found = [column for column, name in plain.items() if name in GROUP_COLUMNS]
     return sorted(found, key=lambda column: GROUP_COLUMNS.index(plain[column]))
 

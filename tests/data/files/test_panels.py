@@ -10,11 +10,11 @@ from missing_values import WITHOUT_VALUE
 
 from scfusion_fm.data.files.align import align_cells
 from scfusion_fm.data.files.panels import find_group_columns, read_groups
-from scfusion_fm.data.files.stack import StackedCells, stack_aligned
+from scfusion_fm.data.files.stack import StackedCells, common_panel, keep_panel, stack_aligned
 from scfusion_fm.data.vocabulary.reference import load_gene_table
 from scfusion_fm.data.vocabulary.vocabulary import Vocabulary
 
-PROTEINS = ["CD3", "CD4", "CD8A", "CD14", "CD19", "HLA-DR"]
+PROTEINS = ["CD3", "CD4", "CD56", "CD14", "CD19", "HLA-DR"]
 TABLE = load_gene_table()
 GENES = list(TABLE.index[(TABLE.status == "current") & (TABLE.biotype == "protein_coding")][:60])
 VOCABULARY = Vocabulary(GENES, list(TABLE.symbol[GENES]), list(TABLE.chromosome[GENES]), PROTEINS, GENES[:6])
@@ -54,6 +54,17 @@ def test_a_joined_file_gives_what_its_parts_give():
     again = stack_aligned([joined, first], ["joined", "first"])
     assert (again.as_counts(rows + SIZE)["rna_observed"] == joined.as_counts(rows + SIZE)["rna_observed"]).all()
     assert again.as_counts(rows + 2 * SIZE)["rna_observed"].all()
+
+
+def test_a_common_panel_holds_for_all_batches():
+    with pytest.warns(UserWarning, match="'two' lacks"):
+        joined = align_cells(make_joined(), VOCABULARY, "batch")
+    rna, adt = common_panel(joined)
+    assert (rna.sum(), adt.sum()) == (30, 4)
+    rna[0] = False
+    counts = keep_panel(joined, rna, adt).as_counts(np.arange(2 * SIZE))
+    assert (counts["rna_observed"] == rna).all()
+    assert (counts["adt_observed"] == adt).all()
 
 
 def test_a_joined_file_warns_and_stays_as_it_is():
@@ -96,8 +107,8 @@ def test_a_missing_batch_is_no_batch(missing):
 
 
 def test_columns_of_groups_are_found_and_a_missing_one_is_refused():
-    obs = pd.DataFrame(columns=["Donor ID", "n_counts", "orig.ident", "batch"])
-    assert find_group_columns(obs) == ["batch", "orig.ident", "Donor ID"]
+    obs = pd.DataFrame(columns=["Donor ID", "n_counts", "orig.ident", "rna:batch"])
+    assert find_group_columns(obs) == ["rna:batch", "orig.ident", "Donor ID"]
     with pytest.raises(
         ValueError, match=r"`batch_key` must be a column of obs, got 'lane' for 'memory'; it has \['batch'"
     ):
