@@ -11,6 +11,7 @@ import numpy as np
 from scfusion_fm import ScFusionTTTModel
 from scfusion_fm.config.command import parse_config, run_command
 from scfusion_fm.config.finetune import CrossModalConfig
+from scfusion_fm.data.files.coverage import measure_panel
 from scfusion_fm.data.scratch import Scratch
 from scfusion_fm.evaluation.calibration.interval_file import PROTEIN_INTERVALS, write_intervals
 from scfusion_fm.inference.inputs import read_aligned
@@ -40,7 +41,10 @@ def main() -> None:
 
     # Paired cells, and the split that pretraining held out.
     _, extractor = load_pretrained(Path(config.model), ScFusionTTTModel)
-    cells, aligned = read_aligned(Path(config.data), extractor, batch_key=config.batch_key)
+    cells, aligned = read_aligned(
+        Path(config.data), extractor, batch_key=config.batch_key, min_coverage=config.min_coverage
+    )
+    print("; ".join(found.describe() for found in measure_panel(cells, aligned)))
     data = PairedCells(aligned, extractor, batches=read_groups(cells, config.background_key))
     partition = data.keep_paired(split_cells(cells.obs, config.split))
     left_out = read_left_out(cells, config, partition)

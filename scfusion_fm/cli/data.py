@@ -88,22 +88,28 @@ def _add_doctor(commands: argparse._SubParsersAction) -> None:
     doctor.add_argument("--model", type=Path, help="model directory whose vocabulary counts; all human genes if absent")
     doctor.add_argument("--modality", choices=("auto", "rna", "adt"), default="auto", help="of a single AnnData")
     doctor.add_argument("--batch-key", help="column of obs; what has no count in a batch is not measured there")
+    doctor.add_argument("--min-coverage", type=float, help="with --model: as the commands that use it, 0.01 by default")
     doctor.add_argument("--json", action="store_true", help="print JSON")
     add_limits(doctor)
     doctor.set_defaults(run=_doctor)
 
 
 def _doctor(args: argparse.Namespace) -> None:
+    from scfusion_fm.data.files.coverage import MIN_COVERAGE
     from scfusion_fm.data.inspect.doctor import examine_files
     from scfusion_fm.data.inspect.doctor_text import render_examination
     from scfusion_fm.data.vocabulary.vocabulary import build_vocabulary
     from scfusion_fm.inference.model_files import read_vocabulary
 
+    min_coverage = args.min_coverage
     if args.model is None:
+        if min_coverage is not None:
+            raise ValueError("`--min-coverage` is about a model, got none; give `--model` too.")
         vocabulary = build_vocabulary(None, genes="protein_coding", proteins="all")
     else:
         vocabulary = read_vocabulary(args.model)
-    found = examine_files(args.files, vocabulary, args.modality, args.batch_key)
+        min_coverage = MIN_COVERAGE if min_coverage is None else min_coverage
+    found = examine_files(args.files, vocabulary, args.modality, args.batch_key, min_coverage)
     print(json.dumps(found.to_dict(), indent=1) if args.json else show_text(render_examination(found), keep="\n"))
     if found.exit_code:
         sys.exit(found.exit_code)

@@ -114,12 +114,16 @@ def _add_request(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--key-added", help="name of what is added")
     parser.add_argument("--modality", choices=("auto", "rna", "adt"), default="auto", help="of a single AnnData")
     parser.add_argument("--batch-key", help="column of obs; what has no count in a batch is not measured there")
+    parser.add_argument(
+        "--min-coverage", type=float, help="refuse files with less of the model's genes; 0.01 by default"
+    )
     parser.add_argument("--batch-size", type=int, default=64, help="cells per forward pass")
     parser.add_argument("--device", help="torch device; cuda where there is one by default")
     add_limits(parser)
 
 
 def _read_request(args: argparse.Namespace) -> "FileRequest":
+    from scfusion_fm.data.files.coverage import MIN_COVERAGE
     from scfusion_fm.inference.job import FileRequest
 
     return FileRequest(
@@ -131,4 +135,5 @@ def _read_request(args: argparse.Namespace) -> "FileRequest":
         batch_size=args.batch_size,
         device=args.device,
         batch_key=args.batch_key,
+        min_coverage=MIN_COVERAGE if args.min_coverage is None else args.min_coverage,
     )

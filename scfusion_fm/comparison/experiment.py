@@ -248,7 +248,7 @@ class Experiment:
 def _read_once(path: Path, extractor: ScFusionTTTFeatureExtractor, files: dict) -> AlignedCells:
     key = (str(path), extractor.to_json_string())
     if key not in files:
-        files[key] = read_aligned(path, extractor)[1]
+        files[key] = read_aligned(path, extractor, min_coverage=0)[1]
     return files[key]
 
 

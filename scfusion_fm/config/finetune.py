@@ -17,7 +17,7 @@ from scfusion_fm.config.ranges import (
 )
 from scfusion_fm.config.split import SplitConfig
 
-FITS = {"seed": SEED, "calibration_fraction": PROPER_SHARE}
+FITS = {"seed": SEED, "calibration_fraction": PROPER_SHARE, "min_coverage": SHARE}
 LABELLED_FITS = FITS | {"min_cells_per_class": COUNT_OR_NONE}
 
 # What is shown of cells, by the names of settings and tables.
@@ -89,6 +89,8 @@ class AnnotationConfig:
     batch_key: str | None = None
     """Column of obs whose groups may have panels of their own: what has no count in any cell of a group, and should
     have, was not measured there. Null: zeros are zeros, with a warning where they seem not to be."""
+    min_coverage: float = 0.01
+    """Share of the model's genes (proteins where there are none) below which a file is refused; 0 for none."""
     label_key: str = "cell_type"
     """Column of obs with the labels."""
     unlabelled: list[str] = field(default_factory=lambda: ["unknown", "nan", ""])
@@ -131,6 +133,8 @@ class UnimodalTransferConfig:
     batch_key: str | None = None
     """Column of obs whose groups may have panels of their own: what has no count in any cell of a group, and should
     have, was not measured there. Null: zeros are zeros, with a warning where they seem not to be."""
+    min_coverage: float = 0.01
+    """Share of the model's genes (proteins where there are none) below which a file is refused; 0 for none."""
     projected_proteins: bool = True
     """Whether the latents of proteins, projected from the RNA, enter the fusion; false leaves proteins out."""
     proteins: list[str] | None = None
@@ -174,6 +178,8 @@ class CrossModalConfig:
     batch_key: str | None = None
     """Column of obs whose groups may have panels of their own: what has no count in any cell of a group, and should
     have, was not measured there. Null: zeros are zeros, with a warning where they seem not to be."""
+    min_coverage: float = 0.01
+    """Share of the model's genes (proteins where there are none) below which a file is refused; 0 for none."""
     seed: int = 0
     """Seed of order."""
     calibration_fraction: float = 0.5

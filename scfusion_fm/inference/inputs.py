@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from scfusion_fm.data.files.align import align_cells
+from scfusion_fm.data.files.coverage import MIN_COVERAGE, check_panel, measure_panel
 from scfusion_fm.data.files.readers import read_cells
 from scfusion_fm.data.schema import AlignedCells, Cells, Modality
 from scfusion_fm.data.vocabulary.vocabulary import Vocabulary
@@ -15,9 +16,12 @@ def read_aligned(
     extractor: ScFusionTTTFeatureExtractor,
     modality: Modality = "auto",
     batch_key: str | None = None,
+    min_coverage: float = MIN_COVERAGE,
 ) -> tuple[Cells, AlignedCells]:
     """
     Read a file and put its counts into the order of a model's vocabulary; see `read_cells` and `align_cells`.
+
+    A file that measures less than `min_coverage` of what the model knows is refused; see `check_panel`.
 
     Raises
     ------
@@ -25,7 +29,9 @@ def read_aligned(
         If the file is refused.
     """
     cells = read_cells(path, modality=modality)
-    return cells, align_cells(cells, vocabulary_of(extractor), batch_key)
+    aligned = align_cells(cells, vocabulary_of(extractor), batch_key)
+    check_panel(measure_panel(cells, aligned), cells.path, min_coverage)
+    return cells, aligned
 
 
 def vocabulary_of(extractor: ScFusionTTTFeatureExtractor) -> Vocabulary:

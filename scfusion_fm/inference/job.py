@@ -1,6 +1,7 @@
 """A model used on a file: load both, run the model, and write the file again with the results added."""
 
 import hashlib
+import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
+from scfusion_fm.data.files.coverage import MIN_COVERAGE, measure_panel
 from scfusion_fm.data.files.writers import (
     Added,
     check_added,
@@ -54,6 +56,8 @@ class FileRequest:
         Torch device; CUDA where there is one when None.
     batch_key
         Column of obs whose groups may have panels of their own: what has no count in a group is not measured there.
+    min_coverage
+        Share of the model's genes (proteins where there are none) below which a file is refused.
 
     Raises
     ------
@@ -69,6 +73,7 @@ class FileRequest:
     batch_size: int = 64
     device: str | None = None
     batch_key: str | None = None
+    min_coverage: float = MIN_COVERAGE
 
     def __post_init__(self):
         if self.batch_size < 1:
@@ -125,7 +130,10 @@ class Job:
         check_destination(request.output)
         device = choose_device(request.device)
         model, extractor = load_pretrained(request.model, model_class)
-        cells, aligned = read_aligned(request.input, extractor, request.modality, request.batch_key)
+        cells, aligned = read_aligned(
+            request.input, extractor, request.modality, request.batch_key, request.min_coverage
+        )
+        print("; ".join(found.describe() for found in measure_panel(cells, aligned)), file=sys.stderr)
         assert cells.container is not None
         check_added(cells.container, added)
         check_writable(cells.container, request.output)
@@ -189,6 +197,7 @@ class Job:
             "model": str(self.request.model),
             "model_sha256": digest,
             "input": str(self.request.input),
+            "panel_coverage": {found.noun: found.share for found in measure_panel(self.cells, self.aligned)},
             "scfusion_fm": version("scfusion-fm"),
         }
         self.container.uns[PROVENANCE] = {**self.container.uns.get(PROVENANCE, {}), command: record}

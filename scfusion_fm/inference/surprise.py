@@ -109,7 +109,8 @@ def surprise(request: FileRequest, wanted: SurpriseRequest | None = None) -> Non
     job = Job.start(request, model_class, [("obs", key + ending) for ending in endings])
     reference = None
     if wanted.reference is not None:
-        reference = read_aligned(wanted.reference, job.extractor, request.modality)[1]
+        floor = request.min_coverage
+        reference = read_aligned(wanted.reference, job.extractor, request.modality, min_coverage=floor)[1]
         job.aligned, reference = share_panel(job.aligned, reference)
     found = measure_strangeness(job, job.aligned, wanted.draws)
     known = None if reference is None else measure_strangeness(job, reference, wanted.draws)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 import pytest
-from make_cells import GENES, write_h5mu
+from make_cells import GENES, make_modalities, write_h5mu
 from seal import change_json, copy_model, seal
 
 from scfusion_fm.cli.main import build_parser, main
@@ -207,10 +207,32 @@ def test_doctor_tells_by_its_exit_code(monkeypatch, model_dir, paired_file, tmp_
     printed = capsys.readouterr().out
     assert f"may share cells with {copy}: 160 barcodes are in both" in " ".join(printed.split())
     assert f"{len(GENES)} of the {len(GENES)} in the vocabulary (100%)" in printed
+    with pytest.raises(SystemExit):
+        call(monkeypatch, "doctor", paired_file, "--min-coverage", "0")
+    assert "`--min-coverage` is about a model, got none" in capsys.readouterr().err
     with pytest.raises(SystemExit) as exit_info:
         call(monkeypatch, "doctor", paired_file, tmp_path / "none.h5ad")
     assert exit_info.value.code == 2
     assert "2 files: 1 ok, 1 REFUSED" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:.*the model knows little of this file")
+def test_doctor_and_commands_agree_on_files_of_which_a_model_knows_little(monkeypatch, model_dir, tmp_path, capsys):
+    rna = make_modalities(12, seed=9)[0]
+    rna[:, -3:].copy().write_h5ad(tmp_path / "few.h5ad")
+    doctor = ["doctor", "--model", model_dir, tmp_path / "few.h5ad"]
+    embed = ["embed", model_dir, tmp_path / "few.h5ad", tmp_path / "out.h5ad"]
+    codes = []
+    for floor in ("0.5", "0"):
+        for command in (doctor, embed):
+            try:
+                call(monkeypatch, *command, "--min-coverage", floor)
+                codes.append(0)
+            except SystemExit as stopped:
+                codes.append(stopped.code)
+            told = capsys.readouterr()
+            assert f"3 of the model's {len(GENES)} genes" in " ".join((told.out + told.err).split())
+    assert codes == [2, 2, 1, 0]
 
 
 def test_waiting_threads_give_the_core_away_unless_the_user_says_otherwise(monkeypatch):

@@ -30,6 +30,7 @@ def test_commands_follow_one_another_on_a_paired_file(model_dir, annotator, pred
     assert after.obs["cell_type_pred_probability"].between(1 / 3, 1).all()
     assert list(after.obsm["protein_scfusion_ttt"].columns) == ["CD3", "CD19"]
     assert set(after.uns["scfusion_ttt"]) == {"embed", "annotate", "predict-protein"}
+    assert after.uns["scfusion_ttt"]["embed"]["panel_coverage"] == {"genes": 1.0, "proteins": 1.0}
     for modality in ("rna", "adt"):
         assert np.array_equal(after[modality].X.toarray(), before[modality].X.toarray())
     assert set(before.obs.columns) <= set(after.obs.columns)
@@ -62,6 +63,7 @@ def test_mistakes_are_refused_and_leave_nothing(model_dir, annotator, predictor,
         (annotate, FileRequest(annotator, rna_file, out, key_added="donor"), r"`obs\['donor'\]` is already in"),
         (embed, FileRequest(tmp_path, rna_file, out), "`model` must be a directory with config.json"),
         (annotate, FileRequest(model_dir, rna_file, out), "`model` must be a ScFusionTTTForCellTypeAnnotation"),
+        (embed, FileRequest(model_dir, rna_file, out, min_coverage=2), r"`min_coverage` must lie in \[0, 1\], got 2"),
         (predict_protein, FileRequest(annotator, rna_file, out), "`model` must be a ScFusionTTTForCrossModal"),
     ]
     for command, request, message in cases:

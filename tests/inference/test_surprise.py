@@ -92,6 +92,7 @@ def test_ordinary_cells_are_in_the_middle_and_empty_ones_have_no_score(model_dir
     assert 20 < ordinary[KEY + "_percentile"].mean() < 80
 
 
+@pytest.mark.filterwarnings("ignore:.*the model knows little of this file")
 def test_files_are_compared_over_what_both_measure(model_dir, paired_file, tmp_path):
     rna, adt = make_modalities(20, seed=7)
     rna[:, :10].copy().write_h5ad(tmp_path / "few.h5ad")

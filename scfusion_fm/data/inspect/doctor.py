@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from scfusion_fm.data.files.align import align_cells
+from scfusion_fm.data.files.coverage import check_panel, measure_panel
 from scfusion_fm.data.files.panels import GROUP_COLUMNS
 from scfusion_fm.data.files.readers import check_modality, closing, load_cells, open_file, select_cells
 from scfusion_fm.data.files.stored import StoredAnnData
@@ -60,6 +61,8 @@ class ModalityReport:
         Some names of each way that is not the plain one, with what they became.
     in_vocabulary, vocabulary_size
         Genes or proteins of the vocabulary that the file measures, and all that it has.
+    count_share
+        Share of the counts that are of these.
     """
 
     name: str
@@ -73,6 +76,7 @@ class ModalityReport:
     examples: dict[str, list[str]] = field(default_factory=dict)
     in_vocabulary: int = 0
     vocabulary_size: int = 0
+    count_share: float = 0.0
 
 
 @dataclass
@@ -141,7 +145,11 @@ class Examination:
 
 
 def examine_files(
-    paths: Sequence[Path], vocabulary: Vocabulary, modality: Modality = "auto", batch_key: str | None = None
+    paths: Sequence[Path],
+    vocabulary: Vocabulary,
+    modality: Modality = "auto",
+    batch_key: str | None = None,
+    min_coverage: float | None = None,
 ) -> Examination:
     """
     Examine files, and look for cells that are in two of them.
@@ -156,6 +164,8 @@ def examine_files(
         What a single AnnData holds: auto, rna or adt.
     batch_key
         Column of obs whose groups may have panels of their own.
+    min_coverage
+        As the commands of a model check it, whose vocabulary this is then; None for a vocabulary that is no model's.
 
     Raises
     ------
@@ -166,7 +176,7 @@ def examine_files(
     files, contents = [], []
     for path in (Path(p).expanduser() for p in paths):
         report = FileReport(str(path), KINDS.get(path.suffix.lower(), "zarr" if path.is_dir() else "unknown format"))
-        contents.append(_examine(report, path, vocabulary, modality, batch_key))
+        contents.append(_examine(report, path, vocabulary, modality, batch_key, min_coverage))
         files.append(report)
     shared = []
     for i, first in enumerate(contents):
@@ -182,13 +192,18 @@ def examine_files(
 
 
 def _examine(
-    report: FileReport, path: Path, vocabulary: Vocabulary, modality: Modality, batch_key: str | None
+    report: FileReport,
+    path: Path,
+    vocabulary: Vocabulary,
+    modality: Modality,
+    batch_key: str | None,
+    min_coverage: float | None,
 ) -> tuple[frozenset[str], CellFingerprints] | None:
     """Fill in the report; the cells' barcodes and fingerprints, or None for a refused file."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            aligned = _read(report, path, vocabulary, modality, batch_key)
+            aligned = _read(report, path, vocabulary, modality, batch_key, min_coverage)
         except ValueError as error:
             report.refusal = str(error)
             return None
@@ -200,7 +215,12 @@ def _examine(
 
 
 def _read(
-    report: FileReport, path: Path, vocabulary: Vocabulary, modality: Modality, batch_key: str | None
+    report: FileReport,
+    path: Path,
+    vocabulary: Vocabulary,
+    modality: Modality,
+    batch_key: str | None,
+    min_coverage: float | None,
 ) -> AlignedCells:
     with closing():
         file = open_file(path)
@@ -213,10 +233,12 @@ def _read(
     report.modalities = _describe_modalities(cells)
     aligned = align_cells(cells, vocabulary, batch_key)
     report.num_empty = int((~(aligned.rna_present | aligned.adt_present)).sum())
-    observed = {"rna": aligned.rna_observed, "adt": aligned.adt_observed}
-    for found in report.modalities:
-        found.in_vocabulary = int(observed[found.name].sum())
-        found.vocabulary_size = len(observed[found.name])
+    coverage = measure_panel(cells, aligned)
+    for found, share in zip(report.modalities, coverage, strict=True):
+        found.in_vocabulary, found.vocabulary_size = share.measured, share.known
+        found.count_share = share.count_share
+    if min_coverage is not None:
+        check_panel(coverage, cells.path, min_coverage)
     return aligned
 
 

@@ -75,9 +75,9 @@ def _render_modality(found: ModalityReport) -> list[str]:
             lines += _wrap(" " * 10, f"{found.matches[kind]:,} {text}{shown}", extra=2)
     if found.vocabulary_size:
         share = found.in_vocabulary / found.vocabulary_size
-        lines += _render_fact(
-            "panel", f"{found.in_vocabulary:,} of the {found.vocabulary_size:,} in the vocabulary ({share:.0%})"
-        )
+        counts = f", {found.count_share:.0%} of the counts"
+        text = f"{found.in_vocabulary:,} of the {found.vocabulary_size:,} in the vocabulary ({share:.0%}){counts}"
+        lines += _render_fact("panel", text)
     return lines
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from scfusion_fm.config.finetune import AnnotationConfig, UnimodalTransferConfig
+from scfusion_fm.data.files.coverage import measure_panel
 from scfusion_fm.data.schema import AlignedCells, Cells
 from scfusion_fm.evaluation.metrics.labels import annotation_scores
 from scfusion_fm.evaluation.partition import Partition
@@ -42,7 +43,10 @@ class LabelledFile:
         modalities: tuple[str, ...] = ("rna", "adt"),
     ) -> "LabelledFile":
         """Read and divide a file; classes with too few cells are left out and listed."""
-        cells, aligned = read_aligned(Path(config.data), extractor, batch_key=config.batch_key)
+        cells, aligned = read_aligned(
+            Path(config.data), extractor, batch_key=config.batch_key, min_coverage=config.min_coverage
+        )
+        print("; ".join(found.describe() for found in measure_panel(cells, aligned)))
         found = cls.divide(config, cells, aligned, extractor, modalities)
         print(
             f"{len(found.data.classes)} classes, cells: {found.partition.counts}, "
