@@ -3,6 +3,7 @@
 import json
 import shutil
 import tempfile
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from scfusion_fm.data.fingerprints.seen import SEEN_CELLS, SeenCells
 from scfusion_fm.data.locations import check_new_path
 from scfusion_fm.model import ScFusionTTTFeatureExtractor
 from scfusion_fm.model.files_scfusion_ttt import update_checksums
+from scfusion_fm.untrusted.text import show_text
 
 NOT_SHIPPED = ("__init__.py", "ttt_reference.py")
 _MODELING = "modeling_scfusion_ttt."
@@ -92,7 +94,7 @@ def describe_seen(seen: SeenCells) -> str:
 
 def model_card(model: PreTrainedModel, extractor: ScFusionTTTFeatureExtractor, facts: dict[str, Any]) -> str:
     """Write the README of a model directory."""
-    lines = "\n".join(f"- {name}: {value}" for name, value in facts.items())
+    lines = "\n".join(f"- {_as_markdown(name)}: {_as_markdown(value)}" for name, value in facts.items())
     return f"""---
 library_name: transformers
 license: apache-2.0
@@ -125,6 +127,11 @@ name, and keeps everything that is in the file.
 Input must be raw counts of human cells. What was not measured is treated as not measured, never as zero. Proteins
 and cell types that were not in the training data cannot be predicted. Not for clinical use.
 """
+
+
+def _as_markdown(text: Any) -> str:
+    """Keep names of files and labels from being read as lines or tags of their own."""
+    return escape(show_text(text), quote=False)
 
 
 def _set_auto_map(path: Path, auto_map: dict[str, str]) -> None:

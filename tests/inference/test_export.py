@@ -20,7 +20,7 @@ from scfusion_fm import (
     ScFusionTTTModel,
 )
 from scfusion_fm.data.fingerprints.seen import SEEN_CELLS
-from scfusion_fm.inference.export import export_model
+from scfusion_fm.inference.export import export_model, model_card
 from scfusion_fm.inference.model_directory import load_pretrained
 from scfusion_fm.inference.model_files import verify_model
 from scfusion_fm.inference.seen import load_model_seen
@@ -173,6 +173,15 @@ def test_directory_is_complete_and_readable(model_dir):
         module, name = target.split(".")
         assert f"class {name}(" in (model_dir / f"{module}.py").read_text()
     assert (model_dir / "README.md").read_text().startswith("---\nlibrary_name: transformers\n")
+
+
+def test_names_stay_within_their_line_of_the_card(model_dir):
+    model, extractor = (
+        ScFusionTTTModel.from_pretrained(model_dir),
+        ScFusionTTTFeatureExtractor.from_pretrained(model_dir),
+    )
+    card = model_card(model, extractor, {"classes": "B, <script>\n# T & NK"})
+    assert "\n- classes: B, &lt;script&gt;\\n# T &amp; NK\n" in card
 
 
 def test_nothing_is_overwritten_or_left_half_written(model_dir, tmp_path, monkeypatch):
