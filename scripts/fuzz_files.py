@@ -11,6 +11,7 @@ tests and about a second per file.
 
 import argparse
 import contextlib
+import importlib
 import io
 import json
 import os
@@ -173,6 +174,8 @@ def main() -> None:
         os._exit(0)
     os.wait()
     bases = sorted((args.work / "whole").iterdir())
+    for module in ("data.inspect.doctor", "data.inspect.doctor_text", "inference.model_files", "data.prepare.job"):
+        importlib.import_module(f"scfusion_fm.{module}")  # once, and not in every process
     build_vocabulary(None, "protein_coding", "all")
     limits = (args.seconds, args.gib)
     known = {base: run_limited(base, *limits)[1]["read"] for base in bases}

@@ -4,8 +4,10 @@ A file of a stranger may name other files of the reader: by links, by raw data t
 by symbolic links and by names with `..` in them. What they point to would be taken for its content.
 """
 
+import mmap
 import os
 import stat
+import struct
 from collections.abc import Iterator
 
 import h5py
@@ -15,6 +17,8 @@ from scfusion_fm.data.locations import is_remote
 
 MAX_DEPTH = 64
 MAX_ELEMENTS = 1_000_000  # with repetitions, as a reader meets them
+MAX_SCANNED = 2**28  # bytes of a file that are looked through
+HEAP = b"GCOL\x01\x00\x00\x00"
 ADVICE = "Write everything into one file"
 _KINDS = {stat.S_ISFIFO: "a pipe", stat.S_ISSOCK: "a socket", stat.S_ISCHR: "a device", stat.S_ISBLK: "a device"}
 
@@ -102,6 +106,32 @@ def _check_dataset(dataset: h5py.h5d.DatasetID, where: str) -> None:
         raise refuse_element(where, "hold its own values", "a virtual data set", ADVICE)
     if settings.get_external_count():
         raise refuse_element(where, "lie in this file", "values that lie in another file", ADVICE)
+
+
+def check_heaps(path: str) -> None:
+    """
+    Refuse an HDF5 file with damaged heaps, in which its library would look for an end for ever.
+
+    Raises
+    ------
+    ValueError
+        If an entry of a heap has no size.
+    """
+    if is_remote(path) or not 0 < os.path.getsize(path) <= MAX_SCANNED:
+        return
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        start = content.find(HEAP)
+        while start >= 0:
+            at, end = start + 16, start + int.from_bytes(content[start + 8 : start + 16], "little")
+            while at + 16 <= min(end, len(content)):
+                index, size = struct.unpack_from("<H6xQ", content, at)
+                if index == 0 and size == 0:
+                    raise BrokenFileError(
+                        f"`path` must be a complete HDF5 file, got {path!r} with a damaged heap at byte {at:,}. "
+                        "Copy it again."
+                    )
+                at += size if index == 0 else 16 + -(-size // 8) * 8
+            start = content.find(HEAP, start + 1)
 
 
 def check_store_inside(path: str) -> None:

@@ -16,7 +16,7 @@ from scfusion_fm.data.files.arrays import Group, close_files, member, modalities
 from scfusion_fm.data.files.broken import BrokenFileError, explain_file
 from scfusion_fm.data.files.container import Container
 from scfusion_fm.data.files.container import read_container as read_elements
-from scfusion_fm.data.files.containment import check_hdf5_inside, check_regular, check_store_inside
+from scfusion_fm.data.files.containment import check_hdf5_inside, check_heaps, check_regular, check_store_inside
 from scfusion_fm.data.files.counts import CellsFile
 from scfusion_fm.data.files.elements import ElementReader
 from scfusion_fm.data.files.modalities import select_features, select_modalities
@@ -252,6 +252,7 @@ def _open_group(path: str) -> Group:
         check_store_inside(path)
         return _open_zarr(path)
     _check_hdf5(path)
+    check_heaps(path)
     group = open_root(path)
     check_hdf5_inside(group, path)
     return group

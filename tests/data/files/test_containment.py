@@ -99,6 +99,15 @@ def test_circles_and_endless_depths_are_refused(tmp_path, link):
             check_hdf5_inside(file, "b.h5")
 
 
+def test_heaps_in_which_hdf5_would_search_for_ever_are_refused(folder, tmp_path):
+    content = bytearray((folder / "whole.h5ad").read_bytes())
+    at = content.find(b"GCOL") + 16
+    content[at : at + 64] = bytes(64)
+    (tmp_path / "a.h5ad").write_bytes(content)
+    with pytest.raises(ValueError, match=f"a.h5ad' with a damaged heap at byte {at:,}"):
+        read_cells(tmp_path / "a.h5ad")
+
+
 def test_stores_with_links_out_of_them_are_refused(folder, tmp_path):
     path = tmp_path / "a.zarr"
     write_zarr(path, make_rna(), version=3)
