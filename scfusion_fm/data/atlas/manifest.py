@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from scfusion_fm.data.atlas.metadata import MAX_JSON_BYTES
 from scfusion_fm.data.locations import Location, file_system
 from scfusion_fm.data.vocabulary.vocabulary import Vocabulary
 from scfusion_fm.records import CHANGED, SEAL, keeps_seal, parse_record, seal_record
@@ -83,7 +84,8 @@ def read_manifest(location: Location) -> dict[str, Any]:
     fs, path = file_system(location)
     place = f"{path}/{MANIFEST}"
     try:
-        if fs.info(place)["type"] != "file":  # a pipe would not end
+        info = fs.info(place)
+        if info["type"] != "file" or info["size"] > MAX_JSON_BYTES:  # a pipe would not end
             raise FileNotFoundError(place)
         data = fs.cat_file(place)
     except (FileNotFoundError, NotADirectoryError) as error:

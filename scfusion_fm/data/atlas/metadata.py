@@ -5,6 +5,7 @@ grows, these files are replaced before the manifest is.
 """
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ SEAL_ATTRIBUTE = "scfusion_crc32c"
 MAX_CHUNK_BYTES = 2**28  # of one chunk in memory; those of an atlas are below 10 MB
 MAX_CHUNKS_PER_SHARD = 2**20
 MAX_LENGTH = 2**53
+MAX_JSON_BYTES = 2**26  # of a `zarr.json` or a manifest; that of 100 million cells is below 10 MB
 _TYPES = ("bool", *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)), "float32", "float64")
 
 
@@ -93,6 +95,12 @@ class ArrayLayout:
     index_at_end: bool | None
 
     @property
+    def most_stored(self) -> int:
+        """Most bytes of a chunk as it is stored; codecs add little to what they cannot compress."""
+        size = math.prod(self.chunk_shape) * self.dtype.itemsize
+        return size + size // 8 + 2**16
+
+    @property
     def chunks_per_shard(self) -> int:
         """Chunks along the first axis of a shard."""
         return self.shard_shape[0] // self.chunk_shape[0]
@@ -160,11 +168,8 @@ def _check_sizes(layout: ArrayLayout) -> None:
         raise ValueError(f"chunks {chunk} in shards {shard} of an array {shape}")
     if any(whole % part for whole, part in zip(shard, chunk, strict=True)):
         raise ValueError(f"shards {shard} that are no multiple of chunks {chunk}")
-    size, number = layout.dtype.itemsize, 1
-    for part in chunk:
-        size *= part
-    for whole, part in zip(shard, chunk, strict=True):
-        number *= whole // part
+    size = math.prod(chunk) * layout.dtype.itemsize
+    number = math.prod(shard) // math.prod(chunk)
     if size > MAX_CHUNK_BYTES or number > MAX_CHUNKS_PER_SHARD:
         raise ValueError(f"chunks of {size:,} bytes, {number:,} in a shard")
     codecs = [codec["name"] for codec in layout.codecs]  # KeyError, TypeError

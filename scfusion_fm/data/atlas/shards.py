@@ -22,12 +22,12 @@ import numpy as np
 from numcodecs import blosc, zstd
 from numpy.typing import NDArray
 
-from scfusion_fm.data.atlas.metadata import METADATA, parse_layout, parse_metadata
+from scfusion_fm.data.atlas.metadata import MAX_JSON_BYTES, MAX_LENGTH, METADATA, parse_layout, parse_metadata
 from scfusion_fm.data.locations import Location, file_system, is_remote
 
 _ABSENT = np.uint64(2**64 - 1)
 _BLOSC_HEADER = struct.Struct("<4xI4xI")  # bytes of the content and of the frame
-_ZSTD_MAGIC, _ZSTD_HEADER = b"\x28\xb5\x2f\xfd", 18  # and the most bytes of a header
+_ZSTD_MAGIC, ZSTD_HEADER = b"\x28\xb5\x2f\xfd", 18  # and the most bytes of a header
 
 Decoder = Callable[[memoryview, NDArray[np.uint8]], None]
 ByteRange = tuple[str, int, int | None]  # key, first byte, end (None: to the end of the object)
@@ -124,9 +124,10 @@ def read_metadata(files: Files, name: str, sealed: bool = False) -> dict[str, An
         If there is none, or it is not as it was written.
     """
     file = f"{name}/{METADATA}" if name else METADATA
-    (found,) = files.read_ranges([(file, 0, None)])
-    if found is None:
-        raise ValueError(f"`{file}` must be in the zarr v3 store, got none there; copy or prepare the atlas again.")
+    (found,) = files.read_ranges([(file, 0, MAX_JSON_BYTES + 1)])
+    if found is None or len(found) > MAX_JSON_BYTES:
+        what = "none there" if found is None else f"one of more than {MAX_JSON_BYTES:,} bytes"
+        raise ValueError(f"`{file}` must be in the zarr v3 store, got {what}; copy or prepare the atlas again.")
     return parse_metadata(found, file, sealed)
 
 
@@ -252,7 +253,8 @@ class ArrayReader:
     def _find(self, chunks: NDArray[np.int64]) -> list[_Run]:
         """Find where chunks lie; an array without shards has one object per chunk."""
         if self._layout.index_at_end is None:
-            return [_Run(i, (self._key.format(chunk), 0, None), [0], [None]) for i, chunk in enumerate(chunks)]
+            most = self._layout.most_stored
+            return [_Run(i, (self._key.format(chunk), 0, most), [0], [None]) for i, chunk in enumerate(chunks)]
         shard, inside = np.divmod(chunks, self._layout.chunks_per_shard)
         place = np.full((len(chunks), 2), _ABSENT)
         for s in np.unique(shard):
@@ -282,7 +284,12 @@ class ArrayReader:
             if data is not None and (len(data) != size or _checksum(data[:-4]) != data[-4:]):
                 chunk = shard * self._layout.chunks_per_shard
                 raise ValueError(self._damage(chunk, "lies in a shard with a damaged index"))
-            self._indexes[shard] = None if data is None else np.frombuffer(data[:-4], "<u8").reshape(-1, 2)
+            index = None if data is None else np.frombuffer(data[:-4], "<u8").reshape(-1, 2)
+            if index is not None and (index[index[:, 0] != _ABSENT] > (MAX_LENGTH, self._layout.most_stored)).any():
+                raise ValueError(
+                    self._damage(shard * self._layout.chunks_per_shard, "lies in a shard with wrong sizes")
+                )
+            self._indexes[shard] = index
         return self._indexes[shard]
 
     def _find_decoder(self, codecs: list[dict]) -> Decoder:
@@ -341,13 +348,13 @@ def _decode_blosc(source: memoryview, target: NDArray[np.uint8]) -> None:
 
 def _decode_zstd(source: memoryview, target: NDArray[np.uint8]) -> None:
     """Decode a zstd frame; its header is compared first, because that much memory is taken."""
-    size = _zstd_size(bytes(source[:_ZSTD_HEADER]))
+    size = zstd_size(bytes(source[:ZSTD_HEADER]))
     if size != target.nbytes:
         raise ValueError(f"{size} bytes, expected {target.nbytes}")
     _copy(zstd.decompress(source), target)  # decoding into `target` would accept a shorter frame
 
 
-def _zstd_size(header: bytes) -> int | None:
+def zstd_size(header: bytes) -> int | None:
     """Give the bytes of the content of a frame; None where its header does not tell (RFC 8878, 3.1.1.1)."""
     if len(header) < 6 or header[:4] != _ZSTD_MAGIC:
         return None

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from scfusion_fm.data.atlas.manifest import FORMAT_VERSION, read_manifest
 from scfusion_fm.data.atlas.metadata import MAX_CHUNK_BYTES, MAX_CHUNKS_PER_SHARD, METADATA
-from scfusion_fm.data.atlas.shards import ArrayReader, open_files, read_metadata
+from scfusion_fm.data.atlas.shards import ZSTD_HEADER, ArrayReader, open_files, read_metadata, zstd_size
 from scfusion_fm.data.locations import Location, absolute, zarr_store
 from scfusion_fm.records import SEAL
 
@@ -200,10 +200,14 @@ class AtlasTables:
         if math.prod(map(len, ranges)) > MAX_CHUNKS_PER_SHARD:
             raise ValueError(f"the shape {array.shape} in chunks {array.chunks}")
         keys = [f"{array.path}/{array.metadata.encode_chunk_key(place)}" for place in itertools.product(*ranges)]
-        found = self._files.read_ranges([(key, 0, 1) for key in keys])
-        missing = [key for key, data in zip(keys, found, strict=True) if data is None]
-        if missing and self._complete:
-            raise ValueError(f"no {missing[0]}")
+        # Text can be of any length; what is written is far below a chunk of so many bytes.
+        most = MAX_CHUNK_BYTES if array.shards is None else math.prod(array.shards) * max(array.dtype.itemsize, 1) * 2
+        for key in keys:
+            (data,) = self._files.read_ranges([(key, 0, most + 1)])
+            if data is None and self._complete:
+                raise ValueError(f"no {key}")
+            if data is not None and (len(data) > most or (zstd_size(data[:ZSTD_HEADER]) or 0) > MAX_CHUNK_BYTES):
+                raise ValueError(f"{key} of a size that no chunk has")
 
     @cached_property
     def _group(self) -> zarr.Group:

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 
+import google_crc32c
 import numpy as np
 import pytest
 from make_atlas import files, read_everything, same, silent, write_atlas
@@ -153,4 +154,33 @@ def test_pipes_and_links_are_refused(atlas_path, tmp_path):
     text.rename(tmp_path / "c")
     text.symlink_to(tmp_path / "c")
     with pytest.raises(ValueError, match="`obs/split/codes/c` must lie in the store, got a link"):
+        Atlas(atlas_path)
+
+
+def test_huge_files_are_not_read(atlas_path):
+    """Files with holes take no space."""
+    for name, message in (
+        (MANIFEST, "must be a directory that `scfusion prepare` wrote"),
+        ("zarr.json", r"`zarr.json` must be in the zarr v3 store, got one of more than"),
+        ("X/indptr/zarr.json", r"`X/indptr/zarr.json` must be in the zarr v3 store, got one of more than"),
+        ("X/indptr/c/0", "cannot be decoded|damaged index"),
+        ("obs/split/codes/c/0", "cannot be decoded"),
+        ("obs/split/categories/c/0", "`obs/split/categories` must be as it was written, got: .* of a size that no"),
+    ):
+        whole = (atlas_path / name).read_bytes()
+        os.truncate(atlas_path / name, 2**40)
+        with pytest.raises(ValueError, match=message):
+            Atlas(atlas_path)
+        (atlas_path / name).write_bytes(whole)
+
+
+def test_an_index_of_impossible_sizes_is_refused(atlas_path):
+    shard = atlas_path / "X/indptr/c/0"
+    whole = shard.read_bytes()
+    start = len(whole) - 4 - 16 * 64
+    index = np.frombuffer(whole[start:-4], "<u8").copy()
+    index[1] = 2**40
+    data = index.tobytes()
+    shard.write_bytes(whole[:start] + data + google_crc32c.value(data).to_bytes(4, "little"))
+    with pytest.raises(ValueError, match="Chunk 0 of `X/indptr` lies in a shard with wrong sizes"):
         Atlas(atlas_path)
