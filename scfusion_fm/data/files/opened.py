@@ -21,7 +21,7 @@ from scfusion_fm.data.files.stored import (
 )
 
 
-def open_anndata(reader: ElementReader, group: Group, prefix: str = "") -> StoredAnnData:
+def open_anndata(reader: ElementReader, group: Group, prefix: str = "", is_needed: bool = True) -> StoredAnnData:
     """
     Open an AnnData of the present on-disk format (0.7 and later), in HDF5 or zarr.
 
@@ -33,6 +33,8 @@ def open_anndata(reader: ElementReader, group: Group, prefix: str = "") -> Store
         The AnnData in the file.
     prefix
         Where it is, such as `mod/rna/`.
+    is_needed
+        Whether X and .raw are needed where there is no layer `counts`; else they may be broken.
 
     Raises
     ------
@@ -50,14 +52,14 @@ def open_anndata(reader: ElementReader, group: Group, prefix: str = "") -> Store
             return None
         return reader.open_matrix(element, prefix + key, (len(obs), len(var)))
 
-    has_counts = "layers" in group and "counts" in group["layers"]
+    can_lose = not is_needed or ("layers" in group and "counts" in group["layers"])
     needed = [("X", lambda: open_matrix("X")), ("raw", lambda: _open_raw(reader, group["raw"], prefix, len(obs)))]
     parts = {}
     for slot, read in needed:
         if slot not in group:
             parts[slot] = None
         else:
-            parts[slot] = reader.read_or_lose(prefix + slot, read) if has_counts else read()
+            parts[slot] = reader.read_or_lose(prefix + slot, read) if can_lose else read()
     beside = {
         key: partial(_open_beside, reader, group, f"{prefix}obsm/{key}", len(obs)) for key in _keys(group, "obsm")
     }

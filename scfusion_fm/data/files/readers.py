@@ -218,9 +218,10 @@ def _open_parts(path: str) -> OpenFile:
     if encoding.lower() == "mudata":
         obs = reader.read_frame(member(group, "obs", path), "obs", is_strict=False)
         mod = member(group, "mod", path)
-        parts = {
-            key: open_anndata(reader, member(mod, key, f"{path}, mod"), f"mod/{key}/") for key in modalities_of(mod)
-        }
+        parts = {}
+        for key in modalities_of(mod):
+            is_needed = role_of_word(key) in ("rna", "adt")
+            parts[key] = open_anndata(reader, member(mod, key, f"{path}, mod"), f"mod/{key}/", is_needed)
         return OpenFile(path, parts, reader, obs)
     if suffix_of(path) == ".h5" and "features" in group.get("matrix", ()):
         return OpenFile(path, open_10x(reader, group["matrix"]), reader)

@@ -185,6 +185,19 @@ def test_broken_parts_of_a_mudata_are_made_anew(tmp_path):
     assert container.obsmap["rna"].max() == 7
 
 
+def test_a_modality_that_is_not_read_may_be_broken(tmp_path):
+    atac = make_rna([f"chr1:{i}00-{i}50" for i in range(6)])
+    path = write(make_mudata(rna=make_rna(), adt=make_adt(), atac=atac), tmp_path / "a.h5mu")
+    with h5py.File(path, "r+") as file:
+        file["mod/atac/X/indptr"][3] = -1
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        cells = read_cells(path)
+    assert any("left out, because it is broken: mod/atac/X." in str(warning.message) for warning in told)
+    assert cells.container.mod["atac"].X is None
+    np.testing.assert_array_equal(cells.rna.counts.toarray(), make_rna().X.toarray())
+
+
 def test_old_files_are_checked_before_the_libraries_read_them(tmp_path):
     path = tmp_path / "old.h5ad"
     with h5py.File(path, "w") as file:
