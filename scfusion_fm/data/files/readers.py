@@ -14,6 +14,7 @@ import zarr
 
 from scfusion_fm.data.files.arrays import Group, close_files, member, modalities_of, open_root, text_of
 from scfusion_fm.data.files.broken import BrokenFileError, explain_file
+from scfusion_fm.data.files.columns import role_of_word
 from scfusion_fm.data.files.container import Container
 from scfusion_fm.data.files.container import read_container as read_elements
 from scfusion_fm.data.files.containment import check_hdf5_inside, check_heaps, check_regular, check_store_inside
