@@ -95,13 +95,14 @@ def test_models_that_cannot_serve_are_refused(model_dir, export_head, rna_file, 
         predict_protein(FileRequest(reverse, rna_file, tmp_path / "out.h5ad"))
 
 
-def test_file_without_any_readable_cell_is_refused(model_dir, tmp_path):
-    adata = make_modalities(4, seed=8)[0]
-    adata.X = np.zeros((4, adata.n_vars), dtype=np.float32)
-    adata.write_h5ad(tmp_path / "empty.h5ad")
-    with (
-        warnings.catch_warnings(action="ignore"),
-        pytest.raises(ValueError, match="`input` must hold cells that the model can read"),
-    ):
-        embed(FileRequest(model_dir, tmp_path / "empty.h5ad", tmp_path / "out.h5ad"))
-    assert not (tmp_path / "out.h5ad").exists()
+def test_file_without_any_readable_cell_is_refused(predictor, tmp_path):
+    rna, adt = make_modalities(4, seed=8)
+    rna.X = np.zeros((4, rna.n_vars), dtype=np.float32)
+    with warnings.catch_warnings(action="ignore"):
+        md.MuData({"rna": rna, "adt": adt}).write(tmp_path / "in.h5mu")
+        with pytest.raises(ValueError, match="`input` must hold cells that the model can read"):
+            predict_protein(FileRequest(predictor, tmp_path / "in.h5mu", tmp_path / "out.h5mu"))
+        rna.write_h5ad(tmp_path / "empty.h5ad")
+        with pytest.raises(ValueError, match=r"empty.h5ad` must have counts of genes .* got none in its 4 cells"):
+            predict_protein(FileRequest(predictor, tmp_path / "empty.h5ad", tmp_path / "out.h5ad"))
+    assert not list(tmp_path.glob("out.*"))

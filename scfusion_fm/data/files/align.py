@@ -131,7 +131,7 @@ def align_cells(cells: Cells, vocabulary: Vocabulary, batch_key: str | None = No
         adt_observed=alignment.adt_observed,
         adt_present=_presence(cells.adt, num_obs),
     )
-    warn_empty_cells(int((~(aligned.rna_present | aligned.adt_present)).sum()), num_obs, cells.path)
+    check_empty_cells(int((~(aligned.rna_present | aligned.adt_present)).sum()), num_obs, cells.path)
     return split_panels(aligned, vocabulary, cells.path, batch_key)
 
 
@@ -289,8 +289,20 @@ def _presence(modality: ModalityCounts | None, num_obs: int) -> np.ndarray:
     return np.zeros(num_obs, dtype=bool) if modality is None else modality.present.copy()
 
 
-def warn_empty_cells(number: int, num_obs: int, path: str) -> None:
-    """Warn of cells without any count."""
+def check_empty_cells(number: int, num_obs: int, path: str) -> None:
+    """
+    Warn of cells without any count.
+
+    Raises
+    ------
+    ValueError
+        If there are no others.
+    """
+    if number == num_obs:
+        raise ValueError(
+            f"`{path}` must have counts of genes or proteins of the vocabulary, got none in its {num_obs:,} cells. "
+            "Leave it out."
+        )
     if number:
         _warn(f"{path}: {number:,} of {num_obs:,} cells have no count in any modality, and are kept.")
 

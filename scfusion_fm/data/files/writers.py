@@ -190,7 +190,8 @@ def _try(where: str, key: Any, element: Any, *, is_zarr: bool) -> None:
         return
     if isinstance(element, pd.Series):
         is_text = where.endswith(("obs", "var")) and pd.api.types.infer_dtype(element) == "string"
-        element = pd.DataFrame({key: element.astype("category") if is_text else element})  # as anndata does
+        repeats = is_text and element.nunique() < len(element)
+        element = pd.DataFrame({key: element.astype("category") if repeats else element})  # as anndata does
     try:
         with _writing(), h5py.File.in_memory() as file:
             # HDF5 also where a store is written: zarr would turn numbers among text into text without a word.

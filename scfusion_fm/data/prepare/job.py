@@ -18,7 +18,7 @@ from typing import Any
 from scfusion_fm.config.prepare import PrepareConfig, SourceConfig
 from scfusion_fm.data.atlas.manifest import MANIFEST, read_manifest
 from scfusion_fm.data.atlas.tables import AtlasTables
-from scfusion_fm.data.files.align import warn_empty_cells
+from scfusion_fm.data.files.align import check_empty_cells
 from scfusion_fm.data.files.arrays import close_files
 from scfusion_fm.data.locations import absolute, check_new_path, exists, is_remote
 from scfusion_fm.data.prepare.merge import build_manifest, describe_dataset, publish, stage_store
@@ -291,12 +291,7 @@ class AtlasJob:
             datasets.append(NewDataset(source.name, pieces, source.rna_observed, source.adt_observed))
             empty = sum(piece.record.cells["empty"] for piece in pieces)
             rows = sum(piece.record.rows for piece in pieces)
-            if empty == rows:
-                raise ValueError(
-                    f"`{planned.origin.file}` must have counts of genes or proteins of the vocabulary, got none in its "
-                    f"{rows:,} cells. Leave it out."
-                )
-            warn_empty_cells(empty, rows, planned.origin.file)
+            check_empty_cells(empty, rows, planned.origin.file)
         return datasets
 
     @contextmanager

@@ -62,7 +62,17 @@ REFUSED = {
     "a matrix of objects": (with_obsm("new", np.full((7, 2), None)), r"`obsm\['new'\]`"),
     "in a modality": (make_mudata(rna=with_uns({1, 2}), adt=make_adt()), r"`mod/rna/uns\['new'\]`"),
 }
+
+
+def with_named_index():
+    adata = make_rna()
+    adata.obs["new"] = adata.obs_names
+    adata.obs.index.name = "new"
+    return adata
+
+
 KEPT = {
+    "the index as a column of its name": with_named_index,
     "nullable text": lambda: with_column(SEVEN),
     "text with gaps": lambda: with_column(["a", None, "b", "a", "c", "d", "e"]),
     "nullable whole numbers": lambda: with_column(pd.array([1, 2, None, 4, 5, 6, 7], dtype="Int64")),
