@@ -287,14 +287,17 @@ def _text(table: Any) -> bytes:
 
 def judge(outcome: Outcome, usual: Outcome, sums: str) -> str:
     """Name an outcome; those that begin with BAD must not be."""
-    lines = [line for line in outcome.said.splitlines() if line and not line.startswith("warning: ")]
+    lines = outcome.said.splitlines()
+    errors = [line for line in lines if line.startswith("error: ")]
     if outcome.code < 0:
         return "BAD: hung" if outcome.seconds >= TIME_S else f"BAD: signal {-outcome.code}"
     if outcome.more_memory > MORE_MEMORY:
         return "BAD: memory"
-    if outcome.code == 2 and len(lines) == 1 and lines[0].startswith("error: ") and lines[0].isprintable():
+    if any(line.startswith("Traceback") or not line.isprintable() for line in lines):
+        return "BAD: traceback or control characters"
+    if outcome.code == 2 and len(errors) == 1 and lines[-1] == errors[0]:
         return "refused"
-    if outcome.code not in ((0, 1) if usual.code == 1 else (0,)) or lines:  # 1 says that cells were seen
+    if outcome.code not in ((0, 1) if usual.code == 1 else (0,)) or errors:  # 1 says that cells were seen
         return f"BAD: code {outcome.code}, {len(lines)} lines"
     if outcome.result == usual.result:
         return "same"
