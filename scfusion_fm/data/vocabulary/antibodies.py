@@ -26,7 +26,10 @@ MAX_ATOMS = 6  # of one name inside a longer one
 # Names of families, which aliases give to one member, an isotype, and words.
 FAMILIES = {"fcgr", "ilra", "jam", "kir2dl", "klr", "mhc", "siglec", "sirp", "vegfr", "iga1", "bit", "end", "tor"}
 # What follows these names is a chain, an allele or a peptide more often than a clone.
-_NEVER_CUT = re.compile(r"tcr.*|hla.*|ig(?![mde]$).*|cd1[a-e]?|cd158|mr1|b2m|mic[ab]+|cadherin|integrin.*|folate.*|lox")
+_NEVER_CUT = re.compile(
+    r"tcr.*|tr[abdg][vjc].*|hla.*|ig(?![mde]$).*|cd1[a-e]?|cd158"
+    r"|mr1|b2m|mic[ab]+|cadherin|integrin.*|folate.*|lox"
+)
 _THEIR_CLONES = re.compile(
     r"ip26|b1|b3|b6|6b11|3c10|h131|bb7\.2|w6[.]?32|l243|ln3|g46\.6|tu3[69]|tu149|tu169|3d12|26\.5|51\.1|l161|hi149|sk9"
     r"|ia6\.2|mhm88|g20\.127|m1310g05|hpma4|hpdm1|fib504|of5a12|2m2"

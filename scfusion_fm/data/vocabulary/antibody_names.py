@@ -35,7 +35,7 @@ _ISOTYPE = re.compile(
 )
 # What names another molecule, or the molecule of another species, wherever it stands in the name.
 _VARIANT = re.compile(
-    r"(?<![a-z])(v\d+|var|variant|iso\d|isoform|phospho\w*|cleaved|active|activated|mouse|murine|rat|ms)(?![a-z])"
+    r"(?<![a-z])(v\d+|ps\d+|var|variant|iso\d|isoform|phospho\w*|cleaved|active|activated|mouse|murine|rat|ms)(?![a-z])"
 )
 # Alleles and antigens that mice have and people do not; some look like a clone number or an alias of a human gene.
 _MOUSE_ANTIGEN = re.compile(

@@ -2,12 +2,15 @@
 
 import pandas as pd
 
+from scfusion_fm.data.vocabulary.names import is_of_mouse
 from scfusion_fm.data.vocabulary.resolve import resolve_genes
 
 
 def guess_names(names: pd.Index) -> str:
     """Say what names that are no known genes look like, and what to do."""
     texts = names.astype(str)
+    if pd.Series(texts).map(is_of_mouse).mean() > 0.5:
+        return "They are genes of mouse by their prefix: mouse is not supported."
     if texts.str.fullmatch(r"\d+").mean() > 0.5:
         return "They look like row numbers or Entrez ids: give symbols or Ensembl ids."
     if texts.str.fullmatch(r"[A-Z][a-z0-9].*").mean() > 0.5:

@@ -168,6 +168,7 @@ def test_unknown_antibodies_warn_by_name_but_controls_and_hashtags_do_not():
         (["920", "916", "2597"], "They look like row numbers or Entrez ids"),
         (["ENST00000011653", "ENST00000361763"], "They look like transcripts"),
         (["ENSDARG00000000001", "ENSDARG00000000002"], "They look like genes of another species"),
+        (["mm10_Cd4", "mm10___Lyz2"], "They are genes of mouse by their prefix"),
         (["cd4", "cd3e", "gapdh"], "They look like symbols in lower case"),
         (["ENSG00000000000", "ENSG00000000009_FOO"], "They look like human Ensembl ids that are no longer in use"),
         (["foo", "bar"], 'Give symbols or Ensembl ids as var_names or in var["gene_ids"]'),

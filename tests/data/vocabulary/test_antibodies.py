@@ -115,7 +115,7 @@ H-2Kb; H-2Kb bound to SIINFEKL; H2-Kd; I-A/I-E; MHC II (I-A/I-E); CD45.1; ADT_CD
 CD90.2 (Thy-1.2); CD229.1; Ly-6C; Ly-6A/E (Sca-1); Ly6G; Ly-49C; Ly108; CD8b (Ly-3); CD5 (Ly-1); Qa-1; Qa-2; NK-1.1;
 F4/80; TER-119/Erythroid Cells; Siglec-H; CD16/32; CD16-32; CD21/CD35 (CR2/CR1); CD301b; mCD48; MLY9; CD16.2;
 CD4 (GK1.5); CD8a-53-6.7; CD3e (145-2C11); CD19_6D5; CD25-PC61; CD49b (DX5); TCRb_H57-597; anti-mouse CD4; CD19 mouse;
-CD29 (mouse); Ms.CD3; rat CD4; Itgax; Tnfrsf9; CD4:RM4-5|Cd4|AMM2002|pAbO"""
+CD29 (mouse); Ms.CD3; rat CD4; Itgax; Tnfrsf9; Klrb1-ps1; Trdv2-1; CD4:RM4-5|Cd4|AMM2002|pAbO"""
 MULTIMERS = """
 HLA-A2 tetramer; HLA-A*02:01_NLVPMVATV; HLA-A0201; A0201_GILGFVFTL_Flu-MP; HLA-A2-CMV1; CD8_Dextramer2; HLA-A2-SL9;
 HLA-DR4; HLA-DRB1*04:01; HLA-DR-4; HLA-B*07:02; HLA-A; CD1d tetramer; CD1d-PBS57; CD1d_aGalCer; MR1-5-OP-RU; pMHC_1"""
