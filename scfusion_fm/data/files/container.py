@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 import anndata as ad
 import mudata as md
 import numpy as np
+import pandas as pd
 
 from scfusion_fm.data.files.arrays import Group, member, modalities_of, text_of
 from scfusion_fm.data.files.broken import refuse_element
@@ -42,11 +43,20 @@ def read_anndata(reader: ElementReader, group: Group, prefix: str = "") -> ad.An
     parts = _read_aligned(reader, group, prefix, lengths)
     shape = (len(obs), len(var))
     readers = {
-        "X": lambda element: reader.read_element(element, f"{prefix}X", shape),
+        "X": lambda element: _read_matrix(reader, element, f"{prefix}X", shape),
         "raw": lambda element: _read_raw(reader, element, prefix, len(obs)),
         "uns": lambda element: reader.read_mapping(element, f"{prefix}uns"),
     }
     return ad.AnnData(obs=obs, var=var, **parts, **_read_slots(reader, group, prefix, readers))
+
+
+def _read_matrix(reader: ElementReader, element: Any, slot: str, shape: tuple[int, int]) -> Any:
+    if text_of(element.attrs.get("encoding-type", "")) == "null":
+        return None
+    found = reader.read_element(element, slot, shape)
+    if tuple(found.shape) != shape or isinstance(found, pd.DataFrame):
+        raise refuse_element(reader.name(slot), "be a matrix", f"{type(found).__name__} of shape {found.shape}")
+    return found
 
 
 def _read_slots(reader: ElementReader, group: Group, prefix: str, readers: Readers) -> dict[str, Any]:
@@ -77,7 +87,7 @@ def _read_raw(reader: ElementReader, raw: Group, prefix: str, num_obs: int) -> d
     if "X" not in raw:
         return None
     var = reader.read_frame(raw["var"], f"{prefix}raw/var", is_strict=True)
-    found = {"X": reader.read_element(raw["X"], f"{prefix}raw/X", (num_obs, len(var))), "var": var}
+    found = {"X": _read_matrix(reader, raw["X"], f"{prefix}raw/X", (num_obs, len(var))), "var": var}
     if "varm" in raw:
         found["varm"] = reader.read_mapping(raw["varm"], f"{prefix}raw/varm", (len(var),))
     return found

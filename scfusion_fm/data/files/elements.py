@@ -168,7 +168,9 @@ class ElementReader:
         with naming(name):
             if isinstance(element, Array):
                 found = tuple(element.shape or ())
-                _check_shape(found if len(shape) < 2 else found[:2], shape, name)
+                _check_shape(found, shape, name)
+                if len(shape) == 2 < len(found):
+                    raise refuse_element(name, "have rows and columns", f"the shape {found}")
                 self.budget.check_likely(declared_bytes(element), name)
                 return StoredDense(FileArray(self.location, element))
             kind = text_of(element.attrs.get("encoding-type", ""))
@@ -241,6 +243,8 @@ class ElementReader:
         elif isinstance(element, Group) and kind == "dataframe":
             found = self.read_frame(element, slot, is_strict=False)
         elif isinstance(element, Group) and kind in ("", "dict") and "h5sparse_format" not in element.attrs:
+            if shape:
+                raise refuse_element(self.name(slot), "be a matrix or a table", "a group of elements")
             return self.read_mapping(element, slot)
         else:
             self._take_all(element, slot)

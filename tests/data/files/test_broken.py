@@ -185,6 +185,29 @@ def test_broken_parts_of_a_mudata_are_made_anew(tmp_path):
     assert container.obsmap["rna"].max() == 7
 
 
+@pytest.mark.parametrize(
+    ("slot", "values", "told"),
+    [
+        ("X", np.ones((7, 6, 2)), r"a\.h5ad, X` must (be a matrix|have rows and columns), got .*\(7, 6, 2\)"),
+        ("raw/X", None, "raw/X` must be a (dense|matrix)"),
+        ("varm/pca", None, "varm/pca` must be a matrix or a table, got a group of elements"),
+    ],
+)
+def test_matrices_beside_the_counts_may_be_anything(tmp_path, slot, values, told):
+    adata = make_rna()
+    adata.layers["counts"], adata.raw, adata.varm["pca"] = adata.X.copy(), adata.copy(), np.ones((6, 2))
+    path = write(adata, tmp_path / "a.h5ad")
+    with h5py.File(path, "r+") as file:
+        del file[slot]
+        if values is None:
+            file.create_group(f"{slot}/inner")
+        else:
+            file[slot] = values
+    with pytest.warns(UserWarning, match=told):
+        cells = read_cells(path)
+    np.testing.assert_array_equal(cells.rna.counts.toarray(), make_rna().X.toarray())
+
+
 def test_a_modality_that_is_not_read_may_be_broken(tmp_path):
     atac = make_rna([f"chr1:{i}00-{i}50" for i in range(6)])
     path = write(make_mudata(rna=make_rna(), adt=make_adt(), atac=atac), tmp_path / "a.h5mu")
