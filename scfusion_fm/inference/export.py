@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import tempfile
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from transformers import PreTrainedModel
 
 import scfusion_fm.model
 from scfusion_fm.data.fingerprints.seen import SEEN_CELLS, SeenCells
-from scfusion_fm.data.locations import check_new_path
+from scfusion_fm.data.scratch import Scratch
 from scfusion_fm.model import ScFusionTTTFeatureExtractor
 from scfusion_fm.model.files_scfusion_ttt import update_checksums
 from scfusion_fm.untrusted.text import show_text
@@ -58,32 +57,28 @@ def export_model(
     ValueError
         If `output` exists.
     """
-    check_new_path(output, "output")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
-    try:
-        model.save_pretrained(scratch)
-        extractor.save_pretrained(scratch)
-        _set_auto_map(scratch / "config.json", MODEL_AUTO_MAP)
-        _set_auto_map(scratch / "preprocessor_config.json", EXTRACTOR_AUTO_MAP)
+    with Scratch(output) as scratch:
+        path = scratch.path
+        path.mkdir()
+        model.save_pretrained(path)
+        extractor.save_pretrained(path)
+        _set_auto_map(path / "config.json", MODEL_AUTO_MAP)
+        _set_auto_map(path / "preprocessor_config.json", EXTRACTOR_AUTO_MAP)
         for file in Path(scfusion_fm.model.__file__).parent.glob("*.py"):
             if file.name not in NOT_SHIPPED:
-                shutil.copyfile(file, scratch / file.name)
+                shutil.copyfile(file, path / file.name)
         if seen is not None:
-            seen.save(scratch / SEEN_CELLS)
+            seen.save(path / SEEN_CELLS)
             facts = facts | {"cells seen in training": describe_seen(seen)}
         else:
-            (scratch / SEEN_CELLS).unlink(missing_ok=True)  # of the model that this one was made of
+            (path / SEEN_CELLS).unlink(missing_ok=True)  # of the model that this one was made of
         for name, content in (files or {}).items():
-            (scratch / name).write_bytes(content)
-        (scratch / "README.md").write_text(model_card(model, extractor, facts))
-        update_checksums(scratch, ["*"])
-        for path in (scratch, *scratch.iterdir()):  # temporary files are private, a model is not
-            path.chmod(0o755 if path.is_dir() else 0o644)
-        scratch.rename(output)
-    except BaseException:
-        shutil.rmtree(scratch)
-        raise
+            (path / name).write_bytes(content)
+        (path / "README.md").write_text(model_card(model, extractor, facts))
+        update_checksums(path, ["*"])
+        for file in path.iterdir():  # weights are written for their owner alone, a model is not
+            file.chmod(0o644)
+        scratch.publish()
 
 
 def describe_seen(seen: SeenCells) -> str:
