@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from scfusion_fm.model import ScFusionTTTForCrossModalPrediction as ScFusionTTTForCrossModalPrediction
     from scfusion_fm.model import ScFusionTTTForPreTraining as ScFusionTTTForPreTraining
     from scfusion_fm.model import ScFusionTTTModel as ScFusionTTTModel
+    from scfusion_fm.notices import ScFusionWarning as ScFusionWarning
 
 __version__ = "0.1.0"
 
@@ -63,6 +64,7 @@ _HOMES = {
     "LoaderConfig": "config.pretrain",
     "MaskingCollator": "data.stream.collate",
     "MaskingConfig": "config.pretrain",
+    "ScFusionWarning": "notices",
 }
 __all__ = [*_HOMES]
 

@@ -4,7 +4,6 @@ Letters: n cells.
 """
 
 import dataclasses
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from scfusion_fm.inference.inputs import read_aligned
 from scfusion_fm.inference.model_directory import load_extractor
 from scfusion_fm.inference.seen import load_model_seen
 from scfusion_fm.model import ScFusionTTTFeatureExtractor
+from scfusion_fm.notices import warn
 from scfusion_fm.tasks.annotation.baselines import show_features
 from scfusion_fm.tasks.annotation.cells import LabelledCells, drop_rare_classes, read_labels
 from scfusion_fm.tasks.cross_modal.cells import PairedCells
@@ -132,7 +132,7 @@ class Experiment:
         if not known.all():
             key = self.config.split.group_key
             message = f"{(~known).sum():,} of {len(known):,} cells have no {key!r} and are left out."
-            warnings.warn(message, UserWarning, stacklevel=2)
+            warn(message)
             self.usable = self.usable[known]
 
     def folds(self, seed: int) -> list[Fold]:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from scfusion_fm.config.errors import CommandError
+from scfusion_fm.notices import ScFusionWarning
 from scfusion_fm.untrusted.text import show_text
 
 T = TypeVar("T")
@@ -60,7 +61,8 @@ def _is_users(error: ValueError | OSError) -> bool:
 
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
     """Print warnings meant for users as one line; others as Python does."""
-    if category is UserWarning and "scfusion_fm" in filename:
+    is_ours = issubclass(category, ScFusionWarning)
+    if is_ours or (category is UserWarning and "scfusion_fm" in filename):  # of code that ships with models
         print(f"warning: {show_text(message)}", file=sys.stderr)
     else:
         print(warnings.formatwarning(message, category, filename, lineno, line), end="", file=sys.stderr)

@@ -4,11 +4,11 @@ import fcntl
 import os
 import shutil
 import tempfile
-import warnings
 from pathlib import Path
 from types import TracebackType
 
 from scfusion_fm.data.locations import check_new_path
+from scfusion_fm.notices import warn
 
 
 def check_destination(output: Path, name: str = "output") -> None:
@@ -123,7 +123,7 @@ class Scratch:
                 "write. Stop it, or choose another path."
             ) from error
         except OSError as error:
-            warnings.warn(f"{self._directory} cannot be locked against a second run: {error}", stacklevel=3)
+            warn(f"{self._directory} cannot be locked against a second run: {error}")
         if self._directory.exists() and os.path.samestat(os.fstat(lock), self._directory.stat()):
             return lock
         os.close(lock)

@@ -3,7 +3,6 @@
 Letters: n cells, K classes.
 """
 
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from scfusion_fm.inference.job import FileRequest, Job
 from scfusion_fm.inference.label_tree import LabelTree
 from scfusion_fm.inference.model_files import ModelFiles
 from scfusion_fm.model import ScFusionTTTForCellTypeAnnotation
+from scfusion_fm.notices import warn
 
 UNKNOWN = "unknown"
 
@@ -172,10 +172,9 @@ def _warn_without_threshold(kinds: NDArray[np.str_], calibration: AnnotationCali
     finite = [name for name, found in calibration.inputs.items() if np.isfinite(found.thresholds[rate])]
     number = int((~np.isin(kinds, finite)).sum())
     if number:
-        warnings.warn(
+        warn(
             f"{number} of {len(kinds)} cells cannot be called unknown: the model has too few calibration cells with "
             f"the same modalities for --reject-rate {rate}.",
-            stacklevel=4,
         )
 
 

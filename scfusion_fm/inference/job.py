@@ -2,7 +2,6 @@
 
 import hashlib
 import sys
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -29,6 +28,7 @@ from scfusion_fm.inference.batches import CellCollator, choose_device, predict_f
 from scfusion_fm.inference.inputs import read_aligned
 from scfusion_fm.inference.model_directory import load_pretrained
 from scfusion_fm.model import ScFusionTTTFeatureExtractor
+from scfusion_fm.notices import warn
 
 PROVENANCE = "scfusion_ttt"
 
@@ -168,9 +168,8 @@ class Job:
         if len(rows) == 0:
             raise ValueError(f"`input` must hold cells that the model can read, got none in {self.request.input}.")
         if len(rows) < len(readable):
-            warnings.warn(
+            warn(
                 f"{len(readable) - len(rows)} of {len(readable)} cells have no usable counts; their results are NaN.",
-                stacklevel=3,
             )
         collator = CellCollator(self.aligned, self.extractor)
         found = predict_fields(self.model, collator, rows, fields, modalities, self.request.batch_size, progress=True)

@@ -1,7 +1,6 @@
 """The files of a model directory, compared with its checksums and its schemas: nothing here needs torch."""
 
 import hashlib
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from scfusion_fm.inference.model_config import (
     ConfigFile,
     ExtractorFile,
 )
+from scfusion_fm.notices import warn
 from scfusion_fm.untrusted.checksums import SUMS, check_digest, check_file, read_bounded, read_sums
 from scfusion_fm.untrusted.rules import parse_bytes
 
@@ -97,10 +97,9 @@ class ModelFiles:
         data, place = self.read(CONFIG, LARGEST_CONFIG), str(self.path / CONFIG)
         found = parse_bytes(ConfigFile, data, place, IGNORED_IN_CONFIG)
         if self.sums is None:
-            warnings.warn(
+            warn(
                 f"{self.path} has no {SUMS}, so that damage to its files would not be noticed. "
                 f"`cd {self.path} && sha256sum * > {SUMS}` lists them as they are now.",
-                stacklevel=1,  # one place, so that it is told once
             )
         return found
 

@@ -1,6 +1,5 @@
 """How strange cells are to a model: the inner losses of its TTT layers, beside those of reference cells."""
 
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from scfusion_fm.inference.batches import CellCollator, run_batches
 from scfusion_fm.inference.inputs import read_aligned
 from scfusion_fm.inference.job import FileRequest, Job
 from scfusion_fm.model import ScFusionTTTForPreTraining, ScFusionTTTModel
+from scfusion_fm.notices import warn
 
 SURPRISE = "scfusion_ttt_surprise"
 MASK_RATIO = 0.3
@@ -234,7 +234,6 @@ def describe_tokens(job: Job, found: Strangeness, known: Strangeness | None) -> 
 def _warn_without_percentile(found: Strangeness, percentiles: NDArray[np.float64]) -> None:
     number = int((np.isfinite(found.surprise) & np.isnan(percentiles)).sum())
     if number:
-        warnings.warn(
+        warn(
             f"{number} cells have no percentile: the reference has fewer than 20 cells with the same modalities.",
-            stacklevel=2,
         )

@@ -1,6 +1,5 @@
 """Test cells that a model has seen before."""
 
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from scfusion_fm.data.schema import AlignedCells
 from scfusion_fm.evaluation.partition import Partition
 from scfusion_fm.inference.seen import load_model_seen
 from scfusion_fm.model import ScFusionTTTFeatureExtractor
+from scfusion_fm.notices import warn
 
 FinetuneConfig = AnnotationConfig | CrossModalConfig | UnimodalTransferConfig
 
@@ -65,7 +65,7 @@ def check_test_cells(
     seen = load_model_seen(Path(config.model))
     if seen is None:
         message = f"{config.model} does not tell which cells it was trained on: test cells may be among them."
-        warnings.warn(message, stacklevel=1)
+        warn(message)
         return SeenByModel(None, {"known": False})
     prints = fingerprint_cells(aligned, extractor.gene_ids, extractor.protein_names)
     answer = seen.look_up(prints[partition.test])

@@ -1,7 +1,5 @@
 """Which cells a fine-tuning learns from, chooses by and is tested on: the rule that atlases use."""
 
-import warnings
-
 import numpy as np
 import pandas as pd
 
@@ -9,6 +7,7 @@ from scfusion_fm.config.split import SplitConfig
 from scfusion_fm.data.schema import read_categories
 from scfusion_fm.data.split import assign_split
 from scfusion_fm.evaluation.partition import Partition
+from scfusion_fm.notices import warn
 
 
 def split_cells(obs: pd.DataFrame, rule: SplitConfig) -> Partition:
@@ -29,7 +28,7 @@ def split_cells(obs: pd.DataFrame, rule: SplitConfig) -> Partition:
     known = np.ones(len(obs), dtype=bool) if groups is None else ~pd.isna(groups)
     if not known.all():
         message = f"{(~known).sum():,} of {len(obs):,} cells have no {rule.group_key!r} and are left out of all parts."
-        warnings.warn(message, UserWarning, stacklevel=2)
+        warn(message)
     roles[known] = assign_split(names[known], rule, None if groups is None else list(groups[known]))
     partition = Partition.from_roles(roles)
     partition.check("`split`")

@@ -1,7 +1,6 @@
 """Bring the counts of a file onto a vocabulary."""
 
 import hashlib
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,6 +17,7 @@ from scfusion_fm.data.vocabulary.guess import guess_names
 from scfusion_fm.data.vocabulary.names import MOUSE_ID, is_of_mouse
 from scfusion_fm.data.vocabulary.resolve import resolve_antibody_features, resolve_gene_features
 from scfusion_fm.data.vocabulary.vocabulary import Vocabulary
+from scfusion_fm.notices import warn
 
 MIN_HUMAN = 0.05  # below it the file is not of human genes: a few names are the same in every species
 MIN_MOUSE = 3, 0.05  # number and share of antigens that only mice have, from which on a panel is one for mice
@@ -312,4 +312,4 @@ def _examples(names: pd.Index) -> str:
 
 
 def _warn(message: str) -> None:
-    warnings.warn(message, UserWarning, stacklevel=4)
+    warn(message)

@@ -1,11 +1,11 @@
 """How much of what a model knows a file measures, and how much of the file the model reads."""
 
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
 
 from scfusion_fm.data.schema import AlignedCells, Cells
+from scfusion_fm.notices import warn
 
 # Of random genes of the demo file, the demo model read 300 cells with 30% of its genes 0.4 of the mean distance between
 # two cells from where they stood with all; with 1% 0.9 of it: as far as another cell. `docs/use.md` has the table.
@@ -87,4 +87,4 @@ def check_panel(coverage: list[PanelCoverage], path: str, min_coverage: float = 
             )
         if min(found.share, found.count_share) < LOW_COVERAGE:
             message = f"{path}: the model knows little of this file: {found.describe()}. Results are less certain."
-            warnings.warn(message, UserWarning, stacklevel=3)
+            warn(message)

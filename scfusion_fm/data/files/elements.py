@@ -3,7 +3,6 @@
 What was not asked for and is broken does not stop a run: it is left out and named.
 """
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +15,7 @@ from scfusion_fm.data.files.broken import explain_element, naming, refuse_elemen
 from scfusion_fm.data.files.sizes import Budget, arrays_of, declared_bytes
 from scfusion_fm.data.files.sparse import build_sparse, check_pointers
 from scfusion_fm.data.files.stored import StoredCsr, StoredDense, StoredMatrix
+from scfusion_fm.notices import warn
 
 SPARSE = ("csr_matrix", "csc_matrix")
 NUM_NAMED = 5
@@ -60,10 +60,8 @@ class ElementReader:
             return
         slots, reasons = list(self.lost), list(self.lost.values())
         more = f" and {len(slots) - NUM_NAMED} more" if len(slots) > NUM_NAMED else ""
-        warnings.warn(
+        warn(
             f"{self.location}: left out, because it is broken: {', '.join(slots[:NUM_NAMED])}{more}. {reasons[0]}",
-            UserWarning,
-            stacklevel=4,
         )
         self.lost.clear()
 

@@ -1,6 +1,5 @@
 """Which matrix of a file holds the counts of which modality, and what becomes of everything else in it."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -23,6 +22,7 @@ from scfusion_fm.data.files.counts import CellsFile, StoredModality
 from scfusion_fm.data.files.obs import check_obs_names, merge_obs
 from scfusion_fm.data.files.proteins_in_obsm import PROTEIN_OBSM_KEY, find_proteins
 from scfusion_fm.data.files.stored import Elements, StoredAnnData, StoredColumns
+from scfusion_fm.notices import warn
 
 MIN_OWN = 0.3  # share of names that fit the name of a modality, where more fit the other
 LABELS = {"rna": "RNA", "adt": "ADT"}
@@ -67,7 +67,7 @@ class Findings:
     def tell(self) -> None:
         """Warn of all that a user must know."""
         for message in dict.fromkeys(self.told):
-            warnings.warn(message, UserWarning, stacklevel=4)
+            warn(message)
 
     def add(self, adata: StoredAnnData, where: str, source: str, role: Role, look_beside: bool) -> None:
         """
@@ -310,10 +310,8 @@ def _check_overlap(tables: dict[str, StoredModality], path: str, num_obs: int) -
             "Give the same cell the same name in both."
         )
     if len(shared) < max(len(rna_names), len(adt_names)):
-        warnings.warn(
+        warn(
             f"{path}: of {num_obs:,} cells {len(shared):,} are in both modalities, "
             f"{len(rna_names) - len(shared):,} in RNA only, {len(adt_names) - len(shared):,} in ADT only; "
             "all are kept.",
-            UserWarning,
-            stacklevel=3,
         )

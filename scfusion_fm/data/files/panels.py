@@ -7,7 +7,6 @@ donor may lack the genes of Y, and a sorted sample those of a cell type.
 Letters: K groups, F features of a modality, G genes, P proteins, B cells.
 """
 
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from scfusion_fm.data.files.stack import StackedCells
 from scfusion_fm.data.schema import AlignedCells, read_categories
 from scfusion_fm.data.vocabulary.vocabulary import Vocabulary
+from scfusion_fm.notices import warn
 
 # Columns of obs with groups of cells, in lower case without separators; those whose panels differ come first.
 GROUP_COLUMNS = ["batch", "batchid", "dataset", "library", "libraryid", "site", "sample", "sampleid", "origident"]
@@ -229,19 +229,17 @@ def split_panels(
             message = (
                 f"{path}: in the groups of {key!r}, what has no count is not measured: {gaps.describe(vocabulary)}."
             )
-            warnings.warn(message, UserWarning, stacklevel=4)
+            warn(message)
             return _hide(aligned, gaps)
     return aligned
 
 
 def warn_of_gaps(gaps: Gaps, vocabulary: Vocabulary, path: str) -> None:
     """Warn of features that will be read as zeros."""
-    warnings.warn(
+    warn(
         f"{path}: groups of {gaps.groups.key!r} have no count of features that others have many of: "
         f"{gaps.describe(vocabulary)}. If they were not measured there, zeros are wrong: give `batch_key` "
         f"{gaps.groups.key!r} (--batch-key) to hide them there.",
-        UserWarning,
-        stacklevel=5,
     )
 
 

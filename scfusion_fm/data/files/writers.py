@@ -17,6 +17,7 @@ import zarr
 
 from scfusion_fm.data.files.readers import Container
 from scfusion_fm.data.scratch import Scratch
+from scfusion_fm.notices import warn
 
 Added: TypeAlias = list[tuple[str, str]]  # slot (obs, obsm) and key of what a command adds
 
@@ -220,10 +221,8 @@ def _rename_reserved(table: pd.DataFrame, where: str) -> None:
     while name in table.columns or name == table.index.name:
         name += "_"
     table.rename(columns={RESERVED: name}, inplace=True)
-    warnings.warn(
+    warn(
         f"{where}: the column {RESERVED!r} has a name that AnnData files reserve; it is written as {name!r}.",
-        UserWarning,
-        stacklevel=3,
     )
 
 

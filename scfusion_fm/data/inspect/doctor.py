@@ -26,6 +26,7 @@ from scfusion_fm.data.vocabulary.names import MOUSE_ID
 from scfusion_fm.data.vocabulary.reference import load_gene_table
 from scfusion_fm.data.vocabulary.resolve import resolve_antibody_features, resolve_gene_features
 from scfusion_fm.data.vocabulary.vocabulary import Vocabulary
+from scfusion_fm.notices import ScFusionWarning
 
 NUM_EXAMPLES = 3
 MOUSE_SYMBOL = r"[A-Z][a-z0-9]+.*"
@@ -207,7 +208,7 @@ def _examine(
         except ValueError as error:
             report.refusal = str(error)
             return None
-    own = [str(w.message) for w in caught if w.category is UserWarning]  # the libraries' have classes of their own
+    own = [str(w.message) for w in caught if w.category is ScFusionWarning]
     report.warnings += [message for message in own if message.startswith(str(path))]
     prints = fingerprint_cells(aligned, vocabulary.gene_ids, vocabulary.protein_names)
     report.warnings += _find_oddities(report, aligned, prints)

@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import tempfile
-import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +37,7 @@ from scfusion_fm.data.prepare.sources import (
 from scfusion_fm.data.prepare.store import NewDataset, consolidate, plan_shards, write_shard
 from scfusion_fm.data.vocabulary.vocabulary import Vocabulary, build_vocabulary
 from scfusion_fm.data.workers import Workers
+from scfusion_fm.notices import warn
 
 PLAN = "plan.json"
 Report = Callable[[str], None]
@@ -232,7 +232,7 @@ class AtlasJob:
         surveys = self.workers.run(survey_source, sources, self.report, "sources read")
         for source, survey in zip(sources, surveys, strict=True):
             for message in survey.warnings:
-                warnings.warn(message, UserWarning, stacklevel=3)
+                warn(message)
             self.report(f"{source.name}: {describe_file(survey.file)}")
             if base is not None:
                 check_fits(survey.file, base["types"])

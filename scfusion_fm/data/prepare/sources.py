@@ -21,6 +21,7 @@ from scfusion_fm.data.prepare.store import PLAIN_COLUMNS
 from scfusion_fm.data.schema import DATASET, NO_VALUE, as_text, read_categories
 from scfusion_fm.data.split import assign_split
 from scfusion_fm.data.vocabulary.vocabulary import Vocabulary
+from scfusion_fm.notices import ScFusionWarning, warn
 
 ATLAS_COLUMNS = ("_index", DATASET, "split", *PLAIN_COLUMNS)
 
@@ -96,9 +97,9 @@ def check_config(config: PrepareConfig, sources: Sequence[SourceConfig]) -> None
 def survey_source(source: SourceConfig) -> Survey:
     """Open a source, check all its values, and hash its bytes."""
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
+        warnings.simplefilter("always", ScFusionWarning)
         file = open_cells(source.path, modality=source.modality)
-    told = [str(w.message) for w in caught if w.category is UserWarning]
+    told = [str(w.message) for w in caught if w.category is ScFusionWarning]
     return Survey(file, checksum(source.path), told)
 
 
@@ -207,7 +208,7 @@ def atlas_obs(config: PrepareConfig, name: str, obs: pd.DataFrame) -> pd.DataFra
     columns = {"split": _assign_split(name, names, config.split, groups)}
     absent = [c for c in config.obs_columns if c not in obs]
     if absent:
-        warnings.warn(f"{name} has no column {absent} in obs; written as {NO_VALUE!r}.", UserWarning, stacklevel=2)
+        warn(f"{name} has no column {absent} in obs; written as {NO_VALUE!r}.")
     for column in config.obs_columns:
         columns[column] = as_text(obs[column]).to_numpy() if column in obs else NO_VALUE
     return pd.DataFrame(columns, index=name + ":" + names)
@@ -223,7 +224,7 @@ def _assign_split(name: str, cells: pd.Index, rule: SplitConfig, groups: Sequenc
             f"{name}: {(~known).sum():,} of {len(cells):,} cells have no {rule.group_key!r} and are trained on; remove "
             "them if they may be of a group that is held out."
         )
-        warnings.warn(message, UserWarning, stacklevel=3)
+        warn(message)
     split = np.full(len(cells), "train", dtype="<U5")
     split[known] = assign_split(cells[known], rule, [group for group in groups if group is not None])
     return split
