@@ -5,6 +5,7 @@ were surveyed, pieces and shards that were written are not touched again. The at
 """
 
 import fcntl
+import glob
 import json
 import os
 import shutil
@@ -183,9 +184,15 @@ class AtlasJob:
             if not (self.work / "ready").exists():
                 self._fill(store)
             manifest = publish(store, self.output, self.append)
-        shutil.rmtree(self.work)
+        self._remove_work()
         self.report(f"wrote {self.output}: {manifest['num_cells']} cells, {manifest['cells_per_split']}")
         return manifest
+
+    def _remove_work(self) -> None:
+        """Remove the working directory, and what processes left that were killed while they planned."""
+        shutil.rmtree(self.work)
+        for left in self.work.parent.glob(glob.escape(f"{self.work.name}-") + "*"):
+            shutil.rmtree(left)
 
     def _check_base(self) -> None:
         """Refuse to add to an atlas that is another one than when the work was planned."""
@@ -206,7 +213,7 @@ class AtlasJob:
         if not staged.exists() or (
             exists(self.output) and read_manifest(self.output) == json.loads(staged.read_text())
         ):
-            shutil.rmtree(self.work)
+            self._remove_work()
             self.report(f"{self.output} was finished before")
             return True
         return False

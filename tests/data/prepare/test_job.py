@@ -206,6 +206,14 @@ def test_a_working_directory_on_another_file_system(settings, tmp_path, monkeypa
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["there.zarr"]
 
 
+def test_what_was_left_by_a_process_that_was_killed_while_it_planned_is_removed(settings, tmp_path):
+    left = tmp_path / "atlases[1]" / ".a.zarr.work-x1"
+    left.mkdir(parents=True)
+    (left / "source-0000.pickle").write_text("half")
+    write_atlas(settings, left.parent / "a.zarr")
+    assert [p.name for p in left.parent.iterdir()] == ["a.zarr"]
+
+
 def test_a_working_directory_with_other_files_is_refused(settings, tmp_path):
     with pytest.raises(
         ValueError, match=r"`work_dir` must be new, empty or that of unfinished work, got .* other files"
