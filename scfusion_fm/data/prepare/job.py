@@ -191,8 +191,13 @@ class AtlasJob:
     def _remove_work(self) -> None:
         """Remove the working directory, and what processes left that were killed while they planned."""
         shutil.rmtree(self.work)
-        for left in self.work.parent.glob(glob.escape(f"{self.work.name}-") + "*"):
+        for left in self.work.parent.glob(glob.escape(self._plan_prefix) + "*"):
             shutil.rmtree(left)
+
+    @property
+    def _plan_prefix(self) -> str:
+        """How names of unfinished plans begin; nobody else's do, since the working directory may lie anywhere."""
+        return f".{self.work.name}.scfusion-plan-"
 
     def _check_base(self) -> None:
         """Refuse to add to an atlas that is another one than when the work was planned."""
@@ -257,7 +262,7 @@ class AtlasJob:
         """Write the plan, all of it or nothing."""
         planned = [PlannedSource(source.name, source.num_pieces, origin) for source, origin in sources]
         self.work.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f"{self.work.name}-", dir=self.work.parent))
+        scratch = Path(tempfile.mkdtemp(prefix=self._plan_prefix, dir=self.work.parent))
         try:
             for number, (source, _) in enumerate(sources):
                 save_source(scratch, number, source)

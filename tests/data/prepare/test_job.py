@@ -207,11 +207,12 @@ def test_a_working_directory_on_another_file_system(settings, tmp_path, monkeypa
 
 
 def test_what_was_left_by_a_process_that_was_killed_while_it_planned_is_removed(settings, tmp_path):
-    left = tmp_path / "atlases[1]" / ".a.zarr.work-x1"
-    left.mkdir(parents=True)
-    (left / "source-0000.pickle").write_text("half")
-    write_atlas(settings, left.parent / "a.zarr")
-    assert [p.name for p in left.parent.iterdir()] == ["a.zarr"]
+    left, others = (tmp_path / "atlases[1]" / name for name in (".work.scfusion-plan-x1", "work-of-others"))
+    for directory in (left, others):
+        directory.mkdir(parents=True)
+        (directory / "source-0000.pickle").write_text("half")
+    write_atlas(settings, tmp_path / "a.zarr", work_dir=left.parent / "work")
+    assert list(left.parent.iterdir()) == [others]
 
 
 def test_a_working_directory_with_other_files_is_refused(settings, tmp_path):
