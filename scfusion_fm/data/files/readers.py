@@ -207,6 +207,7 @@ def read_container(file: OpenFile) -> Container:
     if file.container is not None:
         return file.container
     if suffix_of(file.path) == ".h5":
+        _or_refuse(file.path, check_old, file.reader, open_root(file.path))  # scanpy reads all of it
         return _or_refuse(file.path, _read_10x_h5, file.path)
     return _or_refuse(file.path, read_elements, file.reader, open_root(file.path))
 

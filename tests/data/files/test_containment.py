@@ -68,6 +68,15 @@ def test_10x_files_that_read_others_are_refused(folder, tmp_path):
         read_cells(tmp_path / "a.h5")
 
 
+def test_10x_files_that_declare_too_much_are_refused(tmp_path):
+    write_10x_h5(tmp_path / "a.h5", make_rna(), make_adt())
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        del file["matrix/features/genome"]
+        file.create_dataset("matrix/features/genome", shape=(2**50,), dtype="S6", chunks=(1024,))
+    with pytest.raises(ValueError, match=r"matrix/features/genome` must fit into memory"):
+        read_cells(tmp_path / "a.h5")
+
+
 def test_links_inside_of_a_file_are_fine(folder, tmp_path):
     path = tmp_path / "a.h5ad"
     path.write_bytes((folder / "whole.h5ad").read_bytes())
