@@ -5,6 +5,7 @@ from typing import Any
 
 COUNT, COUNT_OR_NONE = "[1, 1e12]", "[0, 1e12]"
 SEED = "[0, 4294967295]"  # what numpy takes
+HASH_SEED = "[0, 9223372036854775807]"  # of a hash
 SHARE, PROPER_SHARE, BELOW_ONE = "[0, 1]", "(0, 1)", "[0, 1)"
 POSITIVE, NOT_NEGATIVE = "(0, 1e12]", "[0, 1e12]"
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from scfusion_fm.config.ranges import BELOW_ONE, SEED, check_ranges
+from scfusion_fm.config.ranges import BELOW_ONE, HASH_SEED, check_ranges
 
 
 @dataclass
@@ -20,7 +20,7 @@ class SplitConfig:
     null splits cell by cell."""
 
     def __post_init__(self):
-        check_ranges(self, {"val_fraction": BELOW_ONE, "test_fraction": BELOW_ONE, "seed": SEED}, "split.")
+        check_ranges(self, {"val_fraction": BELOW_ONE, "test_fraction": BELOW_ONE, "seed": HASH_SEED}, "split.")
         if self.val_fraction + self.test_fraction >= 1:
             raise ValueError(
                 "`split.val_fraction` + `split.test_fraction` must be below 1 so that cells are left to train on, got "

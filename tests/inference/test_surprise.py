@@ -121,14 +121,16 @@ def test_mistakes_are_refused_and_too_small_references_warn(model_dir, paired_fi
     export_model(head, ScFusionTTTFeatureExtractor.from_pretrained(model_dir), tmp_path / "head", {})
     with pytest.raises(ValueError, match="`model` must be a ScFusionTTTForPreTraining"):
         surprise(FileRequest(tmp_path / "head", tmp_path / "in.h5ad", tmp_path / "out.h5ad"), SurpriseRequest(draws=1))
-    empty = ad.read_h5ad(tmp_path / "in.h5ad")
-    empty.X = np.zeros((10, empty.n_vars), dtype=np.float32)
-    empty.write_h5ad(tmp_path / "empty.h5ad")
-    with (
-        warnings.catch_warnings(action="ignore"),
-        pytest.raises(ValueError, match="`input` and `--reference` must hold cells that the model can read"),
-    ):
-        surprise(FileRequest(model_dir, tmp_path / "empty.h5ad", tmp_path / "out.h5ad"))
+    rna, adt = make_modalities(10, seed=8)
+    rna.X = np.zeros((10, rna.n_vars), dtype=np.float32)
+    with warnings.catch_warnings(action="ignore"):
+        md.MuData({"rna": rna, "adt": adt}).write(tmp_path / "no_rna.h5mu")
+        with pytest.raises(ValueError, match="`input` and `--reference` must hold cells that the model can read"):
+            surprise(
+                FileRequest(model_dir, tmp_path / "no_rna.h5mu", tmp_path / "out.h5mu"),
+                SurpriseRequest(tmp_path / "in.h5ad"),
+            )
+    assert not (tmp_path / "out.h5mu").exists()
     assert not (tmp_path / "out.h5ad").exists()
     with pytest.warns(UserWarning, match="10 cells have no percentile"):
         surprise(request, SurpriseRequest(tmp_path / "in.h5ad"))

@@ -12,6 +12,7 @@ from make_files import make_counts, make_mudata, write
 from scfusion_fm.data.files.columns import role_of_word, sort_columns
 from scfusion_fm.data.files.readers import read_cells
 from scfusion_fm.data.vocabulary.resolve import resolve_antibody_features, resolve_genes
+from scfusion_fm.notices import ScFusionWarning
 
 GENES = ["MT-CO1", "CD4", "CD3E", "GAPDH", "LYZ", "NKG7", "KLRG1", "CD19", "CD86", "ACTB", "AC002460.2"]
 ANTIBODIES = ["CD4", "CD3", "CD45RA", "CD10", "HLA-DR", "KLRG1", "CD86", "IgG1"]
@@ -112,7 +113,7 @@ def test_every_layout_of_the_same_cells_gives_the_same_counts(tmp_path, layout):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         cells = read_cells(path)
-    told = [str(w.message) for w in caught if w.category is UserWarning]
+    told = [str(w.message) for w in caught if w.category is ScFusionWarning]
     assert bool(told) == (warning is not None), told
     assert all(warning in message and message.startswith(str(path)) for message in told)
     np.testing.assert_array_equal(cells.rna.counts.toarray(), make_rna().X.toarray())
