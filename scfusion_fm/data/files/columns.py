@@ -182,7 +182,7 @@ def read_names(var: pd.DataFrame) -> NamedFeatures:
     matches = np.full(len(var), "unknown", dtype=object)
     matches[~has_id] = resolve_antibodies(list(names[~has_id]))["match"].to_numpy()
     antibodies = matches != "unknown"
-    is_gene |= np.array([is_of_mouse(name) for name in names], dtype=bool) & ~antibodies
+    is_gene = is_gene | (np.array([is_of_mouse(name) for name in names], dtype=bool) & ~antibodies)
     with_id = has_id.copy()
     for column in GENE_ID_COLUMNS:
         if column in var:

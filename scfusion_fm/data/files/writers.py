@@ -220,7 +220,7 @@ def _rename_reserved(table: pd.DataFrame, where: str) -> None:
     name = "index_"
     while name in table.columns or name == table.index.name:
         name += "_"
-    table.rename(columns={RESERVED: name}, inplace=True)
+    table.columns = [name if column == RESERVED else column for column in table.columns]
     warn(
         f"{where}: the column {RESERVED!r} has a name that AnnData files reserve; it is written as {name!r}.",
     )

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from importlib.metadata import version
 
 import h5py
 import numpy as np
@@ -87,10 +88,10 @@ def test_values_that_are_references_or_pickles_are_refused(tmp_path):
     with pytest.raises(ValueError, match="X/data` must hold values, got references to other elements"):
         open_cells(path)
     write_zarr(tmp_path / "a.zarr", make_rna(), version=2)
-    file = tmp_path / "a.zarr" / "var" / "_index" / ".zarray"
+    file = next((tmp_path / "a.zarr" / "var" / "_index").rglob(".zarray"))
     facts = json.loads(file.read_text())
     file.write_text(json.dumps(facts | {"compressor": {"id": "pickle"}}))
-    with pytest.raises(ValueError, match=r'var\["_index"\]` must hold plain values, got pickled objects'):
+    with pytest.raises(ValueError, match=r'var\["_index"\].*` must hold plain values, got pickled objects'):
         open_cells(tmp_path / "a.zarr")
 
 
@@ -245,7 +246,8 @@ def test_all_of_a_table_is_read_as_anndata_reads_it(tmp_path):
     adata.obs["category"] = pd.Categorical(list("abcabca"), categories=list("cba"), ordered=True)
     adata.obs["flag"] = pd.array([True, None] * 3 + [False], dtype="boolean")
     adata.obs["whole"] = pd.array([1, None] * 3 + [3], dtype="Int64")
-    adata.obs["CD4/CD8"] = 1.5
+    if int(version("anndata").split(".")[1]) < 13:  # later ones write no such name
+        adata.obs["CD4/CD8"] = 1.5
     adata.obs.index.name = "cell"
     adata.var.index.name = "gene"
     with warnings.catch_warnings(action="ignore"):  # of the slash

@@ -156,8 +156,7 @@ def test_full_disk_is_told_before_any_work(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("zarr_format", [2, 3])
 def test_store_comes_back_in_its_format(zarr_format, tmp_path):
-    with warnings.catch_warnings(), ad.settings.override(zarr_write_format=zarr_format):
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"), ad.settings.override(zarr_write_format=zarr_format):
         make_rna().write_zarr(tmp_path / "in.zarr")
     found = writers.zarr_format_of(tmp_path / "in.zarr")
     write_container(make_rna(), tmp_path / "out.zarr", [], found)
