@@ -194,7 +194,10 @@ def read_whole_file(path: Path, directory: str) -> Any:
         lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
         return [without_times(json.loads(line.replace(directory, "OUT"))) for line in lines]
     content = path.read_bytes()
-    return content.replace(directory.encode(), b"OUT") if path.suffix in (".yaml", ".md") else content
+    if path.suffix not in (".yaml", ".md"):
+        return content
+    lines = content.replace(directory.encode(), b"OUT").splitlines()
+    return [line for line in lines if b"crc32c" not in line]  # the checksum of a path that differs
 
 
 def without_times(value: Any) -> Any:
