@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from launch import Job, free_port, start  # noqa: E402
 
 TIMES = {"seconds", "cells_per_s", "tokens_per_s", "tflops", "data_stall", "memory_gib", "created", "model", "time"}
-TIMES |= {"crc32c"}  # of files with times; what else they hold is compared
+TIMES |= {"crc32c", "config.yaml"}  # checksums of files with times and names of the trial; their content is compared
 # Pages tell when they were made, and the trainer of transformers where and how fast.
 IGNORED = (".html", ".png", ".lock", "trainer_state.json", "training_args.bin")
 CELLS = 300
