@@ -38,6 +38,17 @@ def test_benchmark_of_the_ttt_layer(tmp_path):
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_benchmark_of_coverage(model_dir, paired_file, tmp_path):
+    command = [sys.executable, "benchmarks/coverage.py", model_dir, paired_file, "--cells", "60"]
+    run(*command, "--json", tmp_path / "rows.json")
+    whole, *parts = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert (whole["genes"], whole["counts"], whole["cells"]) == ("all", 1.0, 60)
+    assert whole["moved"] == 0
+    assert all(part["moved"] > 0 and 0 <= part["right"] <= 1 for part in parts)
+    by_name = {name: [part["counts"] for part in parts if part["genes"] == name] for name in ("highest", "lowest")}
+    assert all(high > low for high, low in zip(*by_name.values(), strict=True))
+
+
 def test_benchmark_of_a_pretraining_step(tmp_path):
     command = [sys.executable, "benchmarks/pretrain_step.py", "--quick", "--json", tmp_path / "step.json"]
     done = run(*command)

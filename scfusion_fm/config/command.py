@@ -12,7 +12,6 @@ from scfusion_fm.notices import ScFusionWarning
 from scfusion_fm.untrusted.text import show_text
 
 T = TypeVar("T")
-LINE_END = "\n"
 
 
 def parse_config(schema: type[T], description: str) -> T:

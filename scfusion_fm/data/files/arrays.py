@@ -146,7 +146,7 @@ def keys_of(group: Any) -> list[str]:
     """List the elements of a group, broken ones too."""
     try:
         return list(group)
-    except Exception:
+    except Exception:  # zarr lists none where the metadata of one is broken; their directories have names all the same
         folder = getattr(getattr(getattr(group, "store", None), "root", None), "joinpath", None)
         if folder is None:
             raise

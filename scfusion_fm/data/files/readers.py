@@ -78,22 +78,6 @@ def read_cells(path: str | Path, modality: Modality = "auto") -> Cells:
     return cells
 
 
-def open_container(path: Path) -> Container:
-    """
-    Read all of a file, without a look at its counts.
-
-    Raises
-    ------
-    ValueError
-        If it is missing, broken or of another format.
-    """
-    with closing():
-        file = open_file(path)
-        container = read_container(file)
-        file.reader.warn_lost()
-    return container
-
-
 @contextmanager
 def closing() -> Iterator[None]:
     """Let go of files in the end, so that they can be written anew."""

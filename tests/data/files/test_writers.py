@@ -13,7 +13,7 @@ import zarr
 from make_files import make_adt, make_mudata, make_rna
 
 from scfusion_fm.data.files import writers
-from scfusion_fm.data.files.readers import open_container
+from scfusion_fm.data.files.readers import read_cells
 from scfusion_fm.data.files.writers import check_added, check_writable, write_container
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(pull_on_update|Observation names).*")
@@ -106,7 +106,7 @@ def test_what_can_be_written_comes_back(case, is_zarr, tmp_path):
     check_writable(container, output)
     write_container(container, output, [("obsm", "added"), ("obs", "named")])
     assert list(tmp_path.iterdir()) == [output]
-    after = open_container(output)
+    after = read_cells(output).container
     for before, now in ((container, after), *((container.mod[k], after.mod[k]) for k in getattr(container, "mod", {}))):
         if "new" in before.obs:
             missing = before.obs["new"].isna()
