@@ -39,7 +39,7 @@ def test_benchmark_of_the_ttt_layer(tmp_path):
 
 
 def test_benchmark_of_coverage(model_dir, paired_file, tmp_path):
-    command = [sys.executable, "benchmarks/coverage.py", model_dir, paired_file, "--cells", "60"]
+    command = [sys.executable, "benchmarks/gene_coverage.py", model_dir, paired_file, "--cells", "60"]
     run(*command, "--json", tmp_path / "rows.json")
     whole, *parts = json.loads((tmp_path / "rows.json").read_text())["rows"]
     assert (whole["genes"], whole["counts"], whole["cells"]) == ("all", 1.0, 60)

@@ -1,6 +1,6 @@
 """How far embeddings move when a file measures a part of the genes that a model knows.
 
-    python benchmarks/coverage.py MODEL FILE [--cells 300] [--label-key cell_type] [--json OUT.json]
+    python benchmarks/gene_coverage.py MODEL FILE [--cells 300] [--label-key cell_type] [--json OUT.json]
 
 Cells are embedded by their RNA: with all genes of the file, and with a part of them, taken at random, or those with
 the most or the fewest counts. "Moved" is the mean distance between the two embeddings of a cell, as a share of the mean
