@@ -1,6 +1,6 @@
 """How far embeddings move when a file measures a part of the genes that a model knows.
 
-    python benchmarks/gene_coverage.py MODEL FILE [--cells 300] [--label-key cell_type] [--json OUT.json]
+    python benchmarks/gene_coverage.py MODEL FILE [--cells 300] [--labels-key cell_type] [--json OUT.json]
 
 Cells are embedded by their RNA: with all genes of the file, and with a part of them, taken at random, or those with
 the most or the fewest counts. "Moved" is the mean distance between the two embeddings of a cell, as a share of the mean
@@ -62,12 +62,12 @@ def compare(found: NDArray, whole: NDArray, labels: NDArray[np.str_]) -> dict[st
     return {"moved": float(moved), "right": float(np.mean(right)), "cells": len(known)}
 
 
-def measure(model_path: Path, path: Path, cells: int, label_key: str, seed: int) -> list[dict]:
+def measure(model_path: Path, path: Path, cells: int, labels_key: str, seed: int) -> list[dict]:
     """Embed cells with parts of their genes, and compare."""
     model, extractor = load_pretrained(model_path, ScFusionTTTModel)
     file = read_cells(path, "rna")
     rows = np.sort(np.random.default_rng(seed).choice(len(file.obs), min(cells, len(file.obs)), replace=False))
-    labels = as_text(file.obs[label_key]).to_numpy()[rows]
+    labels = as_text(file.obs[labels_key]).to_numpy()[rows]
     totals = np.asarray(file.rna.counts.sum(axis=0)).ravel()
     results, whole = [], None
     for name, share, genes in choose_genes(totals, seed):
@@ -88,12 +88,12 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="model directory")
     parser.add_argument("file", type=Path, help="file with RNA and labels")
     parser.add_argument("--cells", type=int, default=300)
-    parser.add_argument("--label-key", default="cell_type")
+    parser.add_argument("--labels-key", default="cell_type")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="new file for the figures")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")  # that most genes are missing is the point
-    rows = measure(arguments.model, arguments.file, arguments.cells, arguments.label_key, arguments.seed)
+    rows = measure(arguments.model, arguments.file, arguments.cells, arguments.labels_key, arguments.seed)
     print(pd.DataFrame(rows).round(2).to_string(index=False))
     if arguments.json is not None:
         arguments.json.write_text(json.dumps({"rows": rows}, indent=1) + "\n")

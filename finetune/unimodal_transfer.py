@@ -7,78 +7,14 @@ of the missing proteins from those of the RNA, and the head are trained. Run it 
 python finetune/unimodal_transfer.py --config configs/finetune/unimodal_transfer.yaml
 """
 
-from pathlib import Path
-
-from scfusion_fm import ScFusionTTTModel
 from scfusion_fm.config.command import parse_config, run_command
 from scfusion_fm.config.finetune import UnimodalTransferConfig
-from scfusion_fm.data.scratch import Scratch
-from scfusion_fm.evaluation.calibration.classifier import ANNOTATION_CALIBRATION, check_served_score
-from scfusion_fm.evaluation.metrics.clusters import separation_scores
-from scfusion_fm.inference.model_directory import load_pretrained
-from scfusion_fm.tasks.annotation.baselines import name_by_baselines
-from scfusion_fm.tasks.annotation.calibrate import calibrate_annotation, describe_calibration
-from scfusion_fm.tasks.annotation.fit import AnnotationSettings, choose_projected, fit_annotation
-from scfusion_fm.tasks.annotation.labelled_file import LabelledFile
-from scfusion_fm.tasks.results import finish_run, start_run
-from scfusion_fm.tasks.seen import check_test_cells
-from scfusion_fm.tasks.weights import Weights
+from scfusion_fm.tasks.annotation.transfer import run_transfer
 
 
 def main() -> None:
-    """Run the fine-tuning from top to bottom."""
-    config = parse_config(UnimodalTransferConfig, __doc__)
-    run = Scratch(config.output_dir, "output_dir")
-    check_served_score(config.unknown_score)
-
-    # RNA, labels, the split that pretraining held out, and the proteins to project.
-    _, extractor = load_pretrained(Path(config.model), ScFusionTTTModel)
-    file = LabelledFile.read(config, extractor, ("rna",))
-    data = file.data
-    seen = check_test_cells(config, data.aligned, extractor, file.partition)
-    projected = choose_projected(data, config.proteins) if config.projected_proteins else []
-    proteins = [extractor.protein_names[place] for place in projected]
-
-    settings = AnnotationSettings(
-        config.optim,
-        config.seed,
-        run.path / "trainer",
-        config.balance_classes,
-        modalities=("rna",),
-        projected=projected,
-        trained=("adt_projection",) if projected else (),
-    )
-
-    # Fine-tune the projection and the head.
-    start_run(run, config)
-    fitted = fit_annotation(Weights(Path(config.model)), data, file.partition, settings)
-
-    # Temperature and thresholds from held-out cells.
-    calibration = calibrate_annotation(fitted, data, file.partition, config.unknown_score)
-
-    # Held-out figures beside baselines that got the same cells, their RNA and their labels.
-    logits = fitted.predict(data.aligned, file.partition.test)
-    predicted = {("scFusionTTT", "rna"): data.names_of(logits)} | name_by_baselines(data, file.partition, config.seed)
-    table = file.score(predicted)
-    embedding = fitted.embed(data.aligned, data.used)
-    file.write_cells(run.path, calibration.scale(logits, "rna"), embedding)
-    results = {
-        "task": "unimodal_transfer",
-        **file.describe(),
-        "projected_proteins": proteins,
-        "table": table,
-        "embedding": separation_scores(embedding, data.labels[data.used]),
-        "calibration": describe_calibration(calibration, fitted, data, file.partition.test),
-    }
-
-    # The model with its card and calibration, and the results.
-    facts = {
-        "task": "cell-type annotation from RNA" + (" and projected proteins" if proteins else ""),
-        "classes": ", ".join(data.classes),
-        "proteins projected from RNA": ", ".join(proteins) or "none",
-        "fine-tuned on": config.data,
-    }
-    finish_run(run, fitted, seen, facts, {ANNOTATION_CALIBRATION: calibration.to_json()}, results)
+    """Run the fine-tuning from top to bottom; what it does is told in `scfusion_fm/tasks/annotation/transfer.py`."""
+    run_transfer(parse_config(UnimodalTransferConfig, __doc__))
 
 
 if __name__ == "__main__":

@@ -139,7 +139,7 @@ def build_cases() -> dict[str, Case]:
         "prepare": Case(["scfusion", "prepare", "--config", "{work}/data.yaml", "output={output}"]),
         "pretrain, 1 rank": Case(pretrain, resumes=True, ranks=1),
         "pretrain, 2 ranks": Case(pretrain, resumes=True, ranks=2),
-        "annotation": Case([python, "finetune/cell_type_annotation.py", *finetune, "label_key=cell_type"]),
+        "annotation": Case([python, "finetune/cell_type_annotation.py", *finetune, "labels_key=cell_type"]),
         "cross-modal": Case([python, "finetune/cross_modal_prediction.py", *finetune]),
         "evaluate": Case(
             ["scfusion", "evaluate", "--config", "{work}/evaluate.yaml", "output_dir={output}"], resumes=True

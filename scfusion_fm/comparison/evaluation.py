@@ -165,7 +165,7 @@ def describe_experiment(experiment: Experiment) -> dict[str, Any]:
     if experiment.labelled is not None:
         labels, counts = np.unique(experiment.labelled.labels[experiment.usable], return_counts=True)
         facts |= {
-            "labels": f"{config.label_key}, made from: {config.label_derived_from}",
+            "labels": f"{config.labels_key}, made from: {config.label_derived_from}",
             "classes": {str(label): int(count) for label, count in zip(labels, counts, strict=True)},
             "left out (too few cells)": experiment.left_out or "none",
         }

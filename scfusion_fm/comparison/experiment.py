@@ -111,7 +111,7 @@ class Experiment:
             usable = np.flatnonzero(aligned.rna_present) if paired is None else paired
             strata = aligned.obs[DATASET].to_numpy(str)
         else:
-            labels = read_labels(aligned.obs, config.label_key, config.unlabelled)
+            labels = read_labels(aligned.obs, config.labels_key, config.unlabelled)
             labels, left_out = drop_rare_classes(labels, config.min_cells_per_class)
             shown = tuple({m: None for name in config.inputs or INPUTS for m in INPUTS[name]})
             labelled = LabelledCells(aligned, extractor, labels, shown)

@@ -66,7 +66,7 @@ class ExperimentConfig:
     embedding. imputation: pretrained models fill in hidden RNA."""
     data: list[str] = field(default_factory=list)
     """Files, in `data_dir`; several are put together, each with what it measured."""
-    label_key: str = "cell_type"
+    labels_key: str = "cell_type"
     """Column of obs with the labels, in every file; not needed to predict a modality."""
     label_derived_from: str = "unknown"
     """What the labels were made from: adt, rna, rna+adt (then scores from the same counts say less), none (elsewhere,

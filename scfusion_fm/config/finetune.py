@@ -91,7 +91,7 @@ class AnnotationConfig:
     have, was not measured there. Null: zeros are zeros, with a warning where they seem not to be."""
     min_coverage: float = 0.01
     """Share of the model's genes (proteins where there are none) below which a file is refused; 0 for none."""
-    label_key: str = "cell_type"
+    labels_key: str = "cell_type"
     """Column of obs with the labels."""
     unlabelled: list[str] = field(default_factory=lambda: ["unknown", "nan", ""])
     """Values of the column that mean: no label."""
@@ -140,7 +140,7 @@ class UnimodalTransferConfig:
     proteins: list[str] | None = None
     """Proteins to project, by their names in the model. Null: those that the file measured; for a file without
     proteins all that the model knows, so name them where the vocabulary is wider than the data of its pretraining."""
-    label_key: str = "cell_type"
+    labels_key: str = "cell_type"
     """Column of obs with the labels."""
     unlabelled: list[str] = field(default_factory=lambda: ["unknown", "nan", ""])
     """Values of the column that mean: no label."""

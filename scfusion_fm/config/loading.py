@@ -14,6 +14,7 @@ from yaml import YAMLError
 from scfusion_fm.records import seal_text
 
 LARGEST_FILE = 1_000_000  # letters, or entries; no settings are that long
+RENAMED = {"label_key": "labels_key"}
 T = TypeVar("T")
 
 
@@ -108,6 +109,14 @@ def config_differences(old: Any, new: Any, prefix: str = "") -> list[str]:
     return found
 
 
+def _suggest(key: str, prefix: str, known: list[str]) -> str:
+    """Say what an unknown setting may have meant."""
+    if RENAMED.get(key) in known:
+        return f" It is called {prefix}{RENAMED[key]} now."
+    near = difflib.get_close_matches(key, known, n=1)
+    return f" Did you mean {prefix}{near[0]}?" if near else f" Known: {', '.join(known)}."
+
+
 def _check_keys(schema: Any, given: Any, where: str, prefix: str = "") -> None:
     """Refuse unknown keys with the nearest known one."""
     if not OmegaConf.is_dict(given):
@@ -116,9 +125,7 @@ def _check_keys(schema: Any, given: Any, where: str, prefix: str = "") -> None:
     for key in given:
         name = f"{prefix}{key}"
         if key not in fields:
-            near = difflib.get_close_matches(str(key), fields, n=1)
-            hint = f" Did you mean {prefix}{near[0]!s}?" if near else f" Known: {', '.join(fields)}."
-            raise ValueError(f"Unknown setting `{name}` in {where}.{hint}")
+            raise ValueError(f"Unknown setting `{name}` in {where}.{_suggest(str(key), prefix, list(fields))}")
         value = given._get_node(key)
         kind = fields[key].type
         inner = next(filter(dataclasses.is_dataclass, get_args(kind)), None)  # of list[X] and dict[str, X]

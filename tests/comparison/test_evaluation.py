@@ -293,7 +293,7 @@ def test_every_other_task_runs_on_files_together(build, monkeypatch):
 
 def test_mistakes_are_named_before_anything_is_computed(build, data_dir, model_dir, tmp_path):
     cases = [
-        ({"label_key": "tissue"}, "`label_key` must be a column of obs, got 'tissue'"),
+        ({"labels_key": "tissue"}, "`labels_key` must be a column of obs, got 'tissue'"),
         ({"baselines": ["oracle"]}, r"`experiments\.types\.baselines` must be among .* got \['oracle'\]"),
         ({"split": {"kind": "leave_group_out", "group_key": "site"}}, r"`split\.group_key` must be a column of obs"),
         ({"label_budgets": [5000]}, r"`budget` must lie in \[3, "),

@@ -73,6 +73,14 @@ def test_mistakes_are_named(overrides, message):
         load_config(PretrainConfig, DEMO, overrides)
 
 
+@pytest.mark.parametrize("schema", [AnnotationConfig, UnimodalTransferConfig])
+def test_a_setting_by_its_former_name_is_told_the_new_one(schema, tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("label_key: x\n")
+    with pytest.raises(ValueError, match=r"Unknown setting `label_key` in .*run.yaml. It is called labels_key now."):
+        load_config(schema, path)
+
+
 def test_settings_without_a_value_are_named(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("output_dir: x\n")

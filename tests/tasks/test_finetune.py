@@ -313,8 +313,8 @@ def test_fresh_weights_depend_on_the_seed_alone(model_dir):
 @pytest.mark.parametrize(
     ("task", "override", "message"),
     [
-        ("annotation", "label_key=tissue", "`label_key` must be a column of obs, got 'tissue'"),
-        ("annotation", "min_cells_per_class=500", "`label_key` must give at least two classes"),
+        ("annotation", "labels_key=tissue", "`labels_key` must be a column of obs, got 'tissue'"),
+        ("annotation", "min_cells_per_class=500", "`labels_key` must give at least two classes"),
         ("annotation", "modality_dropout=2", r"`modality_dropout` must lie in [0, 1], got 2"),
         ("annotation", "split.group_key=site", "`split.group_key` must be a column of obs, got 'site'"),
         ("cross_modal", "split.test_fraction=0", "`split` must leave cells for train, val and test"),
@@ -394,13 +394,13 @@ def test_an_emptied_part_names_what_emptied_it(paired_file, model_dir):
     others = ~np.isin(np.arange(160), test)
     no_rna, no_adt = (dataclasses.replace(aligned, **{f"{name}_present": others}) for name in ("rna", "adt"))
 
-    def divide(given, label_key):
-        config = AnnotationConfig(label_key=label_key, min_cells_per_class=len(test) + 1)
+    def divide(given, labels_key):
+        config = AnnotationConfig(labels_key=labels_key, min_cells_per_class=len(test) + 1)
         return LabelledFile.divide(config, cells, given, extractor, ("rna",)).partition.counts
 
     assert divide(aligned, "cell_type")["test"] == len(test)
     number = f"got none of {len(test)} for test"
-    with pytest.raises(ValueError, match=f"`label_key` must label cells of each part, {number}; choose another column"):
+    with pytest.raises(ValueError, match=f"`labels_key` must label cells of each part, {number}; take another column"):
         divide(aligned, "unlabelled")
     with pytest.raises(ValueError, match=f"`min_cells_per_class` must leave cells of each part, {number}; lower it"):
         divide(aligned, "rare")

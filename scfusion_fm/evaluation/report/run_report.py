@@ -140,7 +140,7 @@ def build_annotation_section(run: Path) -> Section:
         If a file is missing or incomplete, or the table has no row of the model.
     """
     path = run / "results.json"
-    keys = ("data", "label_key", "classes", "dropped_classes", "cells", "provenance", "embedding")
+    keys = ("data", "labels_key", "classes", "dropped_classes", "cells", "provenance", "embedding")
     results = read_json(path, keys, ("method", "inputs", "n_test", *ANNOTATION_METRICS))
     cells = read_table(run / "test_predictions.csv", ("label", "predicted"))
     arrays = read_arrays(run / "embedding.npz", ("embedding", "labels", "split"))
@@ -148,7 +148,7 @@ def build_annotation_section(run: Path) -> Section:
     facts = {
         "data": results["data"],
         "provenance": results["provenance"],
-        "labels": f"{results['label_key']}, {len(results['classes'])} types",
+        "labels": f"{results['labels_key']}, {len(results['classes'])} types",
         "cells": results["cells"],
         "left out (too few cells)": results["dropped_classes"] or "none",
         "test cells that the model was trained on": describe_seen_cells(results.get("seen_test_cells")),

@@ -49,7 +49,7 @@ class LabelledCells:
         self.used = np.flatnonzero((self.labels != "") & self.readable)
         self.classes = sorted(set(self.labels[self.used]))
         if len(self.classes) < 2:
-            raise ValueError(f"`label_key` must give at least two classes of enough cells, got {self.classes}.")
+            raise ValueError(f"`labels_key` must give at least two classes of enough cells, got {self.classes}.")
         index = {c: i for i, c in enumerate(self.classes)}
         self.codes = np.array([index.get(x, -100) for x in self.labels])
         shown = {name: part for name, part in INPUTS.items() if set(part) <= set(self.modalities)}
@@ -61,7 +61,7 @@ class LabelledCells:
         return np.array(self.classes)[codes.argmax(1) if codes.ndim == 2 else codes]
 
 
-def read_labels(obs: pd.DataFrame, label_key: str, unlabelled: list[str]) -> NDArray[np.str_]:
+def read_labels(obs: pd.DataFrame, labels_key: str, unlabelled: list[str]) -> NDArray[np.str_]:
     """
     Give the labels of cells, '' for none: where the value is missing, or one of those that mean so.
 
@@ -70,9 +70,9 @@ def read_labels(obs: pd.DataFrame, label_key: str, unlabelled: list[str]) -> NDA
     ValueError
         If the column is missing.
     """
-    if label_key not in obs:
-        raise ValueError(f"`label_key` must be a column of obs, got {label_key!r}; it has {list(obs.columns)}.")
-    labels = read_categories(obs[label_key])
+    if labels_key not in obs:
+        raise ValueError(f"`labels_key` must be a column of obs, got {labels_key!r}; it has {list(obs.columns)}.")
+    labels = read_categories(obs[labels_key])
     labels[pd.isna(labels)] = ""
     labels[np.isin(labels.astype(str), unlabelled)] = ""
     return labels.astype(str)

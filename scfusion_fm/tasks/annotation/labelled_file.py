@@ -71,11 +71,11 @@ class LabelledFile:
         ValueError
             If a part is left without cells; the message names what took the last.
         """
-        given = read_labels(cells.obs, config.label_key, config.unlabelled)
+        given = read_labels(cells.obs, config.labels_key, config.unlabelled)
         labels, left_out = drop_rare_classes(given, config.min_cells_per_class)
         data = LabelledCells(aligned, extractor, labels, modalities)
         split = split_cells(cells.obs, config.split)
-        split = split.keep(given != "", "`label_key` must label cells of each part", "choose another column or `split`")
+        split = split.keep(given != "", "`labels_key` must label cells of each part", "take another column or `split`")
         advice = f"lower it from {config.min_cells_per_class}, or change `split`"
         split = split.keep(labels != "", "`min_cells_per_class` must leave cells of each part", advice)
         rule = f"`data` must hold {' or '.join(modalities)} of labelled cells in each part"
@@ -113,7 +113,7 @@ class LabelledFile:
         """Give what the results tell of the data."""
         return {
             "data": self.config.data,
-            "label_key": self.config.label_key,
+            "labels_key": self.config.labels_key,
             "classes": self.data.classes,
             "dropped_classes": self.left_out,
             "cells": self.partition.counts,

@@ -68,7 +68,7 @@ def write_annotation(run):
         for (method, inputs), predicted in guesses.items()
     ]
     results = {
-        "task": "cell_type_annotation", "data": "pbmc.h5mu", "label_key": "cell_type", "classes": CELL_TYPES,
+        "task": "cell_type_annotation", "data": "pbmc.h5mu", "labels_key": "cell_type", "classes": CELL_TYPES,
         "dropped_classes": {"<i>rare</i>": 3}, "cells": {"train": 100, "val": 20, "test": 60},
         "provenance": "random split, seed 7", "table": table,
         "embedding": {"silhouette": 0.12345, "knn_purity": 0.87654},
