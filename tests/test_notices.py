@@ -1,11 +1,13 @@
 """Warnings stand at the line of the caller, and have a category of their own."""
 
+import sys
 import warnings
 
 import pytest
 from make_cells import make_modalities
 
 import scfusion_fm
+from scfusion_fm import notices
 from scfusion_fm.notices import ScFusionWarning
 
 
@@ -23,4 +25,18 @@ def test_warning_stands_at_the_line_of_the_user(tmp_path):
 def test_all_warnings_can_be_switched_off():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ScFusionWarning)
-        scfusion_fm.notices.warn("nobody hears this")  # warnings are errors in tests
+        notices.warn("nobody hears this")  # warnings are errors in tests
+
+
+def test_lines_and_bars_can_be_switched_off(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    for verbosity in (0, 1):
+        notices.settings.verbosity = verbosity
+        notices.tell("hello")
+        with notices.progress(2, description="reading") as bar:
+            bar.update(2)
+        told = capsys.readouterr().err
+        assert ("hello" in told, "reading" in told) == (verbosity == 1, verbosity == 1)
+    for name, value in (("verbosity", 2), ("verbosity", True), ("loudness", 1)):
+        with pytest.raises(ValueError, match="must be 0 or 1"):
+            setattr(notices.settings, name, value)

@@ -45,6 +45,10 @@ class ModalityCounts:
     present: np.ndarray
     slot: str = "X"
 
+    def read(self, start: int, stop: int) -> sp.csr_matrix:
+        """Give the counts of neighbouring cells."""
+        return self.counts[start:stop]
+
     def blocks(self) -> Iterator[sp.csr_matrix]:
         """Give all rows, in as many blocks as are held in memory: one."""
         yield self.counts

@@ -1,90 +1,132 @@
-"""Bring the counts of a file onto a vocabulary."""
+"""The counts of a file or object over a vocabulary: read by rows, or all of them.
 
-import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+Letters: n cells, K panels, G genes and P proteins of the vocabulary.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
-import pandas as pd
-import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from scfusion_fm.data.files.counts import CellsFile, StoredModality
-from scfusion_fm.data.files.panels import split_panels
-from scfusion_fm.data.schema import AlignedCells, Cells, ModalityCounts, as_text
-from scfusion_fm.data.vocabulary.antibodies import find_mouse_antigens
-from scfusion_fm.data.vocabulary.guess import guess_names
-from scfusion_fm.data.vocabulary.names import MOUSE_ID, is_of_mouse
-from scfusion_fm.data.vocabulary.resolve import resolve_antibody_features, resolve_gene_features
+from scfusion_fm.data.files.counts import READ_ROWS, CellsFile
+from scfusion_fm.data.files.coverage import PanelCoverage
+from scfusion_fm.data.files.match import Alignment, match_features
+from scfusion_fm.data.files.panels import Panels, find_group_columns, find_panels, read_groups
+from scfusion_fm.data.files.stack import StackedCells
+from scfusion_fm.data.files.survey import survey_cells
+from scfusion_fm.data.schema import AlignedCells, Cells
 from scfusion_fm.data.vocabulary.vocabulary import Vocabulary
 from scfusion_fm.notices import warn
 
-MIN_HUMAN = 0.05  # below it the file is not of human genes: a few names are the same in every species
-MIN_MOUSE = 3, 0.05  # number and share of antigens that only mice have, from which on a panel is one for mice
-NUM_EXAMPLES = 5
-
 
 @dataclass(frozen=True)
-class Alignment:
+class AlignedFile:
     """
-    Say where each feature of a file stands in a vocabulary.
+    Hold the cells of a file or object over a vocabulary; their counts stay where they are.
 
     Attributes
     ----------
-    rna, adt
-        (n_features,) place in the vocabulary, -1 for none; None where the file lacks the modality.
-    num_genes, num_proteins
-        Size of the vocabulary.
+    cells
+        The cells over the features of the file.
+    alignment
+        Where these stand in the vocabulary.
+    panels
+        What is measured, of all cells or by group.
+    rna_present, adt_present
+        (n,), which cells have counts of each modality.
+    coverage
+        How well the vocabulary fits each modality that the file has.
     """
 
-    rna: NDArray[np.int64] | None
-    adt: NDArray[np.int64] | None
-    num_genes: int
-    num_proteins: int
+    cells: Cells | CellsFile
+    alignment: Alignment
+    panels: Panels
+    rna_present: NDArray[np.bool_]
+    adt_present: NDArray[np.bool_]
+    coverage: list[PanelCoverage]
 
-    @property
-    def rna_observed(self) -> NDArray[np.bool_]:
-        """(num_genes,) whether the file measures the gene."""
-        return _observed(self.rna, self.num_genes)
+    def __len__(self) -> int:
+        return len(self.cells.obs)
 
-    @property
-    def adt_observed(self) -> NDArray[np.bool_]:
-        """(num_proteins,) whether the file measures the protein."""
-        return _observed(self.adt, self.num_proteins)
+    def read(self, start: int, stop: int) -> AlignedCells:
+        """
+        Read neighbouring cells.
 
-    def align_rna(self, counts: sp.csr_matrix) -> sp.csr_matrix:
-        """Give RNA counts of the file over the genes of the vocabulary; columns that mean the same are summed."""
-        assert self.rna is not None
-        return _collect(counts, self.rna, self.num_genes)
+        Raises
+        ------
+        ValueError
+            If the file is damaged.
+        """
+        rna, totals, adt = self.alignment.read(self.cells, start, stop)
+        part, panels = slice(start, stop), self.panels
+        found = AlignedCells(
+            obs=self.cells.obs.iloc[part],
+            rna=rna,
+            rna_observed=np.any(panels.rna, axis=0),
+            rna_present=self.rna_present[part].copy(),
+            rna_total_counts=totals,
+            adt=adt,
+            adt_observed=np.any(panels.adt, axis=0),
+            adt_present=self.adt_present[part].copy(),
+        )
+        if panels.group_of is None:
+            return found
+        return StackedCells(**vars(found), file_of=panels.group_of[part], rna_panels=panels.rna, adt_panels=panels.adt)
 
-    def align_adt(self, counts: sp.csr_matrix) -> NDArray[np.float32]:
-        """Give ADT counts of the file over the proteins of the vocabulary, dense."""
-        assert self.adt is not None
-        return _collect(counts, self.adt, self.num_proteins).toarray()
+    def read_all(self) -> AlignedCells:
+        """Read all cells into memory."""
+        return replace(self.read(0, len(self)), obs=self.cells.obs)
+
+    def blocks(self, num_rows: int = READ_ROWS) -> Iterator[tuple[slice, AlignedCells]]:
+        """Read all cells, block by block, with their places."""
+        for start in range(0, len(self), num_rows):
+            stop = min(start + num_rows, len(self))
+            yield slice(start, stop), self.read(start, stop)
+
+    def keep_panel(self, rna: NDArray[np.bool_], adt: NDArray[np.bool_]) -> "AlignedFile":
+        """Take no other genes and proteins as measured."""
+        return replace(self, panels=replace(self.panels, rna=self.panels.rna & rna, adt=self.panels.adt & adt))
 
 
-def match_features(cells: Cells | CellsFile, vocabulary: Vocabulary) -> Alignment:
-    """Find the genes and antibodies of a file in a vocabulary.
+def open_aligned(cells: Cells | CellsFile, vocabulary: Vocabulary, batch_key: str | None = None) -> AlignedFile:
+    """
+    Find the features of a file in a vocabulary, and look once at all its counts.
+
+    Parameters
+    ----------
+    cells
+        As `read_cells` or `open_cells` gives them.
+    vocabulary
+        Genes and proteins, in the order of the result.
+    batch_key
+        Column of obs whose groups may have panels of their own: what has no count in a group is not measured there.
 
     Raises
     ------
     ValueError
-        If no gene or no antibody of the file is in the vocabulary, the file is of mouse, or two features that
-        mean the same hold identical counts.
+        As `match_features`; if the column is missing, or no cell has a count.
 
     Notes
     -----
-    Warns, with numbers, of names that do not resolve and of several features that are summed into one. Isotype
-    controls and hashtags are left out without a warning.
+    Warns as `match_features`, of cells without any count, and of features that batches, donors or the like lack.
     """
-    rna = adt = None
-    if cells.rna is not None:
-        rna = _match_genes(cells.rna.var, cells.path, vocabulary)
-        _tell_sums(cells.rna, rna, vocabulary.gene_symbols, f"{cells.path}, gene")
-    if cells.adt is not None:
-        adt = _match_antibodies(cells.adt.var, cells.path, vocabulary)
-        _tell_sums(cells.adt, adt, vocabulary.protein_names, f"{cells.path}, protein")
-    return Alignment(rna, adt, vocabulary.num_genes, vocabulary.num_proteins)
+    alignment = match_features(cells, vocabulary)
+    keys = find_group_columns(cells.obs) if batch_key is None else [batch_key]
+    groups = [found for key in keys if len((found := read_groups(cells.obs, key, cells.path)).names) > 1]
+    survey = survey_cells(cells, groups)
+    check_empty_cells(int((~survey.present.any(1)).sum()), len(cells.obs), cells.path)
+    panels = find_panels(alignment, survey.group_sums, groups, vocabulary, cells.path, batch_key is not None)
+    parts = (
+        ("genes", cells.rna, alignment.rna, alignment.rna_observed, survey.sums[0]),
+        ("proteins", cells.adt, alignment.adt, alignment.adt_observed, survey.sums[1]),
+    )
+    coverage = [
+        PanelCoverage.of(noun, observed, sums[targets >= 0].sum(), sums.sum())
+        for noun, modality, targets, observed, sums in parts
+        if modality is not None and targets is not None
+    ]
+    return AlignedFile(cells, alignment, panels, survey.present[:, 0], survey.present[:, 1], coverage)
 
 
 def align_cells(cells: Cells, vocabulary: Vocabulary, batch_key: str | None = None) -> AlignedCells:
@@ -106,187 +148,13 @@ def align_cells(cells: Cells, vocabulary: Vocabulary, batch_key: str | None = No
     Raises
     ------
     ValueError
-        As `match_features`.
+        As `open_aligned`.
 
     Notes
     -----
-    Warns as `match_features`, of cells without any count, and of features that batches, donors or the like lack.
+    Warns as `open_aligned`.
     """
-    alignment, num_obs = match_features(cells, vocabulary), len(cells.obs)
-    rna = sp.csr_matrix((num_obs, vocabulary.num_genes), dtype=np.float32)
-    adt = np.zeros((num_obs, vocabulary.num_proteins), dtype=np.float32)
-    totals = np.zeros(num_obs)
-    if cells.rna is not None:
-        rna = alignment.align_rna(cells.rna.counts)
-        totals = np.asarray(cells.rna.counts.sum(axis=1, dtype=np.float64)).ravel()
-    if cells.adt is not None:
-        adt = alignment.align_adt(cells.adt.counts)
-    aligned = AlignedCells(
-        obs=cells.obs,
-        rna=rna,
-        rna_observed=alignment.rna_observed,
-        rna_present=_presence(cells.rna, num_obs),
-        rna_total_counts=totals,
-        adt=adt,
-        adt_observed=alignment.adt_observed,
-        adt_present=_presence(cells.adt, num_obs),
-    )
-    check_empty_cells(int((~(aligned.rna_present | aligned.adt_present)).sum()), num_obs, cells.path)
-    return split_panels(aligned, vocabulary, cells.path, batch_key)
-
-
-def _observed(targets: NDArray[np.int64] | None, size: int) -> NDArray[np.bool_]:
-    observed = np.zeros(size, dtype=bool)
-    if targets is not None:
-        observed[targets[targets >= 0]] = True
-    return observed
-
-
-def _match_genes(var: pd.DataFrame, path: str, vocabulary: Vocabulary) -> np.ndarray:
-    """Give for each gene of the file its place in the vocabulary, or -1."""
-    _check_human(var, path)
-    genes = resolve_gene_features(var)
-    is_unknown = (genes["match"] == "unknown").to_numpy()
-    targets = _locate(genes.gene_id, vocabulary.gene_ids)
-    examples = _examples(genes.index[is_unknown])
-    if 1 - is_unknown.mean() < MIN_HUMAN:
-        raise ValueError(
-            f"`{path}` must name its genes by human Ensembl ids or symbols, got {len(genes):,} genes "
-            f"of which {(~is_unknown).sum():,} resolve; unknown are {examples}. {guess_names(genes.index)}"
-        )
-    if (targets < 0).all():
-        raise ValueError(
-            f"`{path}` must share genes with the vocabulary ({vocabulary.num_genes:,} genes), got none "
-            f"of its {len(genes):,} genes there, for example {_examples(genes.index)}. "
-            "Use a model with another vocabulary."
-        )
-    if is_unknown.any():
-        _warn(
-            f"{path}: {is_unknown.sum():,} of {len(genes):,} genes do not resolve and are left out "
-            f"(their counts stay in the library size): {examples}. "
-            f"{(targets >= 0).sum():,} are in the vocabulary."
-        )
-    of_mouse = pd.Index([name for name in genes.index[is_unknown] if is_of_mouse(name)])
-    if len(of_mouse):
-        _warn(
-            f"{path}: {len(of_mouse):,} of {len(genes):,} genes are of mouse ({_examples(of_mouse)}) and left out: "
-            "cells of mice are read by their few counts of human genes; remove them."
-        )
-    return targets
-
-
-def _match_antibodies(var: pd.DataFrame, path: str, vocabulary: Vocabulary) -> np.ndarray:
-    """Give for each antibody of the file its place in the vocabulary, or -1."""
-    _check_human(var, path)
-    _check_human_panel(var.index, path)
-    antibodies = resolve_antibody_features(var)
-    is_unknown = (antibodies["match"] == "unknown").to_numpy()
-    targets = _locate(antibodies.protein, vocabulary.protein_names)
-    if (antibodies.protein == "").all():
-        raise ValueError(
-            f"`{path}` must name known antibodies, got {len(antibodies):,} of which none resolves to a "
-            f"protein: {_examples(antibodies.index)}. Use names like CD3 or the symbol of the coding gene."
-        )
-    if (targets < 0).all():
-        raise ValueError(
-            f"`{path}` must share proteins with the vocabulary ({vocabulary.num_proteins:,} proteins), "
-            f"got none of {_examples(antibodies.index)} there. Use a model with another vocabulary."
-        )
-    if is_unknown.any():
-        _warn(
-            f"{path}: {is_unknown.sum():,} of {len(antibodies):,} antibodies do not resolve and are "
-            f"left out: {', '.join(antibodies.index[is_unknown])}."
-        )
-    return targets
-
-
-def _check_human(var: pd.DataFrame, path: str) -> None:
-    columns = [
-        var.index.to_series(),
-        *(var[column] for column in var.columns if var[column].dtype.kind not in "biuf"),
-    ]
-    for column in columns:
-        texts = as_text(column)
-        is_mouse = texts.str.contains(MOUSE_ID).to_numpy()
-        if is_mouse.mean() > 0.5:
-            raise ValueError(
-                f"`{path}` must be of human cells, got mouse genes such as "
-                f"{texts.iloc[is_mouse.argmax()]!r}. Mouse is not supported; "
-                "map the genes to human orthologues first if that is what you want."
-            )
-
-
-def _check_human_panel(names: pd.Index, path: str) -> None:
-    """Refuse a panel for mice, most of whose names (CD4, CD19) people have too."""
-    of_mice = find_mouse_antigens(names)
-    least, share = MIN_MOUSE
-    if len(of_mice) >= least and len(of_mice) >= share * len(names):
-        raise ValueError(
-            f"`{path}` must be of human cells, got {len(of_mice):,} antibodies against antigens that only mice have "
-            f"({_examples(pd.Index(of_mice))}). Mouse is not supported; remove these antibodies if the cells are human."
-        )
-
-
-def _locate(values: pd.Series, vocabulary: Sequence[str]) -> np.ndarray:
-    return pd.Index(vocabulary, dtype=object).get_indexer(values.to_numpy(dtype=object))
-
-
-def _collect(counts: sp.csr_matrix, targets: NDArray[np.int64], size: int) -> sp.csr_matrix:
-    """Sum the columns of a file into those of the vocabulary."""
-    columns = np.flatnonzero(targets >= 0)
-    place = (np.ones(len(columns), dtype=np.float32), (columns, targets[columns]))
-    aligned = sp.csr_matrix(counts @ sp.csr_matrix(place, shape=(len(targets), size)))
-    aligned.sort_indices()
-    return aligned
-
-
-def _tell_sums(
-    modality: ModalityCounts | StoredModality, targets: NDArray[np.int64], names: Sequence[str], what: str
-) -> None:
-    """Warn of columns that will be summed, and refuse two of them that are copies."""
-    sizes = np.bincount(targets[targets >= 0], minlength=len(names))
-    repeated = np.flatnonzero(sizes > 1)
-    if len(repeated) == 0:
-        return
-    _check_copies(modality, targets, repeated, names, what)
-    merged = ", ".join(f"{names[i]} ({sizes[i]})" for i in repeated[:NUM_EXAMPLES])
-    more = f" and {len(repeated) - NUM_EXAMPLES:,} more" if len(repeated) > NUM_EXAMPLES else ""
-    _warn(f"{what}: {sizes[repeated].sum():,} columns share {len(repeated):,} name(s) and were summed: {merged}{more}.")
-
-
-def _check_copies(
-    modality: ModalityCounts | StoredModality,
-    targets: NDArray[np.int64],
-    repeated: NDArray[np.int64],
-    names: Sequence[str],
-    what: str,
-) -> None:
-    """Refuse two non-empty columns that mean the same and hold the same counts in all cells: one is a copy."""
-    columns = np.flatnonzero(np.isin(targets, repeated))
-    digests = [hashlib.blake2b(digest_size=16) for _ in columns]
-    empty = [digest.digest() for digest in digests]
-    start = 0
-    for block in modality.blocks():
-        by_column = block[:, columns].tocsc()
-        by_column.sort_indices()
-        for i, digest in enumerate(digests):
-            entries = slice(by_column.indptr[i], by_column.indptr[i + 1])
-            digest.update((by_column.indices[entries].astype(np.int64) + start).tobytes())
-            digest.update(by_column.data[entries].tobytes())
-        start += block.shape[0]
-    seen: dict[tuple[int, bytes], str] = {}
-    for column, digest, nothing in zip(columns, digests, empty, strict=True):
-        key, name = (targets[column], digest.digest()), str(modality.var.index[column])
-        if key in seen and digest.digest() != nothing:
-            raise ValueError(
-                f"{what} `{names[targets[column]]}` must not be counted twice, got features {seen[key]!r} and "
-                f"{name!r} with identical counts in all cells. Remove one of them."
-            )
-        seen[key] = name
-
-
-def _presence(modality: ModalityCounts | None, num_obs: int) -> np.ndarray:
-    return np.zeros(num_obs, dtype=bool) if modality is None else modality.present.copy()
+    return open_aligned(cells, vocabulary, batch_key).read_all()
 
 
 def check_empty_cells(number: int, num_obs: int, path: str) -> None:
@@ -304,12 +172,4 @@ def check_empty_cells(number: int, num_obs: int, path: str) -> None:
             "Leave it out."
         )
     if number:
-        _warn(f"{path}: {number:,} of {num_obs:,} cells have no count in any modality, and are kept.")
-
-
-def _examples(names: pd.Index) -> str:
-    return ", ".join(map(str, names[:NUM_EXAMPLES])) + (", ..." if len(names) > NUM_EXAMPLES else "")
-
-
-def _warn(message: str) -> None:
-    warn(message)
+        warn(f"{path}: {number:,} of {num_obs:,} cells have no count in any modality, and are kept.")

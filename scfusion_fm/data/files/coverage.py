@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from scfusion_fm.data.schema import AlignedCells, Cells
 from scfusion_fm.notices import warn
@@ -33,6 +34,12 @@ class PanelCoverage:
     known: int
     count_share: float
 
+    @classmethod
+    def of(cls, noun: str, observed: NDArray[np.bool_], known_counts: float, all_counts: float) -> "PanelCoverage":
+        """Give the coverage of a modality from what is measured, and counts of known and of all features."""
+        share = known_counts / all_counts if all_counts > 0 else 0.0
+        return cls(noun, int(observed.sum()), len(observed), float(share))
+
     @property
     def share(self) -> float:
         """Share of what the model knows."""
@@ -45,18 +52,18 @@ class PanelCoverage:
 
 
 def measure_panel(cells: Cells, aligned: AlignedCells) -> list[PanelCoverage]:
-    """Measure the coverage of each modality that the file has."""
+    """Measure the coverage of each modality that a file has."""
     parts = (
         ("genes", cells.rna, aligned.rna_observed, aligned.rna),
         ("proteins", cells.adt, aligned.adt_observed, aligned.adt),
     )
-    found = []
-    for noun, modality, observed, counts in parts:
-        if modality is not None:
-            total = modality.counts.sum(dtype=np.float64)
-            share = float(counts.sum(dtype=np.float64) / total) if total > 0 else 0.0
-            found.append(PanelCoverage(noun, int(observed.sum()), len(observed), share))
-    return found
+    return [
+        PanelCoverage.of(
+            noun, observed, float(counts.sum(dtype=np.float64)), float(modality.counts.sum(dtype=np.float64))
+        )
+        for noun, modality, observed, counts in parts
+        if modality is not None
+    ]
 
 
 def check_panel(coverage: list[PanelCoverage], path: str, min_coverage: float = MIN_COVERAGE) -> None:

@@ -7,7 +7,7 @@ donor may lack the genes of Y, and a sorted sample those of a cell type.
 Letters: K groups, F features of a modality, G genes, P proteins, B cells.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,8 +15,8 @@ import pandas as pd
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from scfusion_fm.data.files.stack import StackedCells
-from scfusion_fm.data.schema import AlignedCells, read_categories
+from scfusion_fm.data.files.match import Alignment
+from scfusion_fm.data.schema import read_categories
 from scfusion_fm.data.vocabulary.vocabulary import Vocabulary
 from scfusion_fm.notices import warn
 
@@ -109,6 +109,24 @@ class Gaps:
         return "; ".join(texts) + more
 
 
+@dataclass(frozen=True)
+class Panels:
+    """
+    Hold what is measured in the cells of a file.
+
+    Attributes
+    ----------
+    group_of
+        (n,), which panel each cell has; None where all have one.
+    rna, adt
+        (panels, G) and (panels, P).
+    """
+
+    group_of: NDArray[np.int64] | None
+    rna: NDArray[np.bool_]
+    adt: NDArray[np.bool_]
+
+
 def find_group_columns(obs: pd.DataFrame) -> list[str]:
     """Find the columns of obs whose names say that they hold batches, donors or the like."""
     bare = {str(column): str(column).rpartition(":")[2].lower() for column in obs.columns}  # rna:batch is of a modality
@@ -133,6 +151,15 @@ def read_groups(obs: pd.DataFrame, key: str, path: str) -> Groups:
     return Groups(key, names, pd.Index(names, dtype=object).get_indexer(texts))
 
 
+def sum_by_group(counts: sp.csr_matrix, groups: Groups, start: int) -> NDArray[np.float64]:
+    """Sum the counts of neighbouring cells, of which `start` is the first, by group, (K + 1, F); of none at the end."""
+    codes = groups.codes[start : start + counts.shape[0]]
+    rows = np.where(codes < 0, len(groups.names), codes)  # cells of no group count among the others
+    place = (np.ones(len(rows)), (rows, np.arange(len(rows))))
+    sorter = sp.csr_matrix(place, shape=(len(groups.names) + 1, len(rows)))
+    return np.asarray((sorter @ sp.csr_matrix(counts, dtype=np.float64)).todense())
+
+
 def find_gaps(blocks: Blocks, groups: Groups, by_key: bool) -> Gaps:
     """
     Find what groups lack.
@@ -149,14 +176,13 @@ def find_gaps(blocks: Blocks, groups: Groups, by_key: bool) -> Gaps:
     sums: list[NDArray[np.float64]] = []
     start = 0
     for block in blocks:
-        codes = groups.codes[start : start + len(block[1])]
-        start += len(codes)
-        rows = np.where(codes < 0, len(groups.names), codes)  # cells of no group count among the others
-        sorter = sp.csr_matrix(
-            (np.ones(len(rows)), (rows, np.arange(len(rows)))), shape=(len(groups.names) + 1, len(rows))
-        )
-        parts = [np.asarray((sorter @ sp.csr_matrix(counts, dtype=np.float64)).todense()) for counts in block]
+        parts = [sum_by_group(sp.csr_matrix(counts), groups, start) for counts in block]
+        start += len(block[1])
         sums = [old + new for old, new in zip(sums, parts, strict=True)] if sums else parts
+    return _compare(sums, groups, by_key)
+
+
+def _compare(sums: Sequence[NDArray[np.float64]], groups: Groups, by_key: bool) -> Gaps:
     rna, adt = (_find_absent(part, groups.sizes) for part in sums)
     needed = np.clip(MIN_GENES, MIN_SHARE * rna.expected.sum(1), MAX_SHARE * rna.expected.sum(1))
     gap = rna.sure.sum(1) >= np.maximum(needed, 1)
@@ -195,43 +221,53 @@ def _find_absent(sums: NDArray[np.float64], sizes: NDArray[np.int64]) -> _Absent
     return _Absent(none, many, none & (expected >= MIN_EXPECTED_BY_KEY), none & many)
 
 
-def split_panels(
-    aligned: AlignedCells, vocabulary: Vocabulary, path: str, batch_key: str | None = None
-) -> AlignedCells:
+def find_panels(
+    alignment: Alignment,
+    group_sums: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]],
+    groups: Sequence[Groups],
+    vocabulary: Vocabulary,
+    path: str,
+    by_key: bool,
+) -> Panels:
     """
     Warn of features that groups of cells lack; where a user names the groups, take them as not measured there.
 
     Parameters
     ----------
-    aligned
-        Cells of a file.
+    alignment
+        Where the features of the file stand in the vocabulary.
+    group_sums
+        Counts by group over the features of the file, (K + 1, F) of RNA and ADT; for each grouping.
+    groups
+        The groupings: the one that a user names, or the usual columns.
     vocabulary
         Its genes and proteins.
     path
-        What to call it.
-    batch_key
-        Column of obs whose groups may have panels of their own; None looks at the usual columns, and warns alone.
-
-    Raises
-    ------
-    ValueError
-        If the column is missing.
+        What to call the file.
+    by_key
+        Whether a user names the groups.
     """
-    for key in find_group_columns(aligned.obs) if batch_key is None else [batch_key]:
-        groups = read_groups(aligned.obs, key, path)
-        if len(groups.names) < 2:
-            continue
-        gaps = find_gaps([(aligned.rna, aligned.adt)], groups, by_key=batch_key is not None)
-        if gaps and batch_key is None:
-            warn_of_gaps(gaps, vocabulary, path)
-            return aligned
+    observed = alignment.rna_observed, alignment.adt_observed
+    for grouping, sums in zip(groups, group_sums, strict=True):
+        targets = alignment.rna, alignment.adt
+        known = [_collect(*part) for part in zip(sums, targets, map(len, observed), strict=True)]
+        gaps = _compare(known, grouping, by_key)
+        if gaps and by_key:
+            lacking = gaps.describe(vocabulary)
+            warn(f"{path}: in the groups of {grouping.key!r}, what has no count is not measured: {lacking}.")
+            return _hide(observed, gaps)
         if gaps:
-            message = (
-                f"{path}: in the groups of {key!r}, what has no count is not measured: {gaps.describe(vocabulary)}."
-            )
-            warn(message)
-            return _hide(aligned, gaps)
-    return aligned
+            warn_of_gaps(gaps, vocabulary, path)
+            break
+    return Panels(None, *(part[None] for part in observed))
+
+
+def _collect(sums: NDArray[np.float64], targets: NDArray[np.int64] | None, size: int) -> NDArray[np.float64]:
+    """Sum the columns of a file into those of the vocabulary, (K + 1, size)."""
+    found = np.zeros((size, len(sums)))
+    if targets is not None:
+        np.add.at(found, targets[targets >= 0], sums.T[targets >= 0])
+    return found.T
 
 
 def warn_of_gaps(gaps: Gaps, vocabulary: Vocabulary, path: str) -> None:
@@ -243,19 +279,11 @@ def warn_of_gaps(gaps: Gaps, vocabulary: Vocabulary, path: str) -> None:
     )
 
 
-def _hide(aligned: AlignedCells, gaps: Gaps) -> StackedCells:
+def _hide(observed: tuple[NDArray[np.bool_], NDArray[np.bool_]], gaps: Gaps) -> Panels:
     """Give each group a panel of its own; cells of no group keep that of the file, the last."""
     codes = gaps.groups.codes
-    panels = {
-        name: np.vstack([observed & ~lacking, observed[None]])
-        for name, observed, lacking in (
-            ("rna", aligned.rna_observed, gaps.rna),
-            ("adt", aligned.adt_observed, gaps.adt),
-        )
-    }
-    return StackedCells(
-        **vars(aligned),
-        file_of=np.where(codes < 0, len(gaps.groups.names), codes),
-        rna_panels=panels["rna"],
-        adt_panels=panels["adt"],
+    rna, adt = (
+        np.vstack([known & ~lacking, known[None]])
+        for known, lacking in zip(observed, (gaps.rna, gaps.adt), strict=True)
     )
+    return Panels(np.where(codes < 0, len(gaps.groups.names), codes), rna, adt)

@@ -40,20 +40,23 @@ HINTS = {
 }
 
 
-def read_cells(path: str | Path, modality: Modality = "auto") -> Cells:
-    """Read one file.
+Given = Location | Container  # a path or URL, or an object in memory, backed or lazy
+
+
+def read_cells(path: Given, modality: Modality = "auto") -> Cells:
+    """Read one file, or the counts of an object.
 
     Parameters
     ----------
     path
-        `.h5ad`, `.h5mu`, 10x `.h5`, or a zarr directory of an AnnData or a MuData.
+        `.h5ad`, `.h5mu`, 10x `.h5`, or a zarr directory of an AnnData or a MuData; or such an object.
     modality
         What to read: 'auto' for all there is; 'rna' or 'adt' for one only. It also says what the features of
         an AnnData are where their names do not tell.
 
     Returns
     -------
-    Counts per modality over the same cells, and the object as read.
+    Counts per modality over the same cells, and the object as read (or as given).
 
     Raises
     ------
@@ -71,10 +74,10 @@ def read_cells(path: str | Path, modality: Modality = "auto") -> Cells:
     """
     check_modality(modality)
     with closing():
-        file = open_file(Path(path).expanduser())
+        file = open_given(path)
         cells = load_cells(select_cells(file, modality))
         cells.container = read_container(file)
-        file.reader.warn_lost()
+        file.warn_lost()
     return cells
 
 
@@ -93,8 +96,8 @@ def load_cells(file: CellsFile) -> Cells:
     return Cells(file.path, file.obs, rna, adt)
 
 
-def open_cells(location: Location, modality: Modality = "auto") -> CellsFile:
-    """Open one file of any size, here or at a URL; `read_cells` without reading the counts.
+def open_cells(location: Given, modality: Modality = "auto") -> CellsFile:
+    """Open one file or object of any size, here or at a URL; `read_cells` without reading the counts.
 
     Parameters
     ----------
@@ -116,8 +119,8 @@ def open_cells(location: Location, modality: Modality = "auto") -> CellsFile:
     Matrices that are stored by columns (CSC), and files older than AnnData 0.7 or Cell Ranger 3, are read whole.
     """
     check_modality(modality)
-    file = open_file(location)
-    file.reader.warn_lost()
+    file = open_given(location)
+    file.warn_lost()
     return select_cells(file, modality)
 
 
@@ -129,22 +132,44 @@ class OpenFile:
     Attributes
     ----------
     path
-        Path or URL.
+        Path or URL; what messages call an object.
     parts
         The AnnData, or the modalities of a MuData by name.
     reader
-        Reads elements of the file.
+        Reads elements of the file; None for an object.
     obs
         Annotation of a MuData.
     container
-        All of the file, where it is of an old format that is read whole.
+        The object, or all of the file where it is of an old format that is read whole.
     """
 
     path: str
     parts: StoredAnnData | dict[str, StoredAnnData]
-    reader: ElementReader
+    reader: ElementReader | None = None
     obs: pd.DataFrame | None = None
     container: Container | None = None
+
+    def warn_lost(self) -> None:
+        """Warn of what is broken in the file and was left out."""
+        if self.reader is not None:
+            self.reader.warn_lost()
+
+
+def open_given(given: Given) -> OpenFile:
+    """
+    Open a file, or take an object as if it were one.
+
+    Raises
+    ------
+    ValueError
+        If the file is refused, see `open_file`, or the object is damaged.
+    """
+    if isinstance(given, md.MuData):
+        parts = {key: store_anndata(adata) for key, adata in given.mod.items()}
+        return OpenFile("mdata", parts, obs=given.obs, container=given)
+    if isinstance(given, ad.AnnData):
+        return OpenFile("adata", store_anndata(given), container=given)
+    return open_file(given)
 
 
 def open_file(location: Location) -> OpenFile:
@@ -190,6 +215,7 @@ def read_container(file: OpenFile) -> Container:
     """
     if file.container is not None:
         return file.container
+    assert file.reader is not None
     if suffix_of(file.path) == ".h5":
         _or_refuse(file.path, check_old, file.reader, open_root(file.path))  # scanpy reads all of it
         return _or_refuse(file.path, _read_10x_h5, file.path)

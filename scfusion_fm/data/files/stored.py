@@ -6,9 +6,11 @@ from functools import partial
 from typing import Any
 
 import anndata as ad
+import h5py
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+import zarr
 from numpy.typing import NDArray
 
 from scfusion_fm.data.files.arrays import plain_type
@@ -16,6 +18,7 @@ from scfusion_fm.data.files.broken import naming
 from scfusion_fm.data.files.sparse import check_indices, check_sparse
 
 BLOCK_VALUES = 2**22  # values that are looked at together
+SLICE_ROWS = 4096  # rows that are taken together where it is not known how many values they have
 MAX_NAMES = 100_000  # longest list of names in `uns`
 
 
@@ -125,7 +128,46 @@ class StoredColumns:
             yield block.data if sp.issparse(block) else block
 
 
-StoredMatrix = StoredCsr | StoredDense | StoredColumns
+@dataclass(frozen=True)
+class StoredSlices:
+    """Hold a matrix of an object of which rows are taken when they are needed: backed, lazy (dask), or in memory."""
+
+    matrix: Any
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n_obs, n_vars)."""
+        return tuple(self.matrix.shape)
+
+    def rows(self, start: int, stop: int) -> sp.csr_matrix | NDArray:
+        """
+        Read neighbouring rows.
+
+        Raises
+        ------
+        ValueError
+            If their indices do not lie in the matrix.
+        """
+        part = self.matrix[start:stop]
+        part = part.compute() if hasattr(part, "compute") else part
+        if sp.issparse(part):
+            check_sparse(part, "matrix")
+            return sp.csr_matrix(part)
+        values = np.asarray(part)
+        return values.astype(plain_type(values.dtype), copy=False)
+
+    def blocks(self) -> Iterator[sp.csr_matrix | NDArray]:
+        """Read all rows, some at a time."""
+        for start in range(0, self.shape[0], SLICE_ROWS):
+            yield self.rows(start, min(start + SLICE_ROWS, self.shape[0]))
+
+    def values(self) -> Iterator[NDArray]:
+        """Read all stored values, block by block."""
+        for block in self.blocks():
+            yield block.data if sp.issparse(block) else block
+
+
+StoredMatrix = StoredCsr | StoredDense | StoredColumns | StoredSlices
 
 
 @dataclass(frozen=True)
@@ -244,13 +286,17 @@ class StoredAnnData:
 
 def store_matrix(matrix: Any) -> StoredMatrix:
     """
-    Give a matrix in memory the form of one in a file.
+    Give a matrix of an object, in memory, backed or lazy, the form of one in a file.
 
     Raises
     ------
     ValueError
         If it is sparse and damaged.
     """
+    if hasattr(matrix, "to_memory") and getattr(matrix, "format", "") == "csc":
+        matrix = matrix.to_memory()  # of a backed object; its rows can only be had with all others
+    if hasattr(matrix, "to_memory") or hasattr(matrix, "compute") or isinstance(matrix, h5py.Dataset | zarr.Array):
+        return StoredSlices(matrix)
     if sp.issparse(matrix):
         if matrix.format in ("csr", "csc"):
             check_sparse(matrix, "matrix")  # before it is converted
@@ -261,24 +307,30 @@ def store_matrix(matrix: Any) -> StoredMatrix:
 
 
 def store_anndata(adata: ad.AnnData) -> StoredAnnData:
-    """Give an AnnData in memory the form of one in a file."""
+    """Give an AnnData, in memory, backed or lazy, the form of one in a file."""
     layers = {key: partial(store_matrix, matrix) for key, matrix in adata.layers.items() if key is not None}
     obsm = {key: partial(_store_beside, key, element) for key, element in adata.obsm.items()}
     uns = {key: partial(as_names, value) for key, value in adata.uns.items() if is_names(value)}
     return StoredAnnData(
-        obs=adata.obs,
-        var=adata.var,
+        obs=as_frame(adata.obs),
+        var=as_frame(adata.var),
         X=None if adata.X is None else store_matrix(adata.X),
         layers=Elements("layers", layers),
-        raw=None if adata.raw is None else StoredRaw(store_matrix(adata.raw.X), adata.raw.var),
+        raw=None if adata.raw is None else StoredRaw(store_matrix(adata.raw.X), as_frame(adata.raw.var)),
         obsm=Elements("obsm", obsm),
         uns=Elements("uns", uns),
     )
 
 
+def as_frame(table: Any) -> pd.DataFrame:
+    """Give a table of an object that may be lazy."""
+    return table if isinstance(table, pd.DataFrame) else table.to_memory()
+
+
 def _store_beside(key: str, element: Any) -> StoredTable | StoredMatrix:
-    """Give an element of `obsm` in memory the form of one in a file."""
-    if isinstance(element, pd.DataFrame):
+    """Give an element of `obsm` of an object the form of one in a file."""
+    if hasattr(element, "columns"):
+        element = as_frame(element)
         return StoredTable(f'obsm["{key}"]', [str(name) for name in element.columns], lambda: element)
     return store_matrix(element)
 

@@ -225,7 +225,7 @@ def _read(
 ) -> AlignedCells:
     with closing():
         file = open_file(path)
-        file.reader.warn_lost()
+        file.warn_lost()
         report.slots = describe_slots(file.parts)
         report.warnings += [f"{path}: embed and its like refuse it: {e}" for e in find_unwritable(_tables(file.parts))]
         cells = load_cells(select_cells(file, modality))

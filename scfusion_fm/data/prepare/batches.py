@@ -7,8 +7,8 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from scfusion_fm.data.files.align import Alignment
 from scfusion_fm.data.files.counts import READ_ROWS, CellsFile
+from scfusion_fm.data.files.match import Alignment
 from scfusion_fm.data.files.panels import Groups, find_gaps, find_group_columns, read_groups, warn_of_gaps
 from scfusion_fm.data.prepare.pieces import FileReader
 from scfusion_fm.data.vocabulary.vocabulary import Vocabulary

@@ -23,8 +23,8 @@ import pandas as pd
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from scfusion_fm.data.files.align import Alignment
 from scfusion_fm.data.files.counts import CellsFile
+from scfusion_fm.data.files.match import Alignment
 from scfusion_fm.data.fingerprints.cells import feature_keys, fingerprint_rows
 from scfusion_fm.data.hashing import hash_keys
 from scfusion_fm.data.locations import state_of
@@ -95,17 +95,7 @@ class FileReader:
 
     def read(self, start: int, stop: int) -> CountsBlock:
         """Read neighbouring cells."""
-        number = stop - start
-        rna = sp.csr_matrix((number, self.alignment.num_genes), dtype=np.float32)
-        adt = np.zeros((number, self.alignment.num_proteins), dtype=np.float32)
-        totals = np.zeros(number)
-        if self.file.rna is not None:
-            counts = self.file.rna.read(start, stop)
-            totals = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
-            rna = self.alignment.align_rna(counts)
-        if self.file.adt is not None:
-            adt = self.alignment.align_adt(self.file.adt.read(start, stop))
-        return CountsBlock(rna, totals, adt)
+        return CountsBlock(*self.alignment.read(self.file, start, stop))
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from omegaconf import MISSING
 
 from scfusion_fm.config.prepare import PrepareConfig, SourceConfig
 from scfusion_fm.config.split import SplitConfig
-from scfusion_fm.data.files.align import match_features
 from scfusion_fm.data.files.counts import CellsFile
+from scfusion_fm.data.files.match import match_features
 from scfusion_fm.data.files.readers import open_cells
 from scfusion_fm.data.locations import absolute, checksum, state_of
 from scfusion_fm.data.prepare.batches import split_batches, warn_of_batches
