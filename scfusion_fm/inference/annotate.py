@@ -118,7 +118,7 @@ def load_calibration(
                 "with finetune/cell_type_annotation.py."
             )
         return None
-    found = AnnotationCalibration.load(files.check(ANNOTATION_CALIBRATION))
+    found = AnnotationCalibration.load(files.check_calibration(ANNOTATION_CALIBRATION))
     if found.classes != classes:
         raise ValueError(f"`model` must have a calibration for its classes {classes}, got {found.classes}.")
     if found.width not in (None, width):

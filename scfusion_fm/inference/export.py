@@ -1,29 +1,28 @@
 """Write a model as a Hugging Face directory that loads with or without this package."""
 
 import json
-import shutil
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
-import scfusion_fm.model
 from scfusion_fm.data.fingerprints.seen import SEEN_CELLS, SeenCells
 from scfusion_fm.data.scratch import Scratch
 from scfusion_fm.model import ScFusionTTTFeatureExtractor
-from scfusion_fm.model.files_scfusion_ttt import update_checksums
+from scfusion_fm.model.files_scfusion_ttt import (
+    CALIBRATIONS,
+    CONFIG,
+    MODEL_CODE,
+    WEIGHTS,
+    WEIGHTS_CHECKSUM,
+    find_checksum,
+    update_checksums,
+    write_code,
+)
+from scfusion_fm.model.hub_scfusion_ttt import write_card
+from scfusion_fm.model.pretrained_scfusion_ttt import ScFusionTTTPreTrainedModel
 from scfusion_fm.untrusted.text import show_text
-
-NOT_SHIPPED = ("__init__.py", "ttt_reference.py")
-_MODELING = "modeling_scfusion_ttt."
-MODEL_AUTO_MAP = {
-    "AutoConfig": "configuration_scfusion_ttt.ScFusionTTTConfig",
-    "AutoModel": _MODELING + "ScFusionTTTModel",
-    "AutoModelForPreTraining": _MODELING + "ScFusionTTTForPreTraining",
-    "AutoModelForSequenceClassification": _MODELING + "ScFusionTTTForCellTypeAnnotation",
-}
-EXTRACTOR_AUTO_MAP = {"AutoFeatureExtractor": "feature_extraction_scfusion_ttt.ScFusionTTTFeatureExtractor"}
 
 
 def export_model(
@@ -60,20 +59,15 @@ def export_model(
     with Scratch(output) as scratch:
         path = scratch.path
         path.mkdir()
-        model.save_pretrained(path)
+        # As transformers does: what belonged to the model that this one was made of does not belong to it.
+        super(ScFusionTTTPreTrainedModel, model).save_pretrained(path)
         extractor.save_pretrained(path)
-        _set_auto_map(path / "config.json", MODEL_AUTO_MAP)
-        _set_auto_map(path / "preprocessor_config.json", EXTRACTOR_AUTO_MAP)
-        for file in Path(scfusion_fm.model.__file__).parent.glob("*.py"):
-            if file.name not in NOT_SHIPPED:
-                shutil.copyfile(file, path / file.name)
+        write_code(path, CONFIG, MODEL_CODE)
         if seen is not None:
             seen.save(path / SEEN_CELLS)
             facts = facts | {"cells seen in training": describe_seen(seen)}
-        else:
-            (path / SEEN_CELLS).unlink(missing_ok=True)  # of the model that this one was made of
         for name, content in (files or {}).items():
-            (path / name).write_bytes(content)
+            (path / name).write_bytes(bind_to_weights(content, path) if name in CALIBRATIONS else content)
         (path / "README.md").write_text(model_card(model, extractor, facts))
         update_checksums(path, ["*"])
         for file in path.iterdir():  # weights are written for their owner alone, a model is not
@@ -87,48 +81,22 @@ def describe_seen(seen: SeenCells) -> str:
     return f"{parts}; `scfusion seen PATH FILE` tells whether yours are among them"
 
 
+def bind_to_weights(content: bytes, directory: Path) -> bytes:
+    """Add to a calibration the checksum of the weights that it was made for."""
+    checksum = find_checksum(directory / WEIGHTS)
+    return json.dumps(json.loads(content) | {WEIGHTS_CHECKSUM: checksum}, allow_nan=False).encode() + b"\n"
+
+
 def model_card(model: PreTrainedModel, extractor: ScFusionTTTFeatureExtractor, facts: dict[str, Any]) -> str:
     """Write the README of a model directory."""
-    lines = "\n".join(f"- {_as_markdown(name)}: {_as_markdown(value)}" for name, value in facts.items())
-    return f"""---
-library_name: transformers
-license: apache-2.0
-tags: [single-cell, CITE-seq, RNA, protein, test-time-training, scfusion_ttt]
----
-# {type(model).__name__}
-
-A scFusionTTT model (architecture after arXiv 2410.13257): Test-Time-Training encoders over genes and surface
-proteins in genome order, fused to one embedding per cell.
-
-## Use
-```python
-from transformers import AutoFeatureExtractor, AutoModel
-
-extractor = AutoFeatureExtractor.from_pretrained(PATH, trust_remote_code=True)
-model = AutoModel.from_pretrained(PATH, trust_remote_code=True)
-# counts: a DataFrame with the raw counts of a cell in each row, and columns named by Ensembl id or symbol
-inputs = extractor(rna_counts=counts)
-embedding = model(**inputs).pooler_output
-```
-With the package `scfusion-fm`: `scfusion embed PATH IN.h5ad OUT.h5ad` reads files, finds genes and antibodies by
-name, and keeps everything that is in the file.
-
-## Facts
-- parameters: {sum(p.numel() for p in model.parameters()):,}
-- vocabulary: {len(extractor.gene_ids):,} genes, {len(extractor.protein_names):,} proteins
-{lines}
-
-## Limits
-Input must be raw counts of human cells. What was not measured is treated as not measured, never as zero. Proteins
-and cell types that were not in the training data cannot be predicted. Not for clinical use.
-"""
+    known = {
+        "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
+        "vocabulary": f"{len(extractor.gene_ids):,} genes, {len(extractor.protein_names):,} proteins",
+    }
+    told = {_as_markdown(name): _as_markdown(value) for name, value in facts.items()}
+    return write_card(type(model).__name__, known | told)
 
 
 def _as_markdown(text: Any) -> str:
     """Keep names of files and labels from being read as lines or tags of their own."""
     return escape(show_text(text), quote=False)
-
-
-def _set_auto_map(path: Path, auto_map: dict[str, str]) -> None:
-    settings = json.loads(path.read_text())
-    path.write_text(json.dumps(settings | {"auto_map": auto_map}, indent=2) + "\n")

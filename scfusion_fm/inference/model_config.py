@@ -20,6 +20,7 @@ IGNORED_IN_CONFIG = (
     "auto_map",
     "bos_token_id",
     "chunk_size_feed_forward",
+    "custom_pipelines",
     "eos_token_id",
     "is_encoder_decoder",
     "label2id",

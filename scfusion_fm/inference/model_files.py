@@ -15,9 +15,12 @@ from scfusion_fm.inference.model_config import (
 )
 from scfusion_fm.notices import warn
 from scfusion_fm.untrusted.checksums import SUMS, check_digest, check_file, read_bounded, read_sums
+from scfusion_fm.untrusted.json_file import read_json
 from scfusion_fm.untrusted.rules import parse_bytes
 
 CONFIG, EXTRACTOR, WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors"
+WEIGHTS_CHECKSUM = "weights_sha256"  # in a calibration: of the weights that it was made for
+LARGEST_CALIBRATION = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,31 @@ class ModelFiles:
         if self.sums is not None:
             check_file(self.path / name, self._sum_of(name))
         return self.path / name
+
+    def check_calibration(self, name: str) -> Path:
+        """
+        Compare a calibration with its checksum, and the weights that it was made for with those here; its path.
+
+        Raises
+        ------
+        ValueError
+            As `check`, or if it was made for other weights.
+        """
+        path = self.check(name)
+        found = read_json(read_bounded(path, LARGEST_CALIBRATION))
+        made_for = found.get(WEIGHTS_CHECKSUM) if isinstance(found, dict) else None
+        if made_for is not None and made_for != self._digest_weights():
+            raise ValueError(
+                f"{str(path)!r} must be made for {WEIGHTS} beside it, got one for other weights. Copy or export the "
+                "directory again, or fine-tune to calibrate."
+            )
+        return path
+
+    def _digest_weights(self) -> str:
+        if self.sums is not None:  # what is loaded is compared with them
+            return self._sum_of(WEIGHTS)
+        with (self.path / WEIGHTS).open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
 
     def read(self, name: str, largest: int) -> bytes:
         """

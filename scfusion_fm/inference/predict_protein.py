@@ -97,7 +97,7 @@ def load_intervals(model: Path, wanted: IntervalRequest) -> ProteinIntervals | N
                 f"{str(model)!r}; fine-tune with finetune/cross_modal_prediction.py."
             )
         return None
-    intervals = read_intervals(files.check(PROTEIN_INTERVALS))
+    intervals = read_intervals(files.check_calibration(PROTEIN_INTERVALS))
     level = _level_of(wanted)
     if level not in intervals.rule.levels:
         raise ValueError(f"`--level` must be one of the calibrated {list(intervals.rule.levels)}, got {level}.")

@@ -5,6 +5,7 @@ Letters: B cells, N tokens of a modality, S genes (or proteins) per token, L sel
 K coordinates of a cell, T targets.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -65,7 +66,18 @@ class PatchEmbedding(nn.Module):
         return torch.einsum("bns,nsd->bnd", pairs, self.weight) + self.position_embeddings
 
 
-class CellCoordinates(nn.Module):
+class FixedModule(nn.Module):
+    """A module that was fitted in closed form: it stays in float32 at least in a model that is cast to less."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FixedModule":
+        def move(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return tensor.to(moved.device) if moved.dtype in (torch.bfloat16, torch.float16) else moved
+
+        return super()._apply(move, recurse)
+
+
+class CellCoordinates(FixedModule):
     """
     Coordinates of a cell along fixed directions among the values of one modality.
 
@@ -83,7 +95,7 @@ class CellCoordinates(nn.Module):
         return torch.einsum("bns,nsk->bk", centred.to(self.directions.dtype), self.directions)
 
 
-class KernelReadout(nn.Module):
+class KernelReadout(FixedModule):
     """
     Radial basis functions of the coordinates of a cell around those of training cells, and a fixed linear map of them.
 

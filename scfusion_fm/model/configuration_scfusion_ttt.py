@@ -135,6 +135,11 @@ class ScFusionTTTConfig(PreTrainedConfig):
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"`{name}` must be one of {tuple(allowed)}, got {getattr(self, name)!r}.")
+        for name in ("output_attentions", "output_hidden_states"):
+            if getattr(self, name, False):
+                raise ValueError(f"`{name}` must be False, got True: two encoders and a fusion have no such list.")
+        if self.problem_type not in (None, "single_label_classification"):
+            raise ValueError(f"`problem_type` must be single_label_classification or None, got {self.problem_type!r}.")
         for name in ("num_coordinates", "num_landmarks"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}.")

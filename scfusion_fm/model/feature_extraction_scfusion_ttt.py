@@ -4,6 +4,7 @@ Letters: B cells, G genes, P proteins, N RNA tokens, S genes per token.
 """
 
 import os
+import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 from transformers import BatchFeature, FeatureExtractionMixin
 
 from .counts_scfusion_ttt import check_pair, read_counts, read_totals
-from .files_scfusion_ttt import update_checksums
+from .files_scfusion_ttt import EXTRACTOR, EXTRACTOR_CODE, update_checksums, write_code
+from .hub_scfusion_ttt import push_directory
 from .tokens_scfusion_ttt import find_max_lengths
 
 
@@ -95,10 +97,20 @@ class ScFusionTTTFeatureExtractor(FeatureExtractionMixin):
         return {key: value for key, value in super().to_dict().items() if key != "_patch_genes"}
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
-        """Save as transformers does, with checksums."""
-        written = super().save_pretrained(save_directory, push_to_hub, **kwargs)
-        update_checksums(save_directory, ["preprocessor_config.json", "*.py"])
+        """Save as transformers does, with our code and checksums."""
+        written = super().save_pretrained(save_directory)
+        write_code(save_directory, EXTRACTOR, EXTRACTOR_CODE)
+        update_checksums(save_directory, [EXTRACTOR, "*.py"])
+        if push_to_hub:
+            repo_id = kwargs.pop("repo_id", os.path.basename(os.path.abspath(save_directory)))
+            push_directory(save_directory, repo_id, **kwargs)
         return written
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload what `save_pretrained` writes; options as of `push_directory`."""
+        with tempfile.TemporaryDirectory() as directory:
+            self.save_pretrained(directory)
+            return push_directory(directory, repo_id, **({"commit_message": "Upload feature extractor"} | options))
 
     def _arrange(self) -> NDArray[np.int64]:
         num_genes = len(self.gene_ids)

@@ -7,14 +7,9 @@ P proteins, K coordinates of a cell. A protein token holds one protein, so that 
 The models take `return_dict`: false for a tuple of what is not None, in place of an output object.
 """
 
-import os
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
-from transformers import initialization as init
 from transformers.utils import can_return_tuple
 
 from .blocks_scfusion_ttt import (
@@ -27,10 +22,9 @@ from .blocks_scfusion_ttt import (
     mean_squared_error_per_cell,
 )
 from .configuration_scfusion_ttt import ScFusionTTTConfig
-from .files_scfusion_ttt import WRITTEN_WITH_WEIGHTS, keep_seen_cells, update_checksums
 from .outputs_scfusion_ttt import ScFusionTTTForPreTrainingOutput, ScFusionTTTModelOutput, ScFusionTTTPredictionOutput
+from .pretrained_scfusion_ttt import ScFusionTTTPreTrainedModel
 from .tokens_scfusion_ttt import ModalityInput, ModalityTokens, TokenRoles, TokenSubset, complete_inputs, masked_mean
-from .ttt_layers import TTTLayer
 
 DECODERS = ("rna_decoder", "adt_decoder")
 HEADS = (*DECODERS, "classifier", "rna_coordinates", "adt_coordinates", "kernel_readout")
@@ -39,61 +33,6 @@ HEADS = (*DECODERS, "classifier", "rna_coordinates", "adt_coordinates", "kernel_
 def name_other_heads(*own: str) -> list[str]:
     """Give patterns for the weights of heads that a class does not have: a directory may hold them, and none misses."""
     return [rf"^{head}\." for head in HEADS if head not in own]
-
-
-class ScFusionTTTPreTrainedModel(PreTrainedModel):
-    """Base of all scFusionTTT models: initial weights, loading and saving."""
-
-    config_class = ScFusionTTTConfig
-    config: ScFusionTTTConfig
-    base_model_prefix = "model"
-    main_input_name = "rna_values"
-    supports_gradient_checkpointing = True
-    _no_split_modules = ("ScFusionTTTBlock",)
-
-    def post_init(self) -> None:
-        """Finish as transformers does, but do not take over what may be left out of the weights of a part."""
-        super().post_init()
-        self._keys_to_ignore_on_load_unexpected = set(type(self)._keys_to_ignore_on_load_unexpected or ())
-
-    def save_pretrained(self, save_directory: str | os.PathLike, is_main_process: bool = True, **kwargs: Any) -> None:
-        """Save as transformers does, with the fingerprints of the cells that the model has seen, and checksums."""
-        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
-        if is_main_process:
-            keep_seen_cells(self.name_or_path, save_directory)
-            update_checksums(save_directory, WRITTEN_WITH_WEIGHTS)
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        std = self.config.initializer_range
-        if isinstance(module, nn.Linear):
-            init.normal_(module.weight, std=std)
-            if module.bias is not None:
-                init.zeros_(module.bias)
-        elif isinstance(module, (nn.RMSNorm, nn.LayerNorm)):
-            if module.weight is not None:
-                init.ones_(module.weight)
-            if getattr(module, "bias", None) is not None:
-                init.zeros_(module.bias)
-        elif isinstance(module, TTTLayer):
-            for name, parameter in module.named_parameters(recurse=False):
-                if name.startswith("weight"):
-                    init.normal_(parameter, std=std)
-                else:
-                    init.constant_(parameter, {"norm_weight": 1.0, "direction_gate": 0.1}.get(name, 0.0))
-        elif isinstance(module, PatchEmbedding):
-            init.normal_(module.weight, std=std)
-            init.normal_(module.position_embeddings, std=std)
-        elif isinstance(module, (CellCoordinates, KernelReadout)):
-            for _, buffer in module.named_buffers():
-                init.zeros_(buffer)
-        elif isinstance(module, MissingModalityProjection):
-            init.normal_(module.position_embeddings, std=std)
-        elif isinstance(module, ReconstructionDecoder):
-            init.normal_(module.mask_token, std=std)
-            init.normal_(module.position_embeddings, std=std)
-            init.normal_(module.head_weight, std=std)
-            init.zeros_(module.head_bias)
 
 
 class ScFusionTTTModel(ScFusionTTTPreTrainedModel):

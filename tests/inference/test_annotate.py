@@ -6,10 +6,12 @@ import warnings
 import anndata as ad
 import mudata as md
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from make_cells import make_modalities, write_h5mu
 from scipy.special import softmax
+from seal import change_json, copy_model
 
 from scfusion_fm.cli.main import main
 from scfusion_fm.evaluation.calibration.classifier import (
@@ -21,7 +23,9 @@ from scfusion_fm.evaluation.calibration.unknown import ClassGaussians
 from scfusion_fm.inference.annotate import AnnotationRequest, annotate
 from scfusion_fm.inference.job import FileRequest
 from scfusion_fm.inference.model_directory import load_pretrained
+from scfusion_fm.inference.model_files import verify_model
 from scfusion_fm.model import ScFusionTTTForCellTypeAnnotation
+from scfusion_fm.untrusted.checksums import SUMS
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*(pull_on_update|will be removed|Observation names|are in both modalities).*"
@@ -157,3 +161,26 @@ def test_what_cannot_be_done_is_refused(annotator, calibrated, export, mixed_fil
         with pytest.raises(ValueError, match=message):
             annotate(FileRequest(model, mixed_file, tmp_path / "out.h5mu"), AnnotationRequest(rate))
     assert not (tmp_path / "out.h5mu").exists()
+
+
+def test_an_unchanged_model_is_saved_with_its_calibration(calibrated, mixed_file, tmp_path):
+    model, extractor = load_pretrained(calibrated, ScFusionTTTForCellTypeAnnotation)
+    for part in (model, extractor):
+        part.save_pretrained(tmp_path / "again")
+    verify_model(tmp_path / "again")
+    found = []
+    for path in (calibrated, tmp_path / "again"):
+        annotate(FileRequest(path, mixed_file, tmp_path / f"{len(found)}.h5mu"), AnnotationRequest(0.2))
+        found.append(read(tmp_path / f"{len(found)}.h5mu").obs)
+    pd.testing.assert_frame_equal(*found)
+
+
+@pytest.mark.parametrize("sums", [True, False])
+@pytest.mark.filterwarnings("ignore:.*has no SHA256SUMS")
+def test_a_calibration_of_other_weights_is_refused(calibrated, mixed_file, tmp_path, sums):
+    copy_model(calibrated, tmp_path / "model")
+    change_json(tmp_path / "model" / ANNOTATION_CALIBRATION, weights_sha256="0" * 64)
+    if not sums:
+        (tmp_path / "model" / SUMS).unlink()
+    with pytest.raises(ValueError, match=r"annotation_calibration.json' must be made for model.safetensors beside it"):
+        annotate(FileRequest(tmp_path / "model", mixed_file, tmp_path / "out.h5mu"))

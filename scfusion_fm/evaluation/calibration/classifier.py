@@ -205,7 +205,7 @@ class AnnotationCalibration:
         ValueError
             If the file is damaged.
         """
-        content = parse_bytes(CalibrationFile, read_bounded(path, LARGEST_FILE), str(path))
+        content = parse_bytes(CalibrationFile, read_bounded(path, LARGEST_FILE), str(path), ignored=("weights_sha256",))
         inputs = {}
         for name, found in content.inputs.items():
             thresholds = {float(r): np.inf if t is None else float(t) for r, t in found.thresholds.items()}

@@ -70,7 +70,9 @@ def read_intervals(path: Path) -> ProteinIntervals:
     ValueError
         If the file is damaged.
     """
-    content = parse_bytes(IntervalsFile, read_bounded(path, LARGEST_FILE), str(path), ignored=("scaled",))
+    content = parse_bytes(
+        IntervalsFile, read_bounded(path, LARGEST_FILE), str(path), ignored=("scaled", "weights_sha256")
+    )
     rule = IntervalRule(tuple(content.levels), content.min_pearson, content.min_group_cells)
     table = pd.DataFrame({k: _from_list(content.table[k], np.nan) for k in SHOWN_FACTS}, index=content.proteins)
     table["n"] = table["n"].astype(int)
