@@ -27,8 +27,14 @@ if TYPE_CHECKING:
     from scfusion_fm.data.stream.order import CellOrder as CellOrder
     from scfusion_fm.data.vocabulary.vocabulary import Vocabulary as Vocabulary
     from scfusion_fm.data.vocabulary.vocabulary import build_vocabulary as build_vocabulary
+    from scfusion_fm.inference.annotate import annotate as annotate
+    from scfusion_fm.inference.embed import embed as embed
     from scfusion_fm.inference.inputs import read_aligned as read_aligned
+    from scfusion_fm.inference.loaded import LoadedModel as LoadedModel
+    from scfusion_fm.inference.loaded import load as load
     from scfusion_fm.inference.model_directory import load_pretrained as load_pretrained
+    from scfusion_fm.inference.predict_protein import predict_protein as predict_protein
+    from scfusion_fm.inference.surprise import surprise as surprise
     from scfusion_fm.model import ScFusionTTTConfig as ScFusionTTTConfig
     from scfusion_fm.model import ScFusionTTTFeatureExtractor as ScFusionTTTFeatureExtractor
     from scfusion_fm.model import ScFusionTTTForCellTypeAnnotation as ScFusionTTTForCellTypeAnnotation
@@ -36,11 +42,19 @@ if TYPE_CHECKING:
     from scfusion_fm.model import ScFusionTTTForPreTraining as ScFusionTTTForPreTraining
     from scfusion_fm.model import ScFusionTTTModel as ScFusionTTTModel
     from scfusion_fm.notices import ScFusionWarning as ScFusionWarning
+    from scfusion_fm.notices import settings as settings
 
 __version__ = "0.1.0"
 
 # Where each public name is at home; the block above tells type checkers the same.
 _HOMES = {
+    "load": "inference.loaded",
+    "LoadedModel": "inference.loaded",
+    "embed": "inference.embed",
+    "annotate": "inference.annotate",
+    "predict_protein": "inference.predict_protein",
+    "surprise": "inference.surprise",
+    "settings": "notices",
     "ScFusionTTTConfig": "model",
     "ScFusionTTTFeatureExtractor": "model",
     "ScFusionTTTForCellTypeAnnotation": "model",

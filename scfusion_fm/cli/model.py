@@ -4,13 +4,10 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from scfusion_fm.cli.limits import add_limits
 from scfusion_fm.untrusted.text import show_text
-
-if TYPE_CHECKING:
-    from scfusion_fm.inference.job import FileRequest
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
@@ -28,7 +25,7 @@ def _add_embed(commands: argparse._SubParsersAction) -> None:
 def _embed(args: argparse.Namespace) -> None:
     from scfusion_fm.inference.embed import embed
 
-    embed(_read_request(args))
+    embed(args.input, args.model, **_options(args))
 
 
 def _add_annotate(commands: argparse._SubParsersAction) -> None:
@@ -47,9 +44,10 @@ def _add_annotate(commands: argparse._SubParsersAction) -> None:
 
 
 def _annotate(args: argparse.Namespace) -> None:
-    from scfusion_fm.inference.annotate import AnnotationRequest, annotate
+    from scfusion_fm.inference.annotate import annotate
 
-    annotate(_read_request(args), AnnotationRequest(args.reject_rate, args.ontology, args.min_probability))
+    own = {name: getattr(args, name) for name in ("reject_rate", "ontology", "min_probability")}
+    annotate(args.input, args.model, **own, **_options(args))
 
 
 def _add_predict_protein(commands: argparse._SubParsersAction) -> None:
@@ -57,6 +55,9 @@ def _add_predict_protein(commands: argparse._SubParsersAction) -> None:
         "predict-protein", help='write proteins predicted from RNA to obsm["protein_scfusion_ttt"]'
     )
     _add_request(predict)
+    predict.add_argument(
+        "--proteins", nargs="+", metavar="NAME", help="these alone, by their names in the file or model"
+    )
     predict.add_argument("--level", type=float, help="coverage of the intervals; 0.9 by default")
     predict.add_argument("--group-key", help="column of obs whose groups get their own intervals, if calibrated")
     predict.add_argument(
@@ -66,9 +67,10 @@ def _add_predict_protein(commands: argparse._SubParsersAction) -> None:
 
 
 def _predict_protein(args: argparse.Namespace) -> None:
-    from scfusion_fm.inference.predict_protein import IntervalRequest, predict_protein
+    from scfusion_fm.inference.predict_protein import predict_protein
 
-    predict_protein(_read_request(args), IntervalRequest(args.level, args.group_key, args.drop_undetermined))
+    own = {name: getattr(args, name) for name in ("proteins", "level", "group_key", "drop_undetermined")}
+    predict_protein(args.input, args.model, **own, **_options(args))
 
 
 def _add_surprise(commands: argparse._SubParsersAction) -> None:
@@ -82,9 +84,9 @@ def _add_surprise(commands: argparse._SubParsersAction) -> None:
 
 
 def _surprise(args: argparse.Namespace) -> None:
-    from scfusion_fm.inference.surprise import SurpriseRequest, surprise
+    from scfusion_fm.inference.surprise import surprise
 
-    surprise(_read_request(args), SurpriseRequest(args.reference, args.draws))
+    surprise(args.input, args.model, reference=args.reference, draws=args.draws, **_options(args))
 
 
 def _add_seen(commands: argparse._SubParsersAction) -> None:
@@ -108,7 +110,7 @@ def _seen(args: argparse.Namespace) -> None:
 
 def _add_request(parser: argparse.ArgumentParser) -> None:
     """Add what all commands share that read a file and write it again with something added."""
-    parser.add_argument("model", type=Path, help="model directory")
+    parser.add_argument("model", help="model directory, or id on the Hugging Face hub")
     parser.add_argument("input", type=Path, help=".h5ad, .h5mu, 10x .h5 or zarr with raw counts")
     parser.add_argument("output", type=Path, help="new file; everything in the input is kept")
     parser.add_argument("--key-added", help="name of what is added")
@@ -117,23 +119,12 @@ def _add_request(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--min-coverage", type=float, help="refuse files with less of the model's genes; 0.01 by default"
     )
-    parser.add_argument("--batch-size", type=int, default=64, help="cells per forward pass")
+    parser.add_argument("--batch-size", type=int, help="cells per forward pass; chosen by the device by default")
     parser.add_argument("--device", help="torch device; cuda where there is one by default")
     add_limits(parser)
 
 
-def _read_request(args: argparse.Namespace) -> "FileRequest":
-    from scfusion_fm.data.files.coverage import MIN_COVERAGE
-    from scfusion_fm.inference.job import FileRequest
-
-    return FileRequest(
-        model=args.model,
-        input=args.input,
-        output=args.output,
-        key_added=args.key_added,
-        modality=args.modality,
-        batch_size=args.batch_size,
-        device=args.device,
-        batch_key=args.batch_key,
-        min_coverage=MIN_COVERAGE if args.min_coverage is None else args.min_coverage,
-    )
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    """Give what all verbs share; what was not said is left to them."""
+    names = ("output", "key_added", "modality", "batch_key", "batch_size", "device", "min_coverage")
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}

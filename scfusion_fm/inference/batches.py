@@ -194,6 +194,11 @@ def run_batches(
             bar.update(len(part))
 
 
+def choose_batch_size(device: torch.device) -> int:
+    """Give the number of cells of a forward pass that is about fastest on a device."""
+    return 64 if device.type == "cpu" else 512
+
+
 def choose_device(name: str | None = None) -> torch.device:
     """
     Give the device of this name; CUDA where there is one, and else the processor, when None.

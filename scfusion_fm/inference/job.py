@@ -1,53 +1,47 @@
-"""A model used on a file: load both, run the model, and write the file again with the results added."""
+"""A model used on cells: from a file or an object, block by block, to the same with the results added.
 
-import hashlib
-import sys
-from collections.abc import Mapping
+Letters: n cells, B cells of a block.
+"""
+
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Literal
 
-import anndata as ad
-import mudata as md
 import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from scfusion_fm.data.files.coverage import MIN_COVERAGE, measure_panel
-from scfusion_fm.data.files.writers import (
-    Added,
-    check_added,
-    check_writable,
-    write_container,
-    zarr_format_of,
-)
-from scfusion_fm.data.schema import AlignedCells, Cells, Modality
+from scfusion_fm.data.files.align import AlignedFile
+from scfusion_fm.data.files.coverage import MIN_COVERAGE
+from scfusion_fm.data.files.readers import Container, Given, closing, open_given, select_cells
+from scfusion_fm.data.files.targets import Added, Table, Target, open_target
+from scfusion_fm.data.schema import AlignedCells, Modality
 from scfusion_fm.data.scratch import check_destination
-from scfusion_fm.inference.batches import CellCollator, choose_device, predict_fields
-from scfusion_fm.inference.inputs import read_aligned
-from scfusion_fm.inference.model_directory import load_pretrained
+from scfusion_fm.inference.batches import CellCollator, choose_batch_size, choose_device, predict_fields
+from scfusion_fm.inference.inputs import open_for
+from scfusion_fm.inference.loaded import LoadedModel, load
 from scfusion_fm.model import ScFusionTTTFeatureExtractor
-from scfusion_fm.notices import warn
+from scfusion_fm.notices import progress, tell, warn
 
-PROVENANCE = "scfusion_ttt"
+BOTH = ("rna", "adt")
 
 
 @dataclass(frozen=True)
-class FileRequest:
+class Use:
     """
-    What a user asks for of any command that uses a model on a file.
+    How a model is used on cells: what all verbs share.
 
     Parameters
     ----------
-    model
-        Directory of a model.
-    input
-        File to read.
     output
-        New file of the same kind, with the result added.
+        New file of the same kind, with the results added; None adds them to the object.
+    copy
+        Whether a copy of the object is given back, with the results; without it they are added in place.
     key_added
-        Name of the added column or matrix; the default of the command when None.
+        Name of what is added.
     modality
         What a single AnnData holds: auto, rna or adt.
     batch_size
@@ -62,61 +56,64 @@ class FileRequest:
     Raises
     ------
     ValueError
-        If `batch_size` is not positive or `key_added` is empty.
+        If `batch_size` is not positive, `key_added` is empty, or both an output and a copy are asked for.
     """
 
-    model: Path
-    input: Path
-    output: Path
-    key_added: str | None = None
+    output: str | Path | None
+    copy: bool
+    key_added: str
     modality: Modality = "auto"
-    batch_size: int = 64
+    batch_size: int | Literal["auto"] = "auto"
     device: str | None = None
     batch_key: str | None = None
     min_coverage: float = MIN_COVERAGE
 
     def __post_init__(self):
-        if self.batch_size < 1:
-            raise ValueError(f"`--batch-size` must be at least 1, got {self.batch_size}.")
-        if self.key_added is not None and not self.key_added.strip():
-            raise ValueError(f"`--key-added` must be a name, got {self.key_added!r}; leave it out for the default.")
+        is_number = isinstance(self.batch_size, int) and not isinstance(self.batch_size, bool)
+        if self.batch_size != "auto" and not (is_number and self.batch_size >= 1):
+            raise ValueError(f"`batch_size` must be 'auto' or at least 1, got {self.batch_size!r}.")
+        if not self.key_added.strip():
+            raise ValueError(f"`key_added` must be a name, got {self.key_added!r}; leave it out for the default.")
+        if self.output is not None and self.copy:
+            raise ValueError(f"`copy` must be False where an `output` is written, got both, {str(self.output)!r}.")
 
 
 @dataclass
 class Job:
     """
-    A request on its way: model, cells and the container that will be written.
+    A verb on its way: model, cells, and where the results go. As a context, it lets go of files in the end.
 
     Attributes
     ----------
-    request
+    use
         What was asked.
-    model, extractor
-        The model, on its device, and its feature extractor.
-    cells
-        The file as read; its container gets the results.
-    aligned
-        Its counts in the order of the model's vocabulary.
-    added
-        Slots and names of what will be added to the container.
+    loaded, model
+        The model, and its network with the head of the verb, on its device.
+    source
+        The cells over the vocabulary of the model, read block by block.
+    target
+        Takes the results.
     """
 
-    request: FileRequest
+    use: Use
+    loaded: LoadedModel
     model: PreTrainedModel
-    extractor: ScFusionTTTFeatureExtractor
-    cells: Cells
-    aligned: AlignedCells
-    added: Added
+    source: AlignedFile
+    target: Target
 
     @classmethod
-    def start(cls, request: FileRequest, model_class: type[PreTrainedModel], added: Added) -> "Job":
+    def start(cls, given: Given, model: Any, use: Use, model_class: type[PreTrainedModel], added: Added) -> "Job":
         """
-        Load model and cells, and check that the result can be written.
+        Load model and cells, and check that the results can be added.
 
         Parameters
         ----------
-        request
-            What was asked.
+        given
+            File or object.
+        model
+            Directory, name on the hub, or loaded model.
+        use
+            How.
         model_class
             Class of the model.
         added
@@ -125,80 +122,121 @@ class Job:
         Raises
         ------
         ValueError
-            If a file or a setting is refused, or the result could not be written.
+            If a file or a setting is refused, or the results could not be written.
         """
-        check_destination(request.output)
-        device = choose_device(request.device)
-        model, extractor = load_pretrained(request.model, model_class)
-        cells, aligned = read_aligned(
-            request.input, extractor, request.modality, request.batch_key, request.min_coverage
-        )
-        print("; ".join(found.describe() for found in measure_panel(cells, aligned)), file=sys.stderr)
-        assert cells.container is not None
-        check_added(cells.container, added)
-        check_writable(cells.container, request.output)
-        if not isinstance(cells.container.uns.get(PROVENANCE, {}), Mapping):
-            raise ValueError(
-                f"`uns[{PROVENANCE!r}]` must be a table of earlier results, got something else. Rename it."
-            )
-        return cls(request, model.to(device), extractor, cells, aligned, added)
+        if use.output is not None:
+            check_destination(Path(use.output))
+        device = choose_device(use.device)
+        loaded = load(model)
+        network = loaded.network(model_class).to(device)
+        file = open_given(given)
+        cells = select_cells(file, use.modality)
+        source = open_for(cells, loaded.extractor, use.batch_key, use.min_coverage)
+        tell("; ".join(found.describe() for found in source.coverage))
+        target = open_target(file, None if use.output is None else Path(use.output), added, use.copy)
+        return cls(use, loaded, network, source, target)
+
+    def __enter__(self) -> "Job":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        with closing():
+            self.target.close()
+
+    def __len__(self) -> int:
+        return len(self.source)
 
     @property
-    def container(self) -> ad.AnnData | md.MuData:
-        """What is written in the end."""
-        return self.cells.container
+    def extractor(self) -> ScFusionTTTFeatureExtractor:
+        """Vocabulary and normaliser."""
+        return self.loaded.extractor
+
+    @property
+    def has_rna(self) -> NDArray[np.bool_]:
+        """(n,) which cells have counts of RNA."""
+        return self.source.rna_present
 
     @property
     def has_counts(self) -> NDArray[np.bool_]:
         """(n,) which cells have counts of any modality."""
-        return self.aligned.rna_present | self.aligned.adt_present
+        return self.source.rna_present | self.source.adt_present
+
+    @property
+    def batch_size(self) -> int:
+        """Cells per forward pass."""
+        return choose_batch_size(self.model.device) if self.use.batch_size == "auto" else self.use.batch_size
 
     def forward(
-        self, fields: tuple[str, ...], readable: NDArray[np.bool_], modalities: tuple[str, ...] = ("rna", "adt")
-    ) -> list[NDArray[np.float32]]:
+        self, fields: tuple[str, ...], readable: NDArray[np.bool_], modalities: tuple[str, ...] = BOTH
+    ) -> Iterator[tuple[slice, list[NDArray[np.float32]]]]:
         """
-        Run the model over readable cells and give some fields of its output, (n, ...) each; NaN for the other cells.
+        Run the model over readable cells, and give some fields of its output block by block.
+
+        Yields
+        ------
+        The place of the block, and the fields, (B, ...) each; NaN for the cells that are not readable. A block without
+        any that is comes not at all.
 
         Raises
         ------
         ValueError
             If no cell is readable, or the model gives no finite numbers.
         """
-        rows = np.flatnonzero(readable)
-        if len(rows) == 0:
-            raise ValueError(f"`input` must hold cells that the model can read, got none in {self.request.input}.")
-        if len(rows) < len(readable):
-            warn(
-                f"{len(readable) - len(rows)} of {len(readable)} cells have no usable counts; their results are NaN.",
-            )
-        collator = CellCollator(self.aligned, self.extractor)
-        found = predict_fields(self.model, collator, rows, fields, modalities, self.request.batch_size, progress=True)
-        bad = sum(int((~np.isfinite(values)).reshape(len(rows), -1).any(1).sum()) for values in found)
+        missing = int((~readable).sum())
+        if 0 < missing < len(readable):
+            warn(f"{missing:,} of {len(readable):,} cells have no usable counts; their results are NaN.")
+        bad = number = 0
+        for part, cells, rows in self.read(self.source, readable):
+            if len(rows) == 0:
+                continue
+            collator = CellCollator(cells, self.extractor)
+            found = predict_fields(self.model, collator, rows, fields, modalities, self.batch_size)
+            broken = [(~np.isfinite(values)).reshape(len(rows), -1).any(1) for values in found]
+            bad, number = bad + int(np.any(broken, axis=0).sum()), number + len(rows)
+            results = [np.full((len(cells.obs), *v.shape[1:]), np.nan, dtype=np.float32) for v in found]
+            for result, values in zip(results, found, strict=True):
+                result[rows] = values
+            yield part, results
         if bad:
             raise ValueError(
-                f"`model` must give finite numbers, got others for {bad} of {len(rows)} cells: its weights or settings "
-                f"in {str(self.request.model)!r} are none that were trained. Export it again."
+                f"`model` must give finite numbers, got others for {bad} of {number} cells: its weights or settings in "
+                f"{str(self.loaded.path)!r} are none that were trained. Export it again."
             )
-        results = [np.full((len(readable), *values.shape[1:]), np.nan, dtype=np.float32) for values in found]
-        for result, values in zip(results, found, strict=True):
-            result[rows] = values
-        return results
 
-    def rows_of_container(self, values: NDArray) -> NDArray:
-        """Put results into the order of the cells of the container."""
-        return values[self.cells.obs.index.get_indexer(self.container.obs_names)]
+    def read(
+        self, source: AlignedFile, readable: NDArray[np.bool_]
+    ) -> Iterator[tuple[slice, AlignedCells, NDArray[np.int64]]]:
+        """
+        Read cells block by block, with the rows of each block that can be read, and show how far it is.
 
-    def finish(self, command: str, facts: dict[str, Any]) -> None:
-        """Record where the results are from, and write the container, all of it or nothing."""
-        with (self.request.model / "model.safetensors").open("rb") as weights:
-            digest = hashlib.file_digest(weights, "sha256").hexdigest()
+        Raises
+        ------
+        ValueError
+            If no cell can be read.
+        """
+        if not readable.any():
+            raise ValueError(f"`input` must hold cells that the model can read, got none in {source.cells.path}.")
+        with progress(int(readable.sum())) as bar:
+            for part, cells in source.blocks():
+                rows = np.flatnonzero(readable[part])
+                yield part, cells, rows
+                bar.update(len(rows))
+
+    def add_table(self, key: str, width: int, names: list[str] | None = None) -> Table:
+        """Give an array of obsm to be filled block by block, (n, width); a table where its columns have names."""
+        return self.target.add_table(key, width, names)
+
+    def add_column(self, key: str, values: Any) -> None:
+        """Add a column of obs, (n,)."""
+        self.target.add_column(key, values)
+
+    def finish(self, verb: str, facts: dict[str, Any]) -> Container | None:
+        """Record where the results are from, and keep them, all or nothing; the copy, or what a file holds, if any."""
         record = facts | {
-            "model": str(self.request.model),
-            "model_sha256": digest,
-            "input": str(self.request.input),
-            "panel_coverage": {found.noun: found.share for found in measure_panel(self.cells, self.aligned)},
+            "model": str(self.loaded.path),
+            "model_sha256": self.loaded.sha256,
+            "input": self.source.cells.path,
+            "panel_coverage": {found.noun: found.share for found in self.source.coverage},
             "scfusion_fm": version("scfusion-fm"),
         }
-        self.container.uns[PROVENANCE] = {**self.container.uns.get(PROVENANCE, {}), command: record}
-        write_container(self.container, self.request.output, self.added, zarr_format_of(self.request.input))
-        print(f"wrote {self.request.output}")
+        return self.target.finish(verb, record)

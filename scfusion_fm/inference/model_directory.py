@@ -49,12 +49,16 @@ def load_pretrained(path: str | Path, model_class: type[Model]) -> tuple[Model, 
     files = ModelFiles.open(path)
     config, extractor = _read_settings(files)
     if model_class is not ScFusionTTTModel and config.architecture != model_class.__name__:
-        raise ValueError(
-            f"`model` must be a {model_class.__name__} for this command, got a {config.architecture}; fine-tune one "
-            "with the scripts in finetune/."
-        )
+        raise refuse_class(model_class, config.architecture)
     model = load_model(files, config, model_class)
     return model.eval(), _build_extractor(extractor)
+
+
+def refuse_class(wanted: type[PreTrainedModel], found: str) -> ValueError:
+    """Say that a model has another head than is needed."""
+    return ValueError(
+        f"`model` must be a {wanted.__name__} for this, got a {found}; fine-tune one with the scripts in finetune/."
+    )
 
 
 def load_weights(path: Path, model_class: type[Model], **settings: Any) -> Model:

@@ -1,17 +1,21 @@
-"""`scfusion predict-protein`: proteins from RNA, with the intervals that a model was calibrated for."""
+"""`predict_protein`: proteins from RNA, with the intervals that a model was calibrated for."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
-from scfusion_fm.data.schema import read_categories
+from scfusion_fm.data.files.align import AlignedFile
+from scfusion_fm.data.files.coverage import MIN_COVERAGE
+from scfusion_fm.data.files.readers import Container, Given
+from scfusion_fm.data.schema import Modality, read_categories
 from scfusion_fm.evaluation.calibration.interval_file import PROTEIN_INTERVALS, read_intervals
 from scfusion_fm.evaluation.calibration.intervals import ProteinIntervals
-from scfusion_fm.inference.job import FileRequest, Job
+from scfusion_fm.inference.job import Job, Use
+from scfusion_fm.inference.loaded import load
 from scfusion_fm.inference.model_files import ModelFiles
 from scfusion_fm.model import ScFusionTTTForCrossModalPrediction
 
@@ -41,43 +45,120 @@ class IntervalRequest:
         return self != IntervalRequest()
 
 
-def predict_protein(request: FileRequest, wanted: IntervalRequest | None = None) -> None:
+def predict_protein(
+    adata: Given,
+    model: Any,
+    *,
+    output: str | Path | None = None,
+    copy: bool = False,
+    key_added: str = "protein_scfusion_ttt",
+    proteins: Sequence[str] | None = None,
+    level: float | None = None,
+    group_key: str | None = None,
+    drop_undetermined: bool = False,
+    modality: Modality = "auto",
+    batch_key: str | None = None,
+    batch_size: int | Literal["auto"] = "auto",
+    device: str | None = None,
+    min_coverage: float = MIN_COVERAGE,
+) -> Container | None:
     """
-    Write predicted proteins (CLR units) to `obsm["protein_scfusion_ttt"]`, a table with protein names.
+    Predict proteins from RNA: `obsm["protein_scfusion_ttt"]`, a table in CLR units with a column per protein.
 
     A model with calibrated intervals adds their ends in `obsm["protein_scfusion_ttt_lower"]` and `_upper`, and tells
-    in `uns` which proteins RNA was not shown to determine.
+    in `uns` which proteins RNA was not shown to determine. Proteins that the input measures have the names that they
+    have there, others those of the model; `uns["scfusion_ttt"]["predict-protein"]` has both.
+
+    Parameters
+    ----------
+    adata, model, output, copy, modality, batch_key, batch_size, device, min_coverage
+        As in `embed`; the model is one that was fine-tuned to predict proteins.
+    key_added
+        Name in `obsm`.
+    proteins
+        Which proteins, by their names in the input or in the model; all that the model predicts when None.
+    level
+        Share of measured values that intervals shall hold, one that the model was calibrated for; 0.9 when None.
+    group_key
+        Column of obs whose groups get intervals of their own, where the model has some.
+    drop_undetermined
+        Whether proteins that RNA was not shown to determine become NaN.
+
+    Returns
+    -------
+    As `embed`.
 
     Raises
     ------
     ValueError
-        If intervals are asked of a model without, the level was not calibrated, or the column of groups is missing.
+        If the model, the cells or a setting is refused; if intervals are asked of a model without, the level was not
+        calibrated, the column of groups is missing, or a protein is unknown.
     """
-    key = request.key_added or "protein_scfusion_ttt"
-    wanted = wanted or IntervalRequest()
-    intervals = load_intervals(request.model, wanted)
-    keys = [key] if intervals is None else [key, f"{key}_lower", f"{key}_upper"]
-    job = Job.start(request, ScFusionTTTForCrossModalPrediction, [("obsm", k) for k in keys])
-    config = job.model.config
-    if config.target_modality != "adt":
-        raise ValueError(f"`model` must predict adt, got one that predicts {config.target_modality!r}.")
-    if job.cells.rna is None:
-        raise ValueError(f"`input` must hold RNA to predict proteins from, got none in {str(request.input)!r}.")
-    names = config.predicted_features or job.extractor.protein_names
-    if intervals is not None and intervals.names != names:
-        raise ValueError(f"`model` must have intervals for the proteins it predicts, got {intervals.names}.")
-    groups = _find_groups(job, wanted.group_key)
-    columns = job.extractor.index_proteins(names)
-    (logits,) = job.forward(("logits",), job.aligned.rna_present, ("rna",))
-    predicted = logits[:, columns]
-    tables, facts = {key: predicted}, {"obsm": key, "unit": "CLR", "proteins": names}
-    if intervals is not None:
-        tables, told = _add_intervals(key, predicted, intervals, wanted, groups)
-        facts |= told
-    for name, values in tables.items():
-        values = job.rows_of_container(values)
-        job.container.obsm[name] = pd.DataFrame(values, columns=names, index=job.container.obs_names)
-    job.finish("predict-protein", facts)
+    wanted = IntervalRequest(level, group_key, drop_undetermined)
+    loaded = load(model)
+    intervals = load_intervals(loaded.path, wanted)
+    keys = [key_added] if intervals is None else [key_added, f"{key_added}_lower", f"{key_added}_upper"]
+    use = Use(output, copy, key_added, modality, batch_size, device, batch_key, min_coverage)
+    with Job.start(adata, loaded, use, ScFusionTTTForCrossModalPrediction, [("obsm", key) for key in keys]) as job:
+        names = _names_of_model(job, intervals)
+        panel = name_proteins(names, job.source, proteins)
+        groups = _find_groups(job, group_key)
+        places = job.extractor.index_proteins(names)
+        tables = {key: job.add_table(key, len(panel), list(panel)) for key in keys}
+        for part, (logits,) in job.forward(("logits",), job.has_rna, ("rna",)):
+            found = {key_added: logits[:, places]}
+            if intervals is not None:
+                group = None if groups is None else groups[part]
+                found = _add_ends(key_added, found[key_added], intervals, wanted, group)
+            for key, values in found.items():
+                tables[key].write(part, values[:, list(panel.values())])
+        facts = {"obsm": key_added, "unit": "CLR", "proteins": list(panel)}
+        facts |= {"model_proteins": [names[place] for place in panel.values()]}
+        told = {} if intervals is None else _describe_intervals(intervals, wanted, {p: n for n, p in panel.items()})
+        return job.finish("predict-protein", facts | told)
+
+
+def name_proteins(names: Sequence[str], source: AlignedFile, wanted: Sequence[str] | None = None) -> dict[str, int]:
+    """
+    Name the proteins of a model as a file does, where it measures them.
+
+    Parameters
+    ----------
+    names
+        Names in the model.
+    source
+        The file over the vocabulary of the model.
+    wanted
+        Names in the file or in the model; all when None.
+
+    Returns
+    -------
+    The place of each in `names`, by the name that it gets.
+
+    Raises
+    ------
+    ValueError
+        If a name is unknown, or there is none.
+    """
+    own = {name: name for name in names}
+    if source.cells.adt is not None and source.alignment.adt is not None:
+        pairs = zip(source.cells.adt.var.index.astype(str), source.alignment.adt, strict=True)
+        for given, place in reversed(list(pairs)):  # of several columns that are summed, the first names
+            name = source.vocabulary.protein_names[place] if place >= 0 else None
+            # A name that another protein of the model has, or that no column of a file can have, is not taken.
+            if name in own and "/" not in given and (given == name or given not in own):
+                own[name] = given
+    panel = {own[name]: place for place, name in enumerate(names)}
+    if wanted is None:
+        return panel
+    known = {name: place for place, name in enumerate(names)} | panel
+    unknown = [name for name in wanted if name not in known]
+    if unknown or not wanted:
+        raise ValueError(
+            f"`proteins` must name proteins that the model predicts ({', '.join(names[:5])}, ...), got "
+            f"{unknown or 'none'}."
+        )
+    return {own[names[known[name]]]: known[name] for name in wanted}
 
 
 def load_intervals(model: Path, wanted: IntervalRequest) -> ProteinIntervals | None:
@@ -93,14 +174,14 @@ def load_intervals(model: Path, wanted: IntervalRequest) -> ProteinIntervals | N
     if not files.holds(PROTEIN_INTERVALS):
         if wanted.asked:
             raise ValueError(
-                f"`model` must hold {PROTEIN_INTERVALS} for --level, --group-key and --drop-undetermined, got none in "
+                f"`model` must hold {PROTEIN_INTERVALS} for `level`, `group_key` and `drop_undetermined`, got none in "
                 f"{str(model)!r}; fine-tune with finetune/cross_modal_prediction.py."
             )
         return None
     intervals = read_intervals(files.check_calibration(PROTEIN_INTERVALS))
     level = _level_of(wanted)
     if level not in intervals.rule.levels:
-        raise ValueError(f"`--level` must be one of the calibrated {list(intervals.rule.levels)}, got {level}.")
+        raise ValueError(f"`level` must be one of the calibrated {list(intervals.rule.levels)}, got {level}.")
     return intervals
 
 
@@ -108,34 +189,53 @@ def _level_of(wanted: IntervalRequest) -> float:
     return 0.9 if wanted.level is None else wanted.level
 
 
+def _names_of_model(job: Job, intervals: ProteinIntervals | None) -> list[str]:
+    """Give the proteins that the model predicts; refuse one that cannot."""
+    config = job.model.config
+    if config.target_modality != "adt":
+        raise ValueError(f"`model` must predict adt, got one that predicts {config.target_modality!r}.")
+    if job.source.cells.rna is None:
+        raise ValueError(f"`input` must hold RNA to predict proteins from, got none in {job.source.cells.path!r}.")
+    names = config.predicted_features or job.extractor.protein_names
+    if intervals is not None and intervals.names != names:
+        raise ValueError(f"`model` must have intervals for the proteins it predicts, got {intervals.names}.")
+    return names
+
+
 def _find_groups(job: Job, group_key: str | None) -> NDArray[np.object_] | None:
-    obs = job.cells.obs
+    obs = job.source.cells.obs
     if group_key is not None and group_key not in obs:
-        raise ValueError(f"`--group-key` must be a column of obs, got {group_key!r}; it has {list(obs.columns)}.")
+        raise ValueError(f"`group_key` must be a column of obs, got {group_key!r}; it has {list(obs.columns)}.")
     return None if group_key is None else read_categories(obs[group_key])
 
 
-def _add_intervals(
+def _add_ends(
     key: str,
     predicted: NDArray[np.float32],
     intervals: ProteinIntervals,
     wanted: IntervalRequest,
     groups: NDArray[np.object_] | None,
-) -> tuple[dict[str, NDArray[np.float32]], dict[str, Any]]:
-    """Give the tables of predictions and ends, and what the provenance tells of them."""
-    level = _level_of(wanted)
-    widths = intervals.widths(level, len(predicted), groups)
-    undetermined = intervals.undetermined
+) -> dict[str, NDArray[np.float32]]:
+    """Give the predictions, and the ends of their intervals."""
+    widths = intervals.widths(_level_of(wanted), len(predicted), groups)
     if wanted.drop_undetermined:
-        predicted = np.where(undetermined, np.nan, predicted)
+        predicted = np.where(intervals.undetermined, np.nan, predicted)
     ends = {f"{key}_lower": predicted - widths, f"{key}_upper": predicted + widths}
-    tables = {key: predicted} | {k: v.astype(np.float32) for k, v in ends.items()}
-    facts = {
+    return {key: predicted} | {k: v.astype(np.float32) for k, v in ends.items()}
+
+
+def _describe_intervals(intervals: ProteinIntervals, wanted: IntervalRequest, panel: dict[int, str]) -> dict[str, Any]:
+    """Give what the provenance tells of intervals; proteins are those at some places, by their names."""
+    level = _level_of(wanted)
+
+    def pick(chosen: NDArray[np.bool_]) -> list[str]:
+        return [name for place, name in panel.items() if chosen[place]]
+
+    return {
         "level": level,
-        "undetermined": [n for n, u in zip(intervals.names, undetermined, strict=True) if u],
+        "undetermined": pick(intervals.undetermined),
         "undetermined_dropped": wanted.drop_undetermined,
-        "without_interval": [n for n, u in zip(intervals.names, intervals.without_interval(level), strict=True) if u],
+        "without_interval": pick(intervals.without_interval(level)),
         "interval_groups": wanted.group_key or "",
         "made_for_new_groups": intervals.num_left_out > 0,
     }
-    return tables, facts

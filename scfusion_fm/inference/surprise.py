@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -10,44 +11,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-from scfusion_fm.data.files.stack import common_panel, keep_panel
-from scfusion_fm.data.schema import AlignedCells
+from scfusion_fm.data.files.align import AlignedFile
+from scfusion_fm.data.files.coverage import MIN_COVERAGE
+from scfusion_fm.data.files.readers import Container, Given, open_cells
+from scfusion_fm.data.schema import Modality
 from scfusion_fm.evaluation.calibration.percentiles import draw_masks, surprise_percentiles
 from scfusion_fm.inference.batches import CellCollator, run_batches
-from scfusion_fm.inference.inputs import read_aligned
-from scfusion_fm.inference.job import FileRequest, Job
+from scfusion_fm.inference.inputs import open_for
+from scfusion_fm.inference.job import Job, Use
 from scfusion_fm.model import ScFusionTTTForPreTraining, ScFusionTTTModel
 from scfusion_fm.notices import warn
 
-SURPRISE = "scfusion_ttt_surprise"
 MASK_RATIO = 0.3
 MOST_DRAWS = 1000
-
-
-@dataclass(frozen=True)
-class SurpriseRequest:
-    """
-    What a user asks beyond the surprise itself.
-
-    Parameters
-    ----------
-    reference
-        File with cells of the kind that the model knows, which it was not trained on; no percentiles when None.
-    draws
-        Fixed masks under which cells are reconstructed as well; needs a pretrained model. 0 for none.
-
-    Raises
-    ------
-    ValueError
-        If `draws` is out of range.
-    """
-
-    reference: Path | None = None
-    draws: int = 0
-
-    def __post_init__(self):
-        if not 0 <= self.draws <= MOST_DRAWS:
-            raise ValueError(f"`--draws` must lie in [0, {MOST_DRAWS}], got {self.draws}.")
 
 
 @dataclass
@@ -85,13 +61,48 @@ class Strangeness:
         return np.isfinite(self.modalities) @ np.array([1, 2])
 
 
-def surprise(request: FileRequest, wanted: SurpriseRequest | None = None) -> None:
+def surprise(
+    adata: Given,
+    model: Any,
+    *,
+    output: str | Path | None = None,
+    copy: bool = False,
+    key_added: str = "scfusion_ttt_surprise",
+    reference: Given | None = None,
+    draws: int = 0,
+    modality: Modality = "auto",
+    batch_key: str | None = None,
+    batch_size: int | Literal["auto"] = "auto",
+    device: str | None = None,
+    min_coverage: float = MIN_COVERAGE,
+) -> Container | None:
     """
-    Write to `obs` how strange each cell is to the model, and to `uns` how strange each token is.
+    Say how strange each cell is to a model, in `obs["scfusion_ttt_surprise"]`, and each token, in `uns`.
 
     Adds `scfusion_ttt_surprise` (mean inner loss; that of the modalities in `_rna` and `_adt`), with a reference its
     place among the reference cells in `_percentile`, with draws the error of hidden values in `_reconstruction`, and
     with both `_reconstruction_percentile`. `uns["scfusion_ttt"]["surprise"]["tokens"]` is a table of the tokens.
+
+    Parameters
+    ----------
+    adata, model, output, copy, modality, batch_key, batch_size, device, min_coverage
+        As in `embed`.
+    key_added
+        Name in `obs`, with which the others begin.
+    reference
+        Cells of the kind that the model knows, which it was not trained on: a file or an object; no percentiles when
+        None.
+    draws
+        Fixed masks under which cells are reconstructed as well; needs a pretrained model. 0 for none.
+
+    Returns
+    -------
+    As `embed`.
+
+    Raises
+    ------
+    ValueError
+        If the model, the cells or a setting is refused.
 
     Notes
     -----
@@ -99,41 +110,41 @@ def surprise(request: FileRequest, wanted: SurpriseRequest | None = None) -> Non
     files are read over the genes and proteins that they share, and a cell is compared with reference cells that have
     the same modalities.
     """
-    wanted = wanted or SurpriseRequest()
-    key = request.key_added or SURPRISE
+    if not 0 <= draws <= MOST_DRAWS:
+        raise ValueError(f"`draws` must lie in [0, {MOST_DRAWS}], got {draws}.")
     endings = ["", "_rna", "_adt"]
-    endings += ["_percentile"] if wanted.reference else []
-    endings += ["_reconstruction"] if wanted.draws else []
-    endings += ["_reconstruction_percentile"] if wanted.draws and wanted.reference else []
-    model_class = ScFusionTTTForPreTraining if wanted.draws else ScFusionTTTModel
-    job = Job.start(request, model_class, [("obs", key + ending) for ending in endings])
-    reference = None
-    if wanted.reference is not None:
-        floor = request.min_coverage
-        reference = read_aligned(wanted.reference, job.extractor, request.modality, min_coverage=floor)[1]
-        job.aligned, reference = share_panel(job.aligned, reference)
-    found = measure_strangeness(job, job.aligned, wanted.draws)
-    known = None if reference is None else measure_strangeness(job, reference, wanted.draws)
+    endings += [] if reference is None else ["_percentile"]
+    endings += ["_reconstruction"] if draws else []
+    endings += ["_reconstruction_percentile"] if draws and reference is not None else []
+    model_class = ScFusionTTTForPreTraining if draws else ScFusionTTTModel
+    use = Use(output, copy, key_added, modality, batch_size, device, batch_key, min_coverage)
+    with Job.start(adata, model, use, model_class, [("obs", key_added + ending) for ending in endings]) as job:
+        source, known = job.source, None
+        if reference is not None:
+            others = open_for(open_cells(reference, modality), job.extractor, min_coverage=min_coverage)
+            source, others = share_panel(source, others)
+            known = measure_strangeness(job, others, draws)
+        found = measure_strangeness(job, source, draws)
+        columns = {"": found.surprise, "_rna": found.modalities[:, 0], "_adt": found.modalities[:, 1]}
+        columns["_reconstruction"] = found.reconstruction
+        if known is not None:
+            kinds = (found.kind, known.kind)
+            columns["_percentile"] = surprise_percentiles(found.surprise, known.surprise, *kinds)
+            again = surprise_percentiles(found.reconstruction, known.reconstruction, *kinds)
+            columns["_reconstruction_percentile"] = again
+            _warn_without_percentile(found, columns["_percentile"])
+        for ending in endings:
+            job.add_column(key_added + ending, columns[ending])
+        facts = {
+            "obs": key_added,
+            "draws": draws,
+            "reference": "" if reference is None else others.cells.path,
+            "tokens": describe_tokens(job, found, known),
+        }
+        return job.finish("surprise", facts)
 
-    columns = {"": found.surprise, "_rna": found.modalities[:, 0], "_adt": found.modalities[:, 1]}
-    columns["_reconstruction"] = found.reconstruction
-    if known is not None:
-        kinds = (found.kind, known.kind)
-        columns["_percentile"] = surprise_percentiles(found.surprise, known.surprise, *kinds)
-        columns["_reconstruction_percentile"] = surprise_percentiles(found.reconstruction, known.reconstruction, *kinds)
-        _warn_without_percentile(found, columns["_percentile"])
-    for ending in endings:
-        job.container.obs[key + ending] = job.rows_of_container(columns[ending])
-    facts = {
-        "obs": key,
-        "draws": wanted.draws,
-        "reference": "" if wanted.reference is None else str(wanted.reference),
-        "tokens": describe_tokens(job, found, known),
-    }
-    job.finish("surprise", facts)
 
-
-def share_panel(first: AlignedCells, second: AlignedCells) -> tuple[AlignedCells, AlignedCells]:
+def share_panel(first: AlignedFile, second: AlignedFile) -> tuple[AlignedFile, AlignedFile]:
     """
     Leave of both files only the genes and proteins that both measure, in all their batches.
 
@@ -142,13 +153,17 @@ def share_panel(first: AlignedCells, second: AlignedCells) -> tuple[AlignedCells
     ValueError
         If they share none.
     """
-    rna, adt = (one & other for one, other in zip(common_panel(first), common_panel(second), strict=True))
+    panels = first.panels, second.panels
+    rna = np.logical_and.reduce(np.vstack([panel.rna for panel in panels]))
+    adt = np.logical_and.reduce(np.vstack([panel.adt for panel in panels]))
     if not rna.any() and not adt.any():
-        raise ValueError("`--reference` must measure genes or proteins of the input, got a file that shares none.")
-    return keep_panel(first, rna, adt), keep_panel(second, rna, adt)
+        raise ValueError(
+            "`reference` must measure genes or proteins of the input, got one that shares none (--reference)."
+        )
+    return first.keep_panel(rna, adt), second.keep_panel(rna, adt)
 
 
-def measure_strangeness(job: Job, aligned: AlignedCells, draws: int = 0) -> Strangeness:
+def measure_strangeness(job: Job, source: AlignedFile, draws: int = 0) -> Strangeness:
     """
     Run the model over the cells of a file that it can read; NaN for the others.
 
@@ -157,10 +172,7 @@ def measure_strangeness(job: Job, aligned: AlignedCells, draws: int = 0) -> Stra
     ValueError
         If it can read none.
     """
-    readable = (aligned.rna_present & aligned.rna_observed.any()) | (aligned.adt_present & aligned.adt_observed.any())
-    rows = np.flatnonzero(readable)
-    if len(rows) == 0:
-        raise ValueError("`input` and `--reference` must hold cells that the model can read, got none.")
+    readable = (source.rna_present & source.panels.rna.any()) | (source.adt_present & source.panels.adt.any())
     config = job.model.config
     sizes = [config.num_rna_tokens, config.num_proteins]
     masks = [draw_masks(n, MASK_RATIO, draws, seed) for seed, n in enumerate(sizes) if draws]
@@ -175,16 +187,16 @@ def measure_strangeness(job: Job, aligned: AlignedCells, draws: int = 0) -> Stra
         output = getattr(job.model, "model", job.model)(**inputs, output_inner_loss=True)
         return output, reconstruction_error(job.model, inputs, masks) if draws else None
 
-    collator = CellCollator(aligned, job.extractor)
-    for part, (output, error) in run_batches(
-        forward, collator, rows, job.model.device, job.request.batch_size, progress=True
-    ):
-        read = torch.stack([x.any(1) for x in output.attention_mask.split(sizes, 1)], 1)
-        result.modalities[part] = output.modality_inner_loss.masked_fill(~read, torch.nan).double().cpu().numpy()
-        result.token_mean += output.inner_loss.double().sum(0).cpu().numpy()
-        result.token_cells += output.attention_mask.sum(0).cpu().numpy()
-        if error is not None:
-            result.reconstruction[part] = error.masked_fill(~read.any(1), torch.nan).double().cpu().numpy()
+    for part, cells, rows in job.read(source, readable):
+        collator = CellCollator(cells, job.extractor)
+        for batch, (output, error) in run_batches(forward, collator, rows, job.model.device, job.batch_size):
+            places = batch + part.start
+            read = torch.stack([x.any(1) for x in output.attention_mask.split(sizes, 1)], 1)
+            result.modalities[places] = output.modality_inner_loss.masked_fill(~read, torch.nan).double().cpu().numpy()
+            result.token_mean += output.inner_loss.double().sum(0).cpu().numpy()
+            result.token_cells += output.attention_mask.sum(0).cpu().numpy()
+            if error is not None:
+                result.reconstruction[places] = error.masked_fill(~read.any(1), torch.nan).double().cpu().numpy()
     result.token_mean[result.token_cells == 0] = np.nan
     result.token_mean /= np.maximum(result.token_cells, 1)
     return result

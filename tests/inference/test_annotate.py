@@ -20,8 +20,7 @@ from scfusion_fm.evaluation.calibration.classifier import (
     InputCalibration,
 )
 from scfusion_fm.evaluation.calibration.unknown import ClassGaussians
-from scfusion_fm.inference.annotate import AnnotationRequest, annotate
-from scfusion_fm.inference.job import FileRequest
+from scfusion_fm.inference.annotate import annotate
 from scfusion_fm.inference.model_directory import load_pretrained
 from scfusion_fm.inference.model_files import verify_model
 from scfusion_fm.model import ScFusionTTTForCellTypeAnnotation
@@ -73,7 +72,7 @@ def read(path):
 
 
 def test_annotation_is_the_softmax_of_the_model(annotator, rna_file, tmp_path):
-    annotate(FileRequest(annotator, rna_file, tmp_path / "out.h5ad", key_added="type"))
+    annotate(rna_file, annotator, output=tmp_path / "out.h5ad", key_added="type")
     obs = ad.read_h5ad(tmp_path / "out.h5ad").obs
     model, extractor = load_pretrained(annotator, ScFusionTTTForCellTypeAnnotation)
     adata = ad.read_h5ad(rna_file)
@@ -89,8 +88,8 @@ def test_annotation_is_the_softmax_of_the_model(annotator, rna_file, tmp_path):
 
 
 def test_temperature_is_that_of_what_a_cell_shows(annotator, calibrated, mixed_file, tmp_path):
-    annotate(FileRequest(annotator, mixed_file, tmp_path / "plain.h5mu"))
-    annotate(FileRequest(calibrated, mixed_file, tmp_path / "calibrated.h5mu"))
+    annotate(mixed_file, annotator, output=tmp_path / "plain.h5mu")
+    annotate(mixed_file, calibrated, output=tmp_path / "calibrated.h5mu")
     before, after = (read(tmp_path / f"{n}.h5mu") for n in ("plain", "calibrated"))
     assert list(before.obs["cell_type_pred"]) == list(after.obs["cell_type_pred"])
     column = "cell_type_pred_probability"
@@ -131,15 +130,15 @@ def test_cells_without_counts_have_neither_type_nor_level(annotator, tmp_path):
     adata.write_h5ad(tmp_path / "in.h5ad")
     tree = tmp_path / "tree.tsv"
     tree.write_text("label\tontology_id\tparent\n" + "".join(f"{n}\t\t\n" for n in NAMES))
-    annotate(FileRequest(annotator, tmp_path / "in.h5ad", tmp_path / "out.h5ad"), AnnotationRequest(ontology=tree))
+    annotate(tmp_path / "in.h5ad", annotator, output=tmp_path / "out.h5ad", ontology=tree)
     obs = read(tmp_path / "out.h5ad").obs.filter(like="cell_type_pred")
     assert obs.iloc[0].isna().all()
     assert obs["cell_type_pred_level"][1:].isin([*NAMES, "unknown"]).all()
 
 
 def test_cells_that_cannot_be_rejected_warn(calibrated, mixed_file, tmp_path):
-    with pytest.warns(UserWarning, match=r"12 of 12 cells cannot be called unknown.*--reject-rate 0.05"):
-        annotate(FileRequest(calibrated, mixed_file, tmp_path / "out.h5mu"), AnnotationRequest(0.05))
+    with pytest.warns(UserWarning, match=r"12 of 12 cells cannot be called unknown.*a reject rate of 0.05"):
+        annotate(mixed_file, calibrated, output=tmp_path / "out.h5mu", reject_rate=0.05)
     assert (read(tmp_path / "out.h5mu").obs["cell_type_pred"] != "unknown").all()
 
 
@@ -152,14 +151,14 @@ def test_what_cannot_be_done_is_refused(annotator, calibrated, export, mixed_fil
     wide = AnnotationCalibration(NAMES, "mahalanobis", {"rna": InputCalibration(9, 1.0, RATES, gaussians)})
     wide = export(tmp_path / "wide", wide)
     for model, rate, message in (
-        (annotator, 0.05, "`model` must hold annotation_calibration.json for --reject-rate"),
+        (annotator, 0.05, "`model` must hold annotation_calibration.json for a `reject_rate`"),
         (other, None, "`model` must have a calibration for its classes"),
-        (taken, 0.05, "`model` must have no class 'unknown' for --reject-rate"),
+        (taken, 0.05, "`model` must have no class 'unknown' for a `reject_rate`"),
         (wide, None, "`model` must have a calibration for embeddings of width 16, got 2"),
-        (calibrated, 0.3, r"`--reject-rate` must be one of the calibrated \[0.05, 0.2\], got 0.3"),
+        (calibrated, 0.3, r"`reject_rate` must be one of the calibrated \[0.05, 0.2\], got 0.3"),
     ):
         with pytest.raises(ValueError, match=message):
-            annotate(FileRequest(model, mixed_file, tmp_path / "out.h5mu"), AnnotationRequest(rate))
+            annotate(mixed_file, model, output=tmp_path / "out.h5mu", reject_rate=rate)
     assert not (tmp_path / "out.h5mu").exists()
 
 

@@ -10,11 +10,10 @@ import pytest
 from make_cells import make_modalities
 
 from scfusion_fm.inference.embed import embed
-from scfusion_fm.inference.job import FileRequest
 
 
 def test_embedding_is_added_and_the_rest_stays(model_dir, rna_file, tmp_path):
-    embed(FileRequest(model_dir, rna_file, tmp_path / "out.h5ad"))
+    embed(rna_file, model_dir, output=tmp_path / "out.h5ad")
     before, after = ad.read_h5ad(rna_file), ad.read_h5ad(tmp_path / "out.h5ad")
     assert after.obsm["X_scfusion_ttt"].shape == (20, 16)
     assert np.isfinite(after.obsm["X_scfusion_ttt"]).all()
@@ -30,10 +29,10 @@ def test_embedding_is_added_and_the_rest_stays(model_dir, rna_file, tmp_path):
 
 
 def test_embedding_depends_neither_on_batches_nor_on_order_of_cells_and_genes(model_dir, rna_file, tmp_path):
-    embed(FileRequest(model_dir, rna_file, tmp_path / "whole.h5ad"))
+    embed(rna_file, model_dir, output=tmp_path / "whole.h5ad")
     shuffled = ad.read_h5ad(rna_file)[::-1, ::-1].copy()
     shuffled.write_h5ad(tmp_path / "shuffled.h5ad")
-    embed(FileRequest(model_dir, tmp_path / "shuffled.h5ad", tmp_path / "parts.h5ad", batch_size=3))
+    embed(tmp_path / "shuffled.h5ad", model_dir, output=tmp_path / "parts.h5ad", batch_size=3)
     whole, parts = (ad.read_h5ad(tmp_path / f"{n}.h5ad") for n in ("whole", "parts"))
     expected = whole[parts.obs_names].obsm["X_scfusion_ttt"]
     np.testing.assert_allclose(parts.obsm["X_scfusion_ttt"], expected, rtol=1e-4, atol=1e-5)
@@ -49,9 +48,9 @@ def test_a_batch_with_a_panel_of_its_own_is_embedded_as_alone(model_dir, tmp_pat
         rna.X[30:, 20:], adt.X[30:, 3:] = 0, 0
         rna.obs["batch"] = ["one"] * 30 + ["two"] * 30
         md.MuData({"rna": rna, "adt": adt}).write(tmp_path / "joined.h5mu")
-    embed(FileRequest(model_dir, tmp_path / "alone.h5mu", tmp_path / "expected.h5mu"))
+    embed(tmp_path / "alone.h5mu", model_dir, output=tmp_path / "expected.h5mu")
     with pytest.warns(UserWarning, match="in the groups of 'batch', what has no count is not measured: 'two' lacks"):
-        embed(FileRequest(model_dir, tmp_path / "joined.h5mu", tmp_path / "out.h5mu", batch_key="batch"))
+        embed(tmp_path / "joined.h5mu", model_dir, output=tmp_path / "out.h5mu", batch_key="batch")
     with warnings.catch_warnings(action="ignore"):
         found, expected = (md.read_h5mu(tmp_path / f"{n}.h5mu").obsm["X_scfusion_ttt"] for n in ("out", "expected"))
     np.testing.assert_allclose(found[30:], expected, rtol=1e-6, atol=1e-7)

@@ -12,7 +12,6 @@ from seal import copy_model, seal
 
 from scfusion_fm.inference.annotate import annotate
 from scfusion_fm.inference.embed import embed
-from scfusion_fm.inference.job import FileRequest
 from scfusion_fm.inference.predict_protein import predict_protein
 from scfusion_fm.model import ScFusionTTTForCrossModalPrediction
 
@@ -21,9 +20,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*(pull_on_update|will be remove
 
 def test_commands_follow_one_another_on_a_paired_file(model_dir, annotator, predictor, tmp_path):
     source = write_h5mu(tmp_path / "in.h5mu", 15, seed=4)
-    embed(FileRequest(model_dir, source, tmp_path / "1.h5mu"))
-    annotate(FileRequest(annotator, tmp_path / "1.h5mu", tmp_path / "2.h5mu"))
-    predict_protein(FileRequest(predictor, tmp_path / "2.h5mu", tmp_path / "3.h5mu"))
+    embed(source, model_dir, output=tmp_path / "1.h5mu")
+    annotate(tmp_path / "1.h5mu", annotator, output=tmp_path / "2.h5mu")
+    predict_protein(tmp_path / "2.h5mu", predictor, output=tmp_path / "3.h5mu")
     with warnings.catch_warnings(action="ignore"):
         after, before = md.read_h5mu(tmp_path / "3.h5mu"), md.read_h5mu(source)
     assert set(after.obs["cell_type_pred"]) <= {"B", "T", "Mono"}
@@ -44,9 +43,9 @@ def test_cells_without_counts_get_nan_and_a_warning(model_dir, annotator, tmp_pa
     adata.X = counts
     adata.write_h5ad(tmp_path / "in.h5ad")
     with pytest.warns(UserWarning, match="1 of 10 cells have no usable counts"):
-        embed(FileRequest(model_dir, tmp_path / "in.h5ad", tmp_path / "out.h5ad"))
+        embed(tmp_path / "in.h5ad", model_dir, output=tmp_path / "out.h5ad")
     with pytest.warns(UserWarning, match="1 of 10 cells have no usable counts"):
-        annotate(FileRequest(annotator, tmp_path / "out.h5ad", tmp_path / "out2.h5ad"))
+        annotate(tmp_path / "out.h5ad", annotator, output=tmp_path / "out2.h5ad")
     after = ad.read_h5ad(tmp_path / "out2.h5ad")
     assert np.isnan(after.obsm["X_scfusion_ttt"]).all(1).tolist() == [i == 4 for i in range(10)]
     assert after.obs["cell_type_pred"].isna().tolist() == [i == 4 for i in range(10)]
@@ -57,26 +56,29 @@ def test_mistakes_are_refused_and_leave_nothing(model_dir, annotator, predictor,
     before = sorted(p.name for p in tmp_path.iterdir())
     adt = make_modalities(10, seed=7)[1]
     cases = [
-        (embed, FileRequest(model_dir, rna_file, rna_file), "`output` must not exist yet"),
-        (embed, FileRequest(model_dir, rna_file, tmp_path / "out.h5mu"), "`output` must end in .h5ad or .zarr"),
-        (embed, FileRequest(model_dir, rna_file, out, key_added="X_pca"), r"`obsm\['X_pca'\]` is already in"),
-        (annotate, FileRequest(annotator, rna_file, out, key_added="donor"), r"`obs\['donor'\]` is already in"),
-        (embed, FileRequest(tmp_path, rna_file, out), "`model` must be a directory with config.json"),
-        (annotate, FileRequest(model_dir, rna_file, out), "`model` must be a ScFusionTTTForCellTypeAnnotation"),
-        (embed, FileRequest(model_dir, rna_file, out, min_coverage=2), r"`min_coverage` must lie in \[0, 1\], got 2"),
-        (predict_protein, FileRequest(annotator, rna_file, out), "`model` must be a ScFusionTTTForCrossModal"),
+        (embed, model_dir, rna_file, {}, "`output` must not exist yet"),
+        (embed, model_dir, tmp_path / "out.h5mu", {}, "`output` must end in .h5ad or .zarr"),
+        (embed, model_dir, out, {"key_added": "X_pca"}, r"`obsm\['X_pca'\]` is already in"),
+        (annotate, annotator, out, {"key_added": "donor"}, r"`obs\['donor'\]` is already in"),
+        (embed, tmp_path, out, {}, "`model` must be a directory with config.json"),
+        (annotate, model_dir, out, {}, "`model` must be a ScFusionTTTForCellTypeAnnotation"),
+        (embed, model_dir, out, {"min_coverage": 2}, r"`min_coverage` must lie in \[0, 1\], got 2"),
+        (predict_protein, annotator, out, {}, "`model` must be a ScFusionTTTForCrossModal"),
     ]
-    for command, request, message in cases:
+    for verb, model, output, settings, message in cases:
         with pytest.raises(ValueError, match=message):
-            command(request)
+            verb(rna_file, model, output=output, **settings)
     assert sorted(p.name for p in tmp_path.iterdir()) == before
     adt.write_h5ad(tmp_path / "adt.h5ad")
-    with pytest.raises(ValueError, match="`--batch-size` must be at least 1, got 0"):
-        FileRequest(model_dir, rna_file, out, batch_size=0)
-    with pytest.raises(ValueError, match="`--key-added` must be a name, got ' '"):
-        FileRequest(model_dir, rna_file, out, key_added=" ")
+    for size in (0, True, "large"):
+        with pytest.raises(ValueError, match="`batch_size` must be 'auto' or at least 1, got"):
+            embed(rna_file, model_dir, output=out, batch_size=size)
+    with pytest.raises(ValueError, match="`key_added` must be a name, got ' '"):
+        embed(rna_file, model_dir, output=out, key_added=" ")
+    with pytest.raises(ValueError, match="`copy` must be False where an `output` is written"):
+        embed(rna_file, model_dir, output=out, copy=True)
     with pytest.raises(ValueError, match="`input` must hold RNA to predict proteins from"):
-        predict_protein(FileRequest(predictor, tmp_path / "adt.h5ad", out, modality="adt"))
+        predict_protein(tmp_path / "adt.h5ad", predictor, output=out, modality="adt")
 
 
 def test_models_that_cannot_serve_are_refused(model_dir, export_head, rna_file, tmp_path):
@@ -85,14 +87,14 @@ def test_models_that_cannot_serve_are_refused(model_dir, export_head, rna_file, 
     (other / "config.json").write_text('{"model_type": "bert"}')
     (other / "preprocessor_config.json").write_text("{}")
     with pytest.raises(ValueError, match=r"`model_type` must be one of \['scfusion_ttt'\], got 'bert'"):
-        embed(FileRequest(other, rna_file, tmp_path / "out.h5ad"))
+        embed(rna_file, other, output=tmp_path / "out.h5ad")
     huge = copy_model(model_dir, tmp_path / "huge")
     save_file({n: x * 1e38 for n, x in load_file(huge / "model.safetensors").items()}, huge / "model.safetensors")
     with pytest.raises(ValueError, match="`model` must give finite numbers, got others for 20 of 20 cells"):
-        embed(FileRequest(seal(huge), rna_file, tmp_path / "out.h5ad"))
+        embed(rna_file, seal(huge), output=tmp_path / "out.h5ad")
     reverse = export_head(tmp_path / "reverse", ScFusionTTTForCrossModalPrediction, target_modality="rna")
     with pytest.raises(ValueError, match="`model` must predict adt, got one that predicts 'rna'"):
-        predict_protein(FileRequest(reverse, rna_file, tmp_path / "out.h5ad"))
+        predict_protein(rna_file, reverse, output=tmp_path / "out.h5ad")
 
 
 def test_file_without_any_readable_cell_is_refused(predictor, tmp_path):
@@ -101,8 +103,8 @@ def test_file_without_any_readable_cell_is_refused(predictor, tmp_path):
     with warnings.catch_warnings(action="ignore"):
         md.MuData({"rna": rna, "adt": adt}).write(tmp_path / "in.h5mu")
         with pytest.raises(ValueError, match="`input` must hold cells that the model can read"):
-            predict_protein(FileRequest(predictor, tmp_path / "in.h5mu", tmp_path / "out.h5mu"))
+            predict_protein(tmp_path / "in.h5mu", predictor, output=tmp_path / "out.h5mu")
         rna.write_h5ad(tmp_path / "empty.h5ad")
         with pytest.raises(ValueError, match=r"empty.h5ad` must have counts of genes .* got none in its 4 cells"):
-            predict_protein(FileRequest(predictor, tmp_path / "empty.h5ad", tmp_path / "out.h5ad"))
+            predict_protein(tmp_path / "empty.h5ad", predictor, output=tmp_path / "out.h5ad")
     assert not list(tmp_path.glob("out.*"))

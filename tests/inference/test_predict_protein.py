@@ -10,8 +10,7 @@ from make_cells import make_modalities, write_h5mu
 
 from scfusion_fm.evaluation.calibration.fit_intervals import fit_intervals
 from scfusion_fm.evaluation.calibration.interval_file import PROTEIN_INTERVALS, write_intervals
-from scfusion_fm.inference.job import FileRequest
-from scfusion_fm.inference.predict_protein import IntervalRequest, predict_protein
+from scfusion_fm.inference.predict_protein import predict_protein
 from scfusion_fm.model import ScFusionTTTForCrossModalPrediction
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(pull_on_update|will be removed|Observation names).*")
@@ -38,8 +37,8 @@ def calibrated_predictor(export_head, tmp_path_factory):
 def test_protein_prediction_does_not_see_the_measured_protein(predictor, tmp_path):
     paired = write_h5mu(tmp_path / "paired.h5mu", 12, seed=5)
     make_modalities(12, seed=5)[0].write_h5ad(tmp_path / "rna.h5ad")
-    predict_protein(FileRequest(predictor, paired, tmp_path / "a.h5mu"))
-    predict_protein(FileRequest(predictor, tmp_path / "rna.h5ad", tmp_path / "b.h5ad"))
+    predict_protein(paired, predictor, output=tmp_path / "a.h5mu")
+    predict_protein(tmp_path / "rna.h5ad", predictor, output=tmp_path / "b.h5ad")
     with warnings.catch_warnings(action="ignore"):
         a = md.read_h5mu(tmp_path / "a.h5mu").obsm["protein_scfusion_ttt"]
     b = ad.read_h5ad(tmp_path / "b.h5ad").obsm["protein_scfusion_ttt"]
@@ -47,8 +46,8 @@ def test_protein_prediction_does_not_see_the_measured_protein(predictor, tmp_pat
 
 
 def test_intervals_stand_beside_the_same_predictions(predictor, calibrated_predictor, rna_file, tmp_path):
-    predict_protein(FileRequest(predictor, rna_file, tmp_path / "plain.h5ad"))
-    predict_protein(FileRequest(calibrated_predictor, rna_file, tmp_path / "out.h5ad"))
+    predict_protein(rna_file, predictor, output=tmp_path / "plain.h5ad")
+    predict_protein(rna_file, calibrated_predictor, output=tmp_path / "out.h5ad")
     plain, after = (ad.read_h5ad(tmp_path / f"{n}.h5ad") for n in ("plain", "out"))
     value, lower, upper = (after.obsm[f"protein_scfusion_ttt{end}"] for end in ("", "_lower", "_upper"))
     assert value.equals(plain.obsm["protein_scfusion_ttt"])
@@ -64,8 +63,8 @@ def test_intervals_stand_beside_the_same_predictions(predictor, calibrated_predi
 
 
 def test_groups_and_undetermined_proteins_are_as_asked(calibrated_predictor, rna_file, tmp_path):
-    wanted = IntervalRequest(0.95, "cell_type", drop_undetermined=True)
-    predict_protein(FileRequest(calibrated_predictor, rna_file, tmp_path / "out.h5ad", key_added="p"), wanted)
+    asked = {"level": 0.95, "group_key": "cell_type", "drop_undetermined": True}
+    predict_protein(rna_file, calibrated_predictor, output=tmp_path / "out.h5ad", key_added="p", **asked)
     after = ad.read_h5ad(tmp_path / "out.h5ad")
     assert all(after.obsm[k]["CD19"].isna().all() for k in ("p", "p_lower", "p_upper"))
     half = ((after.obsm["p_upper"] - after.obsm["p_lower"]) / 2)["CD3"]
@@ -87,12 +86,12 @@ def test_intervals_that_cannot_be_given_are_refused(export_head, predictor, cali
     features = {"predicted_features": ["CD3", "CD19"]}
     other = export_head(tmp_path / "other", ScFusionTTTForCrossModalPrediction, files, **features)
     for model, source, wanted, message in (
-        (predictor, rna_file, IntervalRequest(level=0.9), "`model` must hold protein_intervals.json for --level"),
-        (calibrated_predictor, rna_file, IntervalRequest(level=0.7), "`--level` must be one of the calibrated"),
-        (calibrated_predictor, rna_file, IntervalRequest(group_key="site"), "`--group-key` must be a column of obs"),
-        (calibrated_predictor, tmp_path / "taken.h5ad", None, r"`obsm\['protein_scfusion_ttt_upper'\]` is already in"),
-        (other, rna_file, None, "`model` must have intervals for the proteins it predicts"),
+        (predictor, rna_file, {"level": 0.9}, "`model` must hold protein_intervals.json for `level`"),
+        (calibrated_predictor, rna_file, {"level": 0.7}, "`level` must be one of the calibrated"),
+        (calibrated_predictor, rna_file, {"group_key": "site"}, "`group_key` must be a column of obs"),
+        (calibrated_predictor, tmp_path / "taken.h5ad", {}, r"`obsm\['protein_scfusion_ttt_upper'\]` is already in"),
+        (other, rna_file, {}, "`model` must have intervals for the proteins it predicts"),
     ):
         with pytest.raises(ValueError, match=message):
-            predict_protein(FileRequest(model, source, out), wanted)
+            predict_protein(source, model, output=out, **wanted)
     assert not out.exists()

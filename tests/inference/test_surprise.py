@@ -11,11 +11,11 @@ from make_cells import make_modalities, write_h5mu
 
 from scfusion_fm import ScFusionTTTFeatureExtractor, ScFusionTTTForCellTypeAnnotation
 from scfusion_fm.cli.main import main
+from scfusion_fm.data.files.readers import open_cells
 from scfusion_fm.inference.export import export_model
-from scfusion_fm.inference.inputs import read_aligned
-from scfusion_fm.inference.job import FileRequest
+from scfusion_fm.inference.inputs import open_for
 from scfusion_fm.inference.model_directory import load_extractor
-from scfusion_fm.inference.surprise import SurpriseRequest, share_panel, surprise
+from scfusion_fm.inference.surprise import share_panel, surprise
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(pull_on_update|will be removed|Observation names).*")
 KEY = "scfusion_ttt_surprise"
@@ -61,8 +61,8 @@ def test_score_depends_neither_on_batch_mates_nor_on_absent_genes(model_dir, tmp
     part.write_h5ad(tmp_path / "in.h5ad")
     part[::-1].copy().write_h5ad(tmp_path / "back.h5ad")
     for name, size in (("in", 64), ("back", 3)):
-        request = FileRequest(model_dir, tmp_path / f"{name}.h5ad", tmp_path / f"{name}_out.h5ad", batch_size=size)
-        surprise(request, SurpriseRequest(draws=2))
+        output = tmp_path / f"{name}_out.h5ad"
+        surprise(tmp_path / f"{name}.h5ad", model_dir, output=output, batch_size=size, draws=2)
     first, second = (read(tmp_path / f"{n}_out.h5ad").obs for n in ("in", "back"))
     columns = [KEY, KEY + "_rna", KEY + "_reconstruction"]
     np.testing.assert_allclose(first[columns], second.loc[first.index, columns], rtol=1e-4)
@@ -82,7 +82,7 @@ def test_ordinary_cells_are_in_the_middle_and_empty_ones_have_no_score(model_dir
     counts[1:20, 3] = 500  # one gene only
     adata.X = counts
     adata.write_h5ad(tmp_path / "in.h5ad")
-    surprise(FileRequest(model_dir, tmp_path / "in.h5ad", tmp_path / "out.h5ad"), SurpriseRequest(paired_file, 2))
+    surprise(tmp_path / "in.h5ad", model_dir, output=tmp_path / "out.h5ad", reference=paired_file, draws=2)
     obs = read(tmp_path / "out.h5ad").obs
     assert obs[[KEY, KEY + "_percentile", KEY + "_reconstruction"]].iloc[0].isna().all()
     ordinary, strange = obs.iloc[20:], obs.iloc[1:20]
@@ -98,40 +98,36 @@ def test_files_are_compared_over_what_both_measure(model_dir, paired_file, tmp_p
     rna[:, :10].copy().write_h5ad(tmp_path / "few.h5ad")
     adt.write_h5ad(tmp_path / "adt.h5ad")
     extractor = load_extractor(model_dir)
-    few, whole = (read_aligned(p, extractor)[1] for p in (tmp_path / "few.h5ad", paired_file))
-    first, second = share_panel(few, whole)
+    few, whole = (open_for(open_cells(p), extractor) for p in (tmp_path / "few.h5ad", paired_file))
+    first, second = (shared.read_all() for shared in share_panel(few, whole))
     assert np.array_equal(first.rna_observed, second.rna_observed)
     assert 0 < second.rna_observed.sum() <= 10
     assert not second.adt_observed.any()
-    with pytest.raises(ValueError, match="`--reference` must measure genes or proteins of the input"):
-        share_panel(few, read_aligned(tmp_path / "adt.h5ad", extractor, "adt")[1])
+    with pytest.raises(ValueError, match="`reference` must measure genes or proteins of the input"):
+        share_panel(few, open_for(open_cells(tmp_path / "adt.h5ad", "adt"), extractor))
 
 
 def test_mistakes_are_refused_and_too_small_references_warn(model_dir, paired_file, tmp_path):
     make_modalities(10, seed=8)[0].write_h5ad(tmp_path / "in.h5ad")
-    request = FileRequest(model_dir, tmp_path / "in.h5ad", tmp_path / "out.h5ad")
-    with pytest.raises(ValueError, match=r"`--draws` must lie in \[0, 1000\], got -1"):
-        SurpriseRequest(draws=-1)
+    with pytest.raises(ValueError, match=r"`draws` must lie in \[0, 1000\], got -1"):
+        surprise(tmp_path / "in.h5ad", model_dir, draws=-1)
     taken = ad.read_h5ad(tmp_path / "in.h5ad")
     taken.obs[KEY + "_adt"] = 1.0
     taken.write_h5ad(tmp_path / "taken.h5ad")
     with pytest.raises(ValueError, match=r"`obs\['scfusion_ttt_surprise_adt'\]` is already in"):
-        surprise(FileRequest(model_dir, tmp_path / "taken.h5ad", tmp_path / "out.h5ad"))
+        surprise(tmp_path / "taken.h5ad", model_dir, output=tmp_path / "out.h5ad")
     head = ScFusionTTTForCellTypeAnnotation.from_pretrained(model_dir, num_labels=2)
     export_model(head, ScFusionTTTFeatureExtractor.from_pretrained(model_dir), tmp_path / "head", {})
     with pytest.raises(ValueError, match="`model` must be a ScFusionTTTForPreTraining"):
-        surprise(FileRequest(tmp_path / "head", tmp_path / "in.h5ad", tmp_path / "out.h5ad"), SurpriseRequest(draws=1))
+        surprise(tmp_path / "in.h5ad", tmp_path / "head", output=tmp_path / "out.h5ad", draws=1)
     rna, adt = make_modalities(10, seed=8)
     rna.X = np.zeros((10, rna.n_vars), dtype=np.float32)
     with warnings.catch_warnings(action="ignore"):
         md.MuData({"rna": rna, "adt": adt}).write(tmp_path / "no_rna.h5mu")
-        with pytest.raises(ValueError, match="`input` and `--reference` must hold cells that the model can read"):
-            surprise(
-                FileRequest(model_dir, tmp_path / "no_rna.h5mu", tmp_path / "out.h5mu"),
-                SurpriseRequest(tmp_path / "in.h5ad"),
-            )
+        with pytest.raises(ValueError, match="`input` must hold cells that the model can read"):
+            surprise(tmp_path / "no_rna.h5mu", model_dir, output=tmp_path / "out.h5mu", reference=tmp_path / "in.h5ad")
     assert not (tmp_path / "out.h5mu").exists()
     assert not (tmp_path / "out.h5ad").exists()
     with pytest.warns(UserWarning, match="10 cells have no percentile"):
-        surprise(request, SurpriseRequest(tmp_path / "in.h5ad"))
+        surprise(tmp_path / "in.h5ad", model_dir, output=tmp_path / "out.h5ad", reference=tmp_path / "in.h5ad")
     assert read(tmp_path / "out.h5ad").obs[KEY + "_percentile"].isna().all()

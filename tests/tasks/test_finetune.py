@@ -23,10 +23,9 @@ from scfusion_fm.data.split import assign_split
 from scfusion_fm.evaluation.calibration.classifier import AnnotationCalibration
 from scfusion_fm.evaluation.calibration.interval_file import read_intervals
 from scfusion_fm.evaluation.partition import Partition
-from scfusion_fm.inference.annotate import AnnotationRequest, annotate
+from scfusion_fm.inference.annotate import annotate
 from scfusion_fm.inference.batches import CellCollator, predict_rows
 from scfusion_fm.inference.inputs import read_aligned
-from scfusion_fm.inference.job import FileRequest
 from scfusion_fm.inference.predict_protein import predict_protein
 from scfusion_fm.tasks.annotation.cells import LabelledCells
 from scfusion_fm.tasks.annotation.fit import choose_projected
@@ -128,7 +127,7 @@ def test_calibration_comes_with_the_model_and_types_left_out_are_told(annotation
     assert open_set["chosen_score"] in {row["score"] for row in open_set["table"]}
     assert set(pd.read_csv(annotation / "open_set.csv")["left_out"]) == {"B"}
     with warnings.catch_warnings(action="ignore"):
-        annotate(FileRequest(annotation / "model", paired_file, tmp_path / "out.h5mu"), AnnotationRequest(0.2))
+        annotate(paired_file, annotation / "model", output=tmp_path / "out.h5mu", reject_rate=0.2)
         obs = md.read_h5mu(tmp_path / "out.h5mu").obs
     predictions = pd.read_csv(annotation / "test_predictions.csv", index_col="cell")
     told = obs.loc[predictions.index, "cell_type_pred_probability"]
@@ -165,7 +164,7 @@ def test_intervals_for_new_donors_come_from_fits_without_each(model_dir, paired_
     assert "calibration" not in results["cells"]  # no cell is set apart
     assert (intervals.table["n"] == results["cells"]["train"] + results["cells"]["val"]).all()
     assert np.isfinite(intervals.half_widths).all()
-    predict_protein(FileRequest(output / "model", paired_file, tmp_path / "out.h5mu"))
+    predict_protein(paired_file, output / "model", output=tmp_path / "out.h5mu")
     with warnings.catch_warnings(action="ignore"):
         after = md.read_h5mu(tmp_path / "out.h5mu")
     assert after.uns["scfusion_ttt"]["predict-protein"]["made_for_new_groups"]
@@ -278,7 +277,7 @@ def test_projected_proteins_enter_the_fusion_and_measured_ones_do_not(model_dir,
 def test_a_transferred_model_annotates_from_rna_alone(transfer, paired_file, tmp_path):
     predictions = pd.read_csv(transfer / "test_predictions.csv", index_col="cell")
     with warnings.catch_warnings(action="ignore"):
-        annotate(FileRequest(transfer / "model", paired_file, tmp_path / "out.h5mu"))
+        annotate(paired_file, transfer / "model", output=tmp_path / "out.h5mu")
         found = md.read_h5mu(tmp_path / "out.h5mu").obs.loc[predictions.index, "cell_type_pred"]
     assert list(found) == list(predictions["predicted"])
 

@@ -29,8 +29,10 @@ class AlignedFile:
     ----------
     cells
         The cells over the features of the file.
+    vocabulary
+        Genes and proteins.
     alignment
-        Where these stand in the vocabulary.
+        Where the features of the file stand among them.
     panels
         What is measured, of all cells or by group.
     rna_present, adt_present
@@ -40,6 +42,7 @@ class AlignedFile:
     """
 
     cells: Cells | CellsFile
+    vocabulary: Vocabulary
     alignment: Alignment
     panels: Panels
     rna_present: NDArray[np.bool_]
@@ -126,7 +129,7 @@ def open_aligned(cells: Cells | CellsFile, vocabulary: Vocabulary, batch_key: st
         for noun, modality, targets, observed, sums in parts
         if modality is not None and targets is not None
     ]
-    return AlignedFile(cells, alignment, panels, survey.present[:, 0], survey.present[:, 1], coverage)
+    return AlignedFile(cells, vocabulary, alignment, panels, survey.present[:, 0], survey.present[:, 1], coverage)
 
 
 def align_cells(cells: Cells, vocabulary: Vocabulary, batch_key: str | None = None) -> AlignedCells:

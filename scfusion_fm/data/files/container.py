@@ -11,7 +11,7 @@ import pandas as pd
 
 from scfusion_fm.data.files.arrays import Group, member, modalities_of, text_of
 from scfusion_fm.data.files.broken import refuse_element
-from scfusion_fm.data.files.elements import ElementReader
+from scfusion_fm.data.files.elements import ElementReader, MatrixOpener
 
 Container: TypeAlias = ad.AnnData | md.MuData
 # Slots of mappings, with the lengths that their elements begin with.
@@ -35,6 +35,27 @@ def read_container(reader: ElementReader, group: Group) -> Container:
 
 def read_anndata(reader: ElementReader, group: Group, prefix: str = "") -> ad.AnnData:
     """Read an AnnData; see `read_container`."""
+    return ad.AnnData(**_read_parts(reader, group, prefix))
+
+
+def find_broken(location: str, group: Group) -> dict[str, str]:
+    """
+    Say what is broken in an AnnData or a MuData of any size, and why; matrices are opened and not read.
+
+    Raises
+    ------
+    ValueError
+        If the names of cells or features are broken.
+    """
+    reader = MatrixOpener(location)
+    if "mod" in group:
+        _read_mudata_parts(reader, group, {key: _read_parts(reader, *part) for key, part in _modalities(reader, group)})
+    else:
+        _read_parts(reader, group, "")
+    return reader.lost
+
+
+def _read_parts(reader: ElementReader, group: Group, prefix: str) -> dict[str, Any]:
     obs, var = (
         reader.read_frame(member(group, key, reader.name(prefix or "/")), f"{prefix}{key}", is_strict=key == "var")
         for key in ("obs", "var")
@@ -47,7 +68,7 @@ def read_anndata(reader: ElementReader, group: Group, prefix: str = "") -> ad.An
         "raw": lambda element: _read_raw(reader, element, prefix, len(obs)),
         "uns": lambda element: reader.read_mapping(element, f"{prefix}uns"),
     }
-    return ad.AnnData(obs=obs, var=var, **parts, **_read_slots(reader, group, prefix, readers))
+    return {"obs": obs, "var": var, **parts, **_read_slots(reader, group, prefix, readers)}
 
 
 def _read_matrix(reader: ElementReader, element: Any, slot: str, shape: tuple[int, int]) -> Any:
@@ -94,9 +115,18 @@ def _read_raw(reader: ElementReader, raw: Group, prefix: str, num_obs: int) -> d
 
 
 def _read_mudata(reader: ElementReader, group: Group) -> md.MuData:
+    parts = {key: _read_parts(reader, *part) for key, part in _modalities(reader, group)}
+    return md.MuData(
+        {key: ad.AnnData(**part) for key, part in parts.items()}, **_read_mudata_parts(reader, group, parts)
+    )
+
+
+def _modalities(reader: ElementReader, group: Group) -> list[tuple[str, tuple[Group, str]]]:
     mod = member(group, "mod", reader.name("/"))
-    names = modalities_of(mod)
-    mods = {name: read_anndata(reader, member(mod, name, reader.name("mod")), f"mod/{name}/") for name in names}
+    return [(key, (member(mod, key, reader.name("mod")), f"mod/{key}/")) for key in modalities_of(mod)]
+
+
+def _read_mudata_parts(reader: ElementReader, group: Group, mods: dict[str, dict[str, Any]]) -> dict[str, Any]:
     tables = {"obs": reader.read_frame(member(group, "obs", reader.name("/")), "obs", is_strict=False)}
     var = reader.read_or_lose("var", lambda: reader.read_frame(group["var"], "var", is_strict=False))
     if var is not None:  # else mudata makes it of the modalities
@@ -105,12 +135,12 @@ def _read_mudata(reader: ElementReader, group: Group) -> md.MuData:
     lengths = {axes[axis]: len(table) for axis, table in tables.items()}
     readers: Readers = {"uns": lambda element: reader.read_mapping(element, "uns")}
     for axis in tables:
-        sizes = {key: len(getattr(mods[key], axis)) for key in mods}
+        sizes = {key: len(part[axis]) for key, part in mods.items()}
         readers[f"{axis}map"] = partial(_read_maps, reader, f"{axis}map", lengths[axes[axis]], sizes)
     parts = _read_aligned(reader, group, "", lengths) | _read_slots(reader, group, "", readers)
     if "axis" in group.attrs:
         parts["axis"] = int(group.attrs["axis"])
-    return md.MuData(mods, **tables, **parts)
+    return {**tables, **parts}
 
 
 def _read_maps(reader: ElementReader, slot: str, length: int, sizes: dict[str, int], group: Group) -> dict[str, Any]:

@@ -263,6 +263,22 @@ class ElementReader:
         return found
 
 
+class MatrixOpener(ElementReader):
+    """Reads elements but matrices, which are opened alone, to find what is broken in a file of any size."""
+
+    def read_element(self, element: Any, slot: str, shape: Shape = ()) -> Any:
+        """Read any element but a matrix; see `ElementReader.read_element`."""
+        kind, name = text_of(element.attrs.get("encoding-type", "")), self.name(slot)
+        wanted = (*shape, None, None)[: max(len(shape), 2)]
+        if kind == "csr_matrix" or (isinstance(element, Array) and len(element.shape or ()) == 2):
+            return self.open_matrix(element, slot, wanted)
+        if kind == "csc_matrix":  # opened by its columns
+            found = _declared_shape(element, shape, name)
+            self.open_csr(element, found[::-1], name)
+            return np.broadcast_to(np.float32(0), found)
+        return super().read_element(element, slot, shape)
+
+
 def _declared_shape(group: Any, shape: Shape, name: str) -> tuple[int, int]:
     found = tuple(int(n) for n in group.attrs["shape"])
     _check_shape(found, shape, name)

@@ -1,7 +1,7 @@
 """Cells over one vocabulary, of several files or batches, each with the genes and proteins that its own measured."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -36,19 +36,6 @@ class StackedCells(AlignedCells):
     def adt_observed_in(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Tell which proteins were measured in some cells, (len(rows), num_proteins)."""
         return self.adt_panels[self.file_of[rows]] & self.adt_present[rows, None]
-
-
-def common_panel(cells: AlignedCells) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Tell which genes and proteins all files or batches measure, (num_genes,) and (num_proteins,)."""
-    return _panels(cells, "rna").all(0), _panels(cells, "adt").all(0)
-
-
-def keep_panel(cells: AlignedCells, rna: NDArray[np.bool_], adt: NDArray[np.bool_]) -> AlignedCells:
-    """Take no other genes and proteins as measured, in any file or batch."""
-    panels = {"rna_observed": cells.rna_observed & rna, "adt_observed": cells.adt_observed & adt}
-    if isinstance(cells, StackedCells):
-        panels |= {"rna_panels": cells.rna_panels & rna, "adt_panels": cells.adt_panels & adt}
-    return replace(cells, **panels)
 
 
 def stack_aligned(parts: Sequence[AlignedCells], names: Sequence[str]) -> StackedCells:

@@ -21,13 +21,14 @@ from scfusion_fm.notices import warn
 
 Added: TypeAlias = list[tuple[str, str]]  # slot (obs, obsm) and key of what a command adds
 
+PROVENANCE = "scfusion_ttt"  # where uns tells which model made what
 RESERVED = "_index"  # AnnData files keep the names of rows under it
 _MATRICES = ("layers", "obsm", "varm", "obsp", "varp")
 
 
-def check_added(container: Container, added: Added) -> None:
+def check_added(container: Container, added: Added, is_file: bool = True) -> None:
     """
-    Check the names of what will be added.
+    Check the names of what will be added; in an object that is not of a file, results of before are replaced.
 
     Raises
     ------
@@ -35,14 +36,34 @@ def check_added(container: Container, added: Added) -> None:
         If a name is taken, or a file cannot hold it.
     """
     for slot, key in added:
-        if key in getattr(container, slot):
-            raise ValueError(
-                f"`{slot}[{key!r}]` is already in the input and would be lost; choose another name with --key-added."
-            )
-        if not key.strip() or not key.isprintable() or "/" in key or key in (RESERVED, ".", ".."):
-            raise ValueError(f"`--key-added` must be a printable name without '/' that is not reserved, got {key!r}.")
-        if slot == "obs" and key == container.obs.index.name:
-            raise ValueError(f"`--key-added` must not be the name of the index of obs, got {key!r}.")
+        if is_file and key in getattr(container, slot):
+            raise refuse_taken(slot, key)
+        check_name(slot, key, container.obs.index.name)
+    if not isinstance(container.uns.get(PROVENANCE, {}), Mapping):
+        raise ValueError(f"`uns[{PROVENANCE!r}]` must be a table of earlier results, got something else. Rename it.")
+
+
+def refuse_taken(slot: str, key: str) -> ValueError:
+    """Say that a name is taken."""
+    return ValueError(
+        f"`{slot}[{key!r}]` is already in the input and would be lost; choose another name with `key_added` "
+        "(--key-added)."
+    )
+
+
+def check_name(slot: str, key: str, index_name: Any) -> None:
+    """
+    Check the name of something that will be added.
+
+    Raises
+    ------
+    ValueError
+        If a file cannot hold it.
+    """
+    if not key.strip() or not key.isprintable() or "/" in key or key in (RESERVED, ".", ".."):
+        raise ValueError(f"`key_added` must be a printable name without '/' that is not reserved, got {key!r}.")
+    if slot == "obs" and key == index_name:
+        raise ValueError(f"`key_added` must not be the name of the index of obs, got {key!r}.")
 
 
 def check_writable(container: Container, output: Path) -> None:
@@ -56,16 +77,41 @@ def check_writable(container: Container, output: Path) -> None:
     ValueError
         If something cannot be written, or the disk is too full for it.
     """
-    allowed = (".h5mu", ".zarr") if isinstance(container, md.MuData) else (".h5ad", ".zarr")
-    if output.suffix not in allowed:
-        raise ValueError(f"`output` must end in {' or '.join(allowed)} for this input, got {output.name!r}.")
+    check_suffix(output, isinstance(container, md.MuData))
     for where, frame in _tables(container):
         _rename_reserved(frame, where)
     for where, key, element in _elements(container):
         _try(where, key, element, is_zarr=output.suffix == ".zarr")
+    if output.suffix != ".zarr":  # HDF5 is written without compression
+        check_room(output, sum(_bytes_of(m) for m in _matrices(container)))
+
+
+def check_suffix(output: Path, is_mudata: bool) -> None:
+    """
+    Check the ending of an output.
+
+    Raises
+    ------
+    ValueError
+        If it is of another kind.
+    """
+    allowed = (".h5mu", ".zarr") if is_mudata else (".h5ad", ".zarr")
+    if output.suffix not in allowed:
+        raise ValueError(f"`output` must end in {' or '.join(allowed)} for this input, got {output.name!r}.")
+
+
+def check_room(output: Path, needed: int) -> None:
+    """
+    Check that a disk has room.
+
+    Raises
+    ------
+    ValueError
+        If it is too full.
+    """
     parent = next(p for p in output.absolute().parents if p.exists())
-    free, needed = shutil.disk_usage(parent).free, sum(_bytes_of(m) for m in _matrices(container))
-    if output.suffix != ".zarr" and free < needed:  # HDF5 is written without compression
+    free = shutil.disk_usage(parent).free
+    if free < needed:
         raise ValueError(
             f"`output` needs {needed / 1e9:,.1f} GB, but {str(parent)!r} has {free / 1e9:,.1f} GB left. "
             "Make room or choose another disk."
@@ -104,7 +150,7 @@ def write_container(container: Container, output: Path, added: Added, zarr_forma
         If something is at `output`, or what was written cannot be read.
     """
     with Scratch(output) as scratch:
-        with _writing(zarr_format):
+        with writing(zarr_format):
             (container.write_zarr if output.suffix == ".zarr" else container.write)(scratch.path)
         _read_back(scratch.path, container, added)
         scratch.publish()
@@ -116,7 +162,7 @@ def zarr_format_of(path: Path) -> int | None:
 
 
 @contextmanager
-def _writing(zarr_format: int | None = None) -> Iterator[None]:
+def writing(zarr_format: int | None = None) -> Iterator[None]:
     """Let anndata and mudata write all that they can, and nothing that was not there."""
     wanted = {"allow_write_nullable_strings": True}
     if zarr_format is not None:
@@ -194,7 +240,7 @@ def _try(where: str, key: Any, element: Any, *, is_zarr: bool) -> None:
         repeats = is_text and element.nunique() < len(element)
         element = pd.DataFrame({key: element.astype("category") if repeats else element})  # as anndata does
     try:
-        with _writing(), h5py.File.in_memory() as file:
+        with writing(), h5py.File.in_memory() as file:
             # HDF5 also where a store is written: zarr would turn numbers among text into text without a word.
             for root in [file, zarr.open_group(zarr.storage.MemoryStore(), mode="w")][: 2 if is_zarr else 1]:
                 ad.io.write_elem(root, key if isinstance(key, str) and key and not is_matrix else "element", element)
@@ -247,26 +293,35 @@ def _read_back(target: Path, container: Container, added: Added) -> None:
         for prefix, part in _parts(container):
             for slot in ("obs", "var"):
                 names = ad.io.read_elem(root[f"{prefix}{slot}"]).index
-                _check_same(names.equals(getattr(part, slot).index.astype(names.dtype)), target, f"{prefix}{slot}")
+                check_same(names.equals(getattr(part, slot).index.astype(names.dtype)), target, f"{prefix}{slot}")
             for slot in _MATRICES:
                 there = {key for key in _mapping(part, slot) if key is not None}
-                _check_same(there == set(root.get(f"{prefix}{slot}", ())), target, f"{prefix}{slot}")
+                check_same(there == set(root.get(f"{prefix}{slot}", ())), target, f"{prefix}{slot}")
         obs = ad.io.read_elem(root["obs"])
         for slot, key in added:
             written = obs[key] if slot == "obs" else ad.io.read_elem(root[f"{slot}/{key}"])
-            _check_same(_same(written, getattr(container, slot)[key]), target, f"{slot}/{key}")
+            check_same(same_values(written, getattr(container, slot)[key]), target, f"{slot}/{key}")
 
 
-def _same(first: Any, second: Any) -> bool:
+def same_values(first: Any, second: Any) -> bool:
+    """Tell whether two columns, tables or arrays hold the same, missing values too."""
     if isinstance(first, pd.DataFrame):
-        return first.columns.equals(second.columns) and _same(first.to_numpy(), second.to_numpy())
+        return first.columns.equals(second.columns) and same_values(first.to_numpy(), second.to_numpy())
     if isinstance(first, pd.Series):
         first, second = (column.astype(object).where(column.notna(), None) for column in (first, second))
         return first.tolist() == second.tolist()
     return np.array_equal(first, second, equal_nan=True)
 
 
-def _check_same(is_same: bool, target: Path, what: str) -> None:
+def check_same(is_same: bool, target: Path, what: str) -> None:
+    """
+    Check that something came back as it was written.
+
+    Raises
+    ------
+    ValueError
+        If it did not.
+    """
     if not is_same:
         raise ValueError(
             f"`output` must hold what was written, but {what} of {target.name!r} comes back otherwise. "

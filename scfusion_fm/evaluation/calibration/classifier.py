@@ -159,7 +159,7 @@ class AnnotationCalibration:
         """
         scores, unknown = np.asarray(scores), np.zeros(len(np.asarray(kinds)), dtype=bool)
         if rate not in self.rates:
-            raise ValueError(f"`--reject-rate` must be one of the calibrated {self.rates}, got {rate}.")
+            raise ValueError(f"`reject_rate` must be one of the calibrated {self.rates}, got {rate}.")
         for rows, found in self._parts(kinds):
             unknown[rows] = scores[rows] > found.thresholds[rate]
         return unknown

@@ -8,9 +8,9 @@ import pytest
 from make_files import make_cells
 from missing_values import WITHOUT_VALUE
 
-from scfusion_fm.data.files.align import align_cells
+from scfusion_fm.data.files.align import align_cells, open_aligned
 from scfusion_fm.data.files.panels import find_group_columns, read_groups
-from scfusion_fm.data.files.stack import StackedCells, common_panel, keep_panel, stack_aligned
+from scfusion_fm.data.files.stack import StackedCells, stack_aligned
 from scfusion_fm.data.vocabulary.reference import load_gene_table
 from scfusion_fm.data.vocabulary.vocabulary import Vocabulary
 
@@ -58,11 +58,11 @@ def test_a_joined_file_gives_what_its_parts_give():
 
 def test_a_common_panel_holds_for_all_batches():
     with pytest.warns(UserWarning, match="'two' lacks"):
-        joined = align_cells(make_joined(), VOCABULARY, "batch")
-    rna, adt = common_panel(joined)
+        joined = open_aligned(make_joined(), VOCABULARY, "batch")
+    rna, adt = joined.panels.rna.all(0), joined.panels.adt.all(0)
     assert (rna.sum(), adt.sum()) == (30, 4)
     rna[0] = False
-    counts = keep_panel(joined, rna, adt).as_counts(np.arange(2 * SIZE))
+    counts = joined.keep_panel(rna, adt).read_all().as_counts(np.arange(2 * SIZE))
     assert (counts["rna_observed"] == rna).all()
     assert (counts["adt_observed"] == adt).all()
 

@@ -128,7 +128,7 @@ def test_reserved_column_is_renamed_with_a_warning(tmp_path):
 
 @pytest.mark.parametrize("key", ["a/b", "", " ", "_index", ".", "x\0y", "a\x1b[31m", "\u202e", "\ud800"])
 def test_names_that_a_file_cannot_hold_are_refused(key):
-    with pytest.raises(ValueError, match="`--key-added` must be a printable name without '/'"):
+    with pytest.raises(ValueError, match="`key_added` must be a printable name without '/'"):
         check_added(make_rna(), [("obsm", key)])
 
 
@@ -137,7 +137,7 @@ def test_names_that_are_taken_are_refused():
     adata.obs.index.name = "barcode"
     with pytest.raises(ValueError, match=r"`obs\['batch'\]` is already in the input"):
         check_added(adata, [("obs", "batch")])
-    with pytest.raises(ValueError, match="`--key-added` must not be the name of the index of obs, got 'barcode'"):
+    with pytest.raises(ValueError, match="`key_added` must not be the name of the index of obs, got 'barcode'"):
         check_added(adata, [("obs", "barcode")])
 
 

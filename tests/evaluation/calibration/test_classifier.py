@@ -78,7 +78,7 @@ def test_mistakes_and_damage_are_refused(tmp_path):
     with pytest.raises(ValueError, match="`unknown_score` must be one of"):
         AnnotationCalibration(["a"], "knn", {})
     found = AnnotationCalibration(list("abcd"), "energy", {"rna": InputCalibration(20, 1.0, {0.1: 0.5})})
-    with pytest.raises(ValueError, match=r"`--reject-rate` must be one of the calibrated \[0.1\], got 0.3"):
+    with pytest.raises(ValueError, match=r"`reject_rate` must be one of the calibrated \[0.1\], got 0.3"):
         found.is_unknown([0.0], ["rna"], 0.3)
 
 
