@@ -127,6 +127,8 @@ class FileCopy:
                 if name not in self._root:
                     ad.io.write_elem(self._root, name, {})
             ad.io.write_elem(self._root[f"uns/{PROVENANCE}"], verb, dict(record))
+            if isinstance(self._root, zarr.Group) and _is_consolidated(self._source):
+                zarr.consolidate_metadata(self._root.store)  # or readers would not see what is new
         self._close()
         self._read_back()
         self._scratch.publish()
@@ -139,8 +141,6 @@ class FileCopy:
     def _close(self) -> None:
         if isinstance(self._root, h5py.File):
             self._root.close()
-        elif isinstance(self._root, zarr.Group) and self._root.metadata.consolidated_metadata is not None:
-            zarr.consolidate_metadata(self._root.store)
         self._root = None
 
     def _read_back(self) -> None:
@@ -253,7 +253,11 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _open(path: Path) -> Any:
-    return h5py.File(path, "r+") if path.is_file() else zarr.open_group(path, mode="r+")
+    return h5py.File(path, "r+") if path.is_file() else zarr.open_group(path, mode="r+", use_consolidated=False)
+
+
+def _is_consolidated(path: Path) -> bool:
+    return zarr.open_group(path, mode="r").metadata.consolidated_metadata is not None
 
 
 @contextmanager
