@@ -85,7 +85,8 @@ def depth(node, level=0):
 def test_files_and_functions_stay_small(path):
     assert len(path.read_text().splitlines()) <= 500
     for node in functions(path):
-        assert node.end_lineno - node.lineno < 70, node.name
+        told = node.body[0] if ast.get_docstring(node) else None  # what is told of a function may be as long as needed
+        assert node.end_lineno - node.lineno - (told.end_lineno - told.lineno + 1 if told else 0) < 70, node.name
         arguments = node.args
         names = [a.arg for a in arguments.posonlyargs + arguments.args if a.arg != "self"]
         assert len(names) <= 8, node.name
