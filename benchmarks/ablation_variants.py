@@ -139,12 +139,16 @@ def change_model(model: ScFusionTTTForPreTraining, variant: Variant) -> None:
         model.model._fuse = types.MethodType(fuse, model.model)
 
 
-def _add_means(model: nn.Module, rna: ModalityTokens, adt: ModalityTokens) -> tuple[ModalityTokens, ModalityTokens]:
+def _add_means(
+    model: nn.Module, rna: ModalityTokens, adt: ModalityTokens, modalities: tuple[str, ...]
+) -> tuple[ModalityTokens, ModalityTokens]:
     weight, means = model.config.fusion_weight, [x.mean().unsqueeze(1) for x in (adt, rna)]
     return tuple(x._replace(latents=x.latents + weight * mean) for x, mean in zip((rna, adt), means, strict=True))
 
 
-def _leave_apart(model: nn.Module, rna: ModalityTokens, adt: ModalityTokens) -> tuple[ModalityTokens, ModalityTokens]:
+def _leave_apart(
+    model: nn.Module, rna: ModalityTokens, adt: ModalityTokens, modalities: tuple[str, ...]
+) -> tuple[ModalityTokens, ModalityTokens]:
     return rna, adt
 
 

@@ -1,6 +1,7 @@
 """Batches of cells of a file, and a model run over them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -11,7 +12,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from scfusion_fm.data.schema import AlignedCells
-from scfusion_fm.model import ScFusionTTTFeatureExtractor
+from scfusion_fm.model import ScFusionTTTFeatureExtractor, ScFusionTTTForCrossModalPrediction, ScFusionTTTModel
 
 Collate = Callable[[NDArray[np.int64]], dict[str, torch.Tensor]]
 Output = TypeVar("Output")
@@ -169,10 +170,20 @@ def predict_fields(
         return {name: x for name, x in collate(part).items() if name.split("_")[0] in modalities}
 
     found: list[list[NDArray[np.float32]]] = [[] for _ in fields]
-    for _, output in run_batches(model, show, rows, model.device, batch_size, progress):
+    forward = partial(model, **leave_out(model, fields))
+    for _, output in run_batches(forward, show, rows, model.device, batch_size, progress):
         for batches, field in zip(found, fields, strict=True):
             batches.append(output[field].float().cpu().numpy())
     return [np.concatenate(batches) for batches in found]
+
+
+def leave_out(model: PreTrainedModel, fields: Collection[str]) -> dict[str, bool]:
+    """Give the arguments with which a model calculates nothing that only fields which nobody asked for need."""
+    if isinstance(model, ScFusionTTTModel):
+        return {"output_tokens": not {"last_hidden_state", "attention_mask"}.isdisjoint(fields)}
+    if isinstance(model, ScFusionTTTForCrossModalPrediction):
+        return {"output_embedding": "pooler_output" in fields}
+    return {}
 
 
 def run_batches(

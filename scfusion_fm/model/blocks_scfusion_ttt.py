@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_scfusion_ttt import TTT_DIRECTIONS, ScFusionTTTConfig
-from .tokens_scfusion_ttt import TokenSubset
+from .linear_scfusion_ttt import Linear, is_plain, multiply, runs_on_onednn
+from .tokens_scfusion_ttt import TokenSubset, runs_alone
 from .ttt_layers import TTT_LAYERS
 
 
@@ -130,11 +131,14 @@ class GatedMLP(nn.Module):
 
     def __init__(self, config: ScFusionTTTConfig):
         super().__init__()
-        self.gate_up_proj = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_up_proj = Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform each token of (B, L, D)."""
+        if is_plain(self.gate_up_proj) and runs_on_onednn(x, self.gate_up_proj.weight):
+            gate, up = self.gate_up_proj.weight.chunk(2)
+            return self.down_proj(multiply(x, gate, activation="silu").mul_(multiply(x, up)))
         gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
         return self.down_proj(F.silu(gate) * up)
 
@@ -193,6 +197,8 @@ class TTTStack(nn.Module):
     def forward(self, x: Tensor, mask: Tensor, with_inner_loss: bool = False) -> MixedTokens:
         """Transform tokens (B, L, D) whose real ones are marked by the mask (B, L)."""
         total = torch.zeros(x.shape[:2], device=x.device) if with_inner_loss else None
+        if runs_alone() and not mask.any():
+            return MixedTokens(x, total)
         for layer in self.layers:
             x, inner_loss = layer(x, mask, with_inner_loss)
             if with_inner_loss:
@@ -205,7 +211,7 @@ class MissingModalityProjection(nn.Module):
 
     def __init__(self, config: ScFusionTTTConfig, num_tokens: int):
         super().__init__()
-        self.source_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.source_proj = Linear(config.hidden_size, config.hidden_size)
         self.position_embeddings = nn.Parameter(torch.empty(num_tokens, config.hidden_size))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp = GatedMLP(config)

@@ -7,6 +7,8 @@ P proteins, K coordinates of a cell. A protein token holds one protein, so that 
 The models take `return_dict`: false for a tuple of what is not None, in place of an output object.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,10 +23,23 @@ from .blocks_scfusion_ttt import (
     TTTStack,
     mean_squared_error_per_cell,
 )
-from .configuration_scfusion_ttt import ScFusionTTTConfig
-from .outputs_scfusion_ttt import ScFusionTTTForPreTrainingOutput, ScFusionTTTModelOutput, ScFusionTTTPredictionOutput
+from .configuration_scfusion_ttt import MODALITIES, ScFusionTTTConfig
+from .outputs_scfusion_ttt import (
+    OutputParts,
+    ScFusionTTTForPreTrainingOutput,
+    ScFusionTTTModelOutput,
+    ScFusionTTTPredictionOutput,
+)
 from .pretrained_scfusion_ttt import ScFusionTTTPreTrainedModel
-from .tokens_scfusion_ttt import ModalityInput, ModalityTokens, TokenRoles, TokenSubset, complete_inputs, masked_mean
+from .tokens_scfusion_ttt import (
+    ModalityInput,
+    ModalityTokens,
+    TokenRoles,
+    TokenSubset,
+    complete_inputs,
+    masked_mean,
+    runs_alone,
+)
 
 DECODERS = ("rna_decoder", "adt_decoder")
 HEADS = (*DECODERS, "classifier", "rna_coordinates", "adt_coordinates", "kernel_readout")
@@ -71,6 +86,7 @@ class ScFusionTTTModel(ScFusionTTTPreTrainedModel):
         adt_bool_masked_pos: Tensor | None = None,
         max_lengths: dict[str, int] | None = None,
         output_inner_loss: bool = False,
+        **parts: Any,
     ) -> ScFusionTTTModelOutput | tuple:
         """
         Embed cells.
@@ -93,6 +109,8 @@ class ScFusionTTTModel(ScFusionTTTPreTrainedModel):
             the device, for which the host waits.
         output_inner_loss
             Whether to give the inner losses of the TTT layers; the other outputs are the same.
+        **parts
+            What is to be calculated, as in `OutputParts`.
 
         Raises
         ------
@@ -105,19 +123,12 @@ class ScFusionTTTModel(ScFusionTTTPreTrainedModel):
             self.config,
             self.dtype,
         )
-        longest = max_lengths or {}
+        longest, wanted = max_lengths or {}, OutputParts(**parts)
         rna = self._encode("rna", rna, longest.get("rna_encoder"), output_inner_loss)
         adt = self._encode("adt", adt, longest.get("adt_encoder"), output_inner_loss)
         rna, adt = self._project(rna, adt)
-        fused = self._fuse(rna, adt)
-        present = torch.stack([x.roles.read.any(1) for x in fused], 1)  # (B, 2)
-        means = torch.stack([x.mean() for x in (*fused, rna, adt)], 1)  # (B, 4, D)
-        output = ScFusionTTTModelOutput(
-            last_hidden_state=torch.cat([x.subset.put_back(x.latents) for x in fused], 1),
-            attention_mask=torch.cat([x.roles.read for x in fused], 1),
-            pooler_output=self.pooler_norm(masked_mean(means[:, :2], present)),
-            modality_pooler_output=self.pooler_norm(means) * present.repeat(1, 2).unsqueeze(-1),
-        )
+        fused = self._fuse(rna, adt, wanted.fuse)
+        output = self._pool(fused, (rna, adt), wanted.output_tokens)
         if output_inner_loss:
             output.inner_loss, output.modality_inner_loss = self._average_inner_loss(fused)
         return output
@@ -134,22 +145,47 @@ class ScFusionTTTModel(ScFusionTTTPreTrainedModel):
 
     def _project(self, rna: ModalityTokens, adt: ModalityTokens) -> tuple[ModalityTokens, ModalityTokens]:
         """Make the latents of hidden modalities from the other one."""
-        # Both projections always run, needed or not: under ZeRO-3 every rank must call the same modules.
-        from_rna, from_adt = (masked_mean(x.latents, x.encoded) for x in (rna, adt))
-        return rna.project(self.rna_projection(from_adt)), adt.project(self.adt_projection(from_rna))
+        projected = []
+        for own, other, project in ((rna, adt, self.rna_projection), (adt, rna, self.adt_projection)):
+            if runs_alone() and not (own.roles.hidden.unsqueeze(1) & own.roles.read).any():
+                projected.append(own)
+            else:
+                projected.append(own.project(project(masked_mean(other.latents, other.encoded))))
+        return tuple(projected)
 
-    def _fuse(self, rna: ModalityTokens, adt: ModalityTokens) -> tuple[ModalityTokens, ModalityTokens]:
-        """Let each modality read the other one first: F = E + lambda * FusionTTT([other; own])."""
-        return self._read_other(self.rna_fusion, rna, adt), self._read_other(self.adt_fusion, adt, rna)
+    def _fuse(
+        self, rna: ModalityTokens, adt: ModalityTokens, modalities: tuple[str, ...]
+    ) -> tuple[ModalityTokens, ModalityTokens]:
+        """Let modalities read the other one first: F = E + lambda * FusionTTT([other; own])."""
+        fused_rna = self._read_other(self.rna_fusion, rna, adt) if "rna" in modalities else rna
+        return fused_rna, self._read_other(self.adt_fusion, adt, rna) if "adt" in modalities else adt
 
     def _read_other(self, fusion: TTTStack, own: ModalityTokens, other: ModalityTokens) -> ModalityTokens:
         """Fuse one modality; its inner losses are added to those of its encoder."""
+        if own.latents.shape[1] == 0:
+            return own
         latents = torch.cat((other.latents, own.latents), dim=1)
         mask = torch.cat((other.subset.mask, own.subset.mask), dim=1)
         read, inner_loss = fusion(latents, mask, own.inner_loss is not None)
         start = other.latents.shape[1]
         fused = own._replace(latents=own.latents + self.config.fusion_weight * read[:, start:])
         return fused if inner_loss is None else fused._replace(inner_loss=own.inner_loss + inner_loss[:, start:])
+
+    def _pool(
+        self,
+        fused: tuple[ModalityTokens, ModalityTokens],
+        encoded: tuple[ModalityTokens, ModalityTokens],
+        with_tokens: bool,
+    ) -> ScFusionTTTModelOutput:
+        """Average tokens over each modality and over both."""
+        present = torch.stack([x.roles.read.any(1) for x in fused], 1)  # (B, 2)
+        means = torch.stack([x.mean() for x in (*fused, *encoded)], 1)  # (B, 4, D)
+        return ScFusionTTTModelOutput(
+            last_hidden_state=torch.cat([x.subset.put_back(x.latents) for x in fused], 1) if with_tokens else None,
+            attention_mask=torch.cat([x.roles.read for x in fused], 1) if with_tokens else None,
+            pooler_output=self.pooler_norm(masked_mean(means[:, :2], present)),
+            modality_pooler_output=self.pooler_norm(means) * present.repeat(1, 2).unsqueeze(-1),
+        )
 
     def _average_inner_loss(self, fused: tuple[ModalityTokens, ModalityTokens]) -> tuple[Tensor, Tensor]:
         """Average inner losses over the layers; (B, N_rna + P) per token and (B, 2) per modality."""
@@ -279,6 +315,7 @@ class ScFusionTTTForCellTypeAnnotation(ScFusionTTTPreTrainedModel):
             adt_observed,
             rna_bool_masked_pos,
             adt_bool_masked_pos,
+            output_tokens=False,
             return_dict=True,
         )
         read = self.dropout(encoded.modality_pooler_output.flatten(1))
@@ -365,12 +402,13 @@ class ScFusionTTTForCrossModalPrediction(ScFusionTTTPreTrainedModel):
         rna_observed: Tensor | None = None,
         adt_values: Tensor | None = None,
         adt_observed: Tensor | None = None,
+        output_embedding: bool = True,
     ) -> ScFusionTTTPredictionOutput | tuple:
         """
         Predict the target modality of `config.target_modality`; arguments as in `ScFusionTTTModel.forward`.
 
         Values of the target modality are labels only: they enter the loss where they were observed and never
-        reach the encoder.
+        reach the encoder. The embedding, for which the source is fused too, can be left out.
 
         Raises
         ------
@@ -382,7 +420,7 @@ class ScFusionTTTForCrossModalPrediction(ScFusionTTTPreTrainedModel):
         if source.values is None:
             name = "rna_values" if source is rna else "adt_values"
             raise ValueError(f"`{name}` must be given to predict {self.config.target_modality!r}, got None.")
-        logits, pooled = self._reconstruct(source)
+        logits, pooled = self._reconstruct(source, output_embedding)
         loss = None
         if labels.values is not None:
             loss = mean_squared_error_per_cell(logits, labels.values, labels.seen(), self.target_weight).mean()
@@ -396,7 +434,7 @@ class ScFusionTTTForCrossModalPrediction(ScFusionTTTPreTrainedModel):
             return (self.config.num_proteins,)
         return self.config.num_rna_tokens, self.config.rna_patch_size
 
-    def _reconstruct(self, source: ModalityInput) -> tuple[Tensor, Tensor]:
+    def _reconstruct(self, source: ModalityInput, with_embedding: bool) -> tuple[Tensor, Tensor | None]:
         """Run the autoencoder with every token of the target masked; (B, P) or (B, N, S), and the embedding."""
         number, split = self._target_shape()[0], self.config.num_rna_tokens
         masked = torch.ones(len(source.values), number, device=source.values.device, dtype=torch.bool)
@@ -406,6 +444,7 @@ class ScFusionTTTForCrossModalPrediction(ScFusionTTTPreTrainedModel):
         else:
             shown = {"adt_values": source.values, "adt_observed": source.observed, "rna_bool_masked_pos": masked}
             decoder, own, known = self.rna_decoder, slice(split), {"rna_encoder": number}
-        encoded = self.model(**shown, max_lengths=known, return_dict=True)
+        fuse = MODALITIES if with_embedding else (self.config.target_modality,)
+        encoded = self.model(**shown, max_lengths=known, fuse=fuse, return_dict=True)
         decoded = decoder(encoded.last_hidden_state[:, own], encoded.attention_mask[:, own], masked, number)
-        return decoded.view(len(masked), *self._target_shape()), encoded.pooler_output
+        return decoded.view(len(masked), *self._target_shape()), encoded.pooler_output if with_embedding else None

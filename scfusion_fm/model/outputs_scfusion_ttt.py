@@ -4,9 +4,28 @@ Letters: B cells, N RNA tokens, S genes per token, P proteins, D hidden_size.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 from transformers.utils import ModelOutput
+
+from .configuration_scfusion_ttt import MODALITIES
+
+
+class OutputParts(NamedTuple):
+    """
+    What of its output `ScFusionTTTModel` calculates.
+
+    Attributes
+    ----------
+    output_tokens
+        Whether to give `last_hidden_state` and `attention_mask`.
+    fuse
+        Modalities that are fused with the other one; tokens of one that is not stay as they were encoded.
+    """
+
+    output_tokens: bool = True
+    fuse: tuple[str, ...] = MODALITIES
 
 
 @dataclass

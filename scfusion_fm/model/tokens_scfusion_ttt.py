@@ -15,6 +15,15 @@ from torch.nn import functional as F
 from .configuration_scfusion_ttt import MODALITIES, ScFusionTTTConfig
 
 
+def runs_alone() -> bool:
+    """
+    Tell whether what has no tokens in a batch may be left out: in inference mode.
+
+    Elsewhere this may be one of several ranks, which must all call the same modules (ZeRO-3 gathers weights then).
+    """
+    return torch.is_inference_mode_enabled()
+
+
 class ModalityInput(NamedTuple):
     """
     What is given of one modality of a batch; None for what is not.
@@ -128,8 +137,8 @@ class TokenSubset(NamedTuple):
         """
         Select tokens by a mask.
 
-        L is rounded up to whole mini-batches, at least one, so that what follows the subset starts on the same
-        place of a mini-batch whatever the other cells of the batch are.
+        L is rounded up to whole mini-batches, so that what follows the subset starts on the same place of a mini-batch
+        whatever the other cells of the batch are. It is at least one, or none in inference mode.
 
         Parameters
         ----------
@@ -151,7 +160,8 @@ class TokenSubset(NamedTuple):
             longest = int(count.max())
         else:
             torch._assert_async((count <= longest).all(), "`max_lengths` are smaller than what is to be read.")
-        length = -(-max(longest, 1) // mini_batch_size) * mini_batch_size
+        least = 0 if runs_alone() else 1
+        length = -(-max(longest, least) // mini_batch_size) * mini_batch_size
         index = torch.argsort((~keep).to(torch.uint8), dim=1, stable=True)[:, :length]
         return cls(index, torch.arange(length, device=keep.device) < count, keep.shape[1])
 

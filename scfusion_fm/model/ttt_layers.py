@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .configuration_scfusion_ttt import ScFusionTTTConfig
+from .linear_scfusion_ttt import Linear, gelu_of
 from .ttt_linear import TTTNorm, TTTState, ttt_linear_packed
 from .ttt_mlp import TTTMLPState, ttt_mlp
 
@@ -71,14 +72,14 @@ class TTTLayer(nn.Module, ABC):
             raise ValueError(f"`direction` must be one of {DIRECTIONS}, got {direction!r}.")
         self.config, self.direction = config, direction
         heads, width = config.num_attention_heads, config.head_dim
-        self.qkv_proj = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
-        self.lr_proj = nn.Linear(config.hidden_size, heads)
+        self.qkv_proj = Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
+        self.lr_proj = Linear(config.hidden_size, heads)
         self.token_scale_offset = nn.Parameter(torch.zeros(config.ttt_mini_batch_size))
         self.norm_weight = nn.Parameter(torch.ones(heads, 1, width))
         self.norm_bias = nn.Parameter(torch.zeros(heads, 1, width))
         self.post_norm = nn.LayerNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.gate_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False) if config.ttt_use_gate else None
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.gate_proj = Linear(config.hidden_size, config.hidden_size, bias=False) if config.ttt_use_gate else None
+        self.o_proj = Linear(config.hidden_size, config.hidden_size, bias=False)
         self.direction_gate = nn.Parameter(torch.zeros(heads, width)) if direction == "both" else None
 
     @abstractmethod
@@ -162,7 +163,7 @@ class TTTLayer(nn.Module, ABC):
         out, state, inner_loss = self._mix(x, mask, state, return_inner_loss)
         out = self.post_norm(out.flatten(2).to(x.dtype))
         if self.gate_proj is not None:
-            out = out * F.gelu(self.gate_proj(x), approximate="tanh")
+            out = out * gelu_of(self.gate_proj, x)
         if inner_loss is not None:
             inner_loss = inner_loss.masked_fill(~mask.unsqueeze(-1), 0.0)[:, :length]
         return TTTOutput(self.o_proj(out)[:, :length], state._replace(at_border=not missing), inner_loss)
