@@ -123,7 +123,7 @@ class ScFusionTTTModel(ScFusionTTTPreTrainedModel):
             self.config,
             self.dtype,
         )
-        longest, wanted = max_lengths or {}, OutputParts(**parts)
+        longest, wanted = max_lengths or {}, OutputParts.of(parts)
         rna = self._encode("rna", rna, longest.get("rna_encoder"), output_inner_loss)
         adt = self._encode("adt", adt, longest.get("adt_encoder"), output_inner_loss)
         rna, adt = self._project(rna, adt)

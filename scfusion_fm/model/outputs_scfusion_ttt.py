@@ -4,7 +4,7 @@ Letters: B cells, N RNA tokens, S genes per token, P proteins, D hidden_size.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from transformers.utils import ModelOutput
@@ -26,6 +26,14 @@ class OutputParts(NamedTuple):
 
     output_tokens: bool = True
     fuse: tuple[str, ...] = MODALITIES
+
+    @classmethod
+    def of(cls, arguments: dict[str, Any]) -> "OutputParts":
+        """Take what was given to `forward` beside its own arguments; a TypeError if there is no such part."""
+        for name in arguments:
+            if name not in cls._fields:
+                raise TypeError(f"forward() got an unexpected keyword argument {name!r}")
+        return cls(**arguments)
 
 
 @dataclass
