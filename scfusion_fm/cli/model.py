@@ -26,6 +26,7 @@ def _embed(args: argparse.Namespace) -> None:
     from scfusion_fm.inference.embed import embed
 
     embed(args.input, args.model, **_options(args))
+    print(f"wrote {args.output}")
 
 
 def _add_annotate(commands: argparse._SubParsersAction) -> None:
@@ -48,6 +49,7 @@ def _annotate(args: argparse.Namespace) -> None:
 
     own = {name: getattr(args, name) for name in ("reject_rate", "ontology", "min_probability")}
     annotate(args.input, args.model, **own, **_options(args))
+    print(f"wrote {args.output}")
 
 
 def _add_predict_protein(commands: argparse._SubParsersAction) -> None:
@@ -71,6 +73,7 @@ def _predict_protein(args: argparse.Namespace) -> None:
 
     own = {name: getattr(args, name) for name in ("proteins", "level", "group_key", "drop_undetermined")}
     predict_protein(args.input, args.model, **own, **_options(args))
+    print(f"wrote {args.output}")
 
 
 def _add_surprise(commands: argparse._SubParsersAction) -> None:
@@ -87,6 +90,7 @@ def _surprise(args: argparse.Namespace) -> None:
     from scfusion_fm.inference.surprise import surprise
 
     surprise(args.input, args.model, reference=args.reference, draws=args.draws, **_options(args))
+    print(f"wrote {args.output}")
 
 
 def _add_seen(commands: argparse._SubParsersAction) -> None:

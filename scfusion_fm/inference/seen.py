@@ -2,15 +2,15 @@
 
 from pathlib import Path
 
-from scfusion_fm.data.files.align import align_cells
-from scfusion_fm.data.files.readers import closing, load_cells, open_cells
-from scfusion_fm.data.fingerprints.cells import fingerprint_cells
+from scfusion_fm.data.files.align import open_aligned
+from scfusion_fm.data.files.readers import Given, closing, open_cells
+from scfusion_fm.data.fingerprints.cells import fingerprint_file
 from scfusion_fm.data.fingerprints.seen import SEEN_CELLS, SeenAnswer, SeenCells
 from scfusion_fm.data.schema import Modality
 from scfusion_fm.inference.model_files import ModelFiles, read_vocabulary
 
 
-def count_seen(model: Path, file: Path, modality: Modality = "auto") -> SeenAnswer:
+def count_seen(model: Path, file: Given, modality: Modality = "auto") -> SeenAnswer:
     """
     Count the cells of a file that a model was trained on; the model itself is not loaded.
 
@@ -27,8 +27,7 @@ def count_seen(model: Path, file: Path, modality: Modality = "auto") -> SeenAnsw
             "Export it again with this version, from an atlas prepared with it."
         )
     with closing():
-        aligned = align_cells(load_cells(open_cells(file, modality)), vocabulary)
-    return seen.look_up(fingerprint_cells(aligned, vocabulary.gene_ids, vocabulary.protein_names))
+        return seen.look_up(fingerprint_file(open_aligned(open_cells(file, modality), vocabulary)))
 
 
 def load_model_seen(model: Path) -> SeenCells | None:

@@ -169,7 +169,7 @@ def test_an_unchanged_model_is_saved_with_its_calibration(calibrated, mixed_file
     verify_model(tmp_path / "again")
     found = []
     for path in (calibrated, tmp_path / "again"):
-        annotate(FileRequest(path, mixed_file, tmp_path / f"{len(found)}.h5mu"), AnnotationRequest(0.2))
+        annotate(mixed_file, path, output=tmp_path / f"{len(found)}.h5mu", reject_rate=0.2)
         found.append(read(tmp_path / f"{len(found)}.h5mu").obs)
     pd.testing.assert_frame_equal(*found)
 
@@ -182,4 +182,4 @@ def test_a_calibration_of_other_weights_is_refused(calibrated, mixed_file, tmp_p
     if not sums:
         (tmp_path / "model" / SUMS).unlink()
     with pytest.raises(ValueError, match=r"annotation_calibration.json' must be made for model.safetensors beside it"):
-        annotate(FileRequest(tmp_path / "model", mixed_file, tmp_path / "out.h5mu"))
+        annotate(mixed_file, tmp_path / "model", output=tmp_path / "out.h5mu")

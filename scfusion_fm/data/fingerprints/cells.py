@@ -12,6 +12,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 from scipy.stats import poisson
 
+from scfusion_fm.data.files.align import AlignedFile
 from scfusion_fm.data.hashing import hash_keys
 from scfusion_fm.data.schema import AlignedCells
 
@@ -103,6 +104,13 @@ def fingerprint_cells(aligned: AlignedCells, gene_ids: Sequence[str], protein_na
         rna=fingerprint_rows(aligned.rna, feature_keys(gene_ids)),
         adt=fingerprint_rows(sp.csr_matrix(aligned.adt), feature_keys(protein_names)),
     )
+
+
+def fingerprint_file(source: AlignedFile) -> CellFingerprints:
+    """Fingerprint the cells of a file of any size over a vocabulary."""
+    vocabulary = source.vocabulary
+    parts = [fingerprint_cells(c, vocabulary.gene_ids, vocabulary.protein_names) for _, c in source.blocks()]
+    return CellFingerprints(*(np.concatenate([getattr(part, kind) for part in parts]) for kind in ("rna", "adt")))
 
 
 def exceeds_chance(found: int, expected: float) -> bool:
