@@ -27,6 +27,7 @@ from scfusion_fm.model.files_scfusion_ttt import update_checksums
 from scfusion_fm.planning.recipe import build_model_config
 from scfusion_fm.planning.sizing import train_flops
 from scfusion_fm.planning.tokens import TokenCounts
+from scfusion_fm.training.checkpoint_store import restore
 from scfusion_fm.training.collectives import check_same
 from scfusion_fm.training.components import start_from_components
 from scfusion_fm.training.engine import build_engine
@@ -36,7 +37,7 @@ from scfusion_fm.training.loop import PretrainingLoop
 from scfusion_fm.training.optimizer import build_schedule
 from scfusion_fm.training.peers import PeerWatch
 from scfusion_fm.training.ranks import Ranks, check_shared, leaving_ranks, start_ranks
-from scfusion_fm.training.run_directory import RunDirectory, restore
+from scfusion_fm.training.run_directory import RunDirectory
 from scfusion_fm.training.run_files import ATLAS_MANIFEST, CONFIG, MODEL
 from scfusion_fm.training.settings import precision, read_deepspeed_settings
 from scfusion_fm.training.stop import STOPPED, StopRequest

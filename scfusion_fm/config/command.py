@@ -33,9 +33,10 @@ def run_command(main: Callable[[], None]) -> None:
         main()
     except BrokenPipeError:
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as interruption:
+        if _speaks():
+            print(str(interruption) or "interrupted", file=sys.stderr)
+        sys.exit(getattr(interruption, "code", 130))
     except CommandError as error:
         if not error.shown:
             print("error: " + show_text(error, keep="\n"), file=sys.stderr)
@@ -48,9 +49,14 @@ def run_command(main: Callable[[], None]) -> None:
     except (ValueError, OSError) as error:
         if os.environ.get("SCFUSION_TRACEBACK") or not _is_users(error):
             raise
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # one of each machine
+        if _speaks():
             print(f"error: {show_text(error)}", file=sys.stderr)
         sys.exit(2)
+
+
+def _speaks() -> bool:
+    """Tell whether this is the one of the ranks of its machine that tells what all of them know."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def _is_users(error: ValueError | OSError) -> bool:

@@ -48,7 +48,7 @@ class FinetuneOptimConfig:
     epochs: float = 20.0
     """Longest training, in passes over the training cells."""
     batch_size: int = 32
-    """Cells per device and step."""
+    """Cells per step, over all ranks."""
     lr: float = 5e-4
     """Highest learning rate."""
     weight_decay: float = 0.01
@@ -68,7 +68,10 @@ class FinetuneOptimConfig:
     patience: int = 5
     """Evaluations without improvement after which training stops."""
     threads: int = 2
-    """CPU threads."""
+    """CPU threads of a rank."""
+    deepspeed: str | None = None
+    """DeepSpeed file, as for pretraining (configs/deepspeed), for models of which a device cannot hold all; null
+    keeps the whole model on every rank."""
     lora_rank: int = 0
     """Rank of adapters that are trained, with the head, instead of all weights; 0 trains all. Needs peft."""
 

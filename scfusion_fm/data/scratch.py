@@ -42,7 +42,8 @@ class Scratch:
     """
     Give a place beside an output until it is complete.
 
-    The next process with the same output replaces what a killed one left. As a context it is closed at the end.
+    The next process with the same output replaces what a killed one left, but for the `memory` of it: what is there
+    stays until the result has its name. As a context it is closed at the end.
 
     Parameters
     ----------
@@ -55,6 +56,8 @@ class Scratch:
     ----------
     path
         Where to make it, once `open` was called.
+    memory
+        A directory beside it, for what the next process can go on from; not made here.
 
     Raises
     ------
@@ -67,11 +70,12 @@ class Scratch:
         check_destination(self.output, name)
         self._directory = self.output.with_name(f".{self.output.name}.unfinished")
         self.path = self._directory / self.output.name
+        self.memory = self._directory / f"{self.output.name}.memory"
         self._lock: int | None = None
 
     def open(self) -> None:
         """
-        Make the place, and clear it.
+        Make the place, and clear all of it but the memory.
 
         Raises
         ------
@@ -82,7 +86,9 @@ class Scratch:
             self._directory.mkdir(parents=True, exist_ok=True)
             self._lock = self._try_lock()
         for left in self._directory.iterdir():
-            shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+            is_directory = left.is_dir() and not left.is_symlink()
+            if not (is_directory and left == self.memory):
+                shutil.rmtree(left) if is_directory else left.unlink()
 
     def publish(self) -> None:
         """

@@ -24,7 +24,7 @@ class BalancedCrossEntropy:
         weights = np.divide(len(codes), num_classes * counts, out=np.zeros(num_classes), where=counts > 0)
         self.weights = torch.tensor(weights, dtype=torch.float32)
 
-    def __call__(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+    def __call__(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
         """Average the weighted losses over the labelled cells of a batch."""
         logits = outputs["logits"].float()
         losses = torch.nn.functional.cross_entropy(logits, labels, self.weights.to(logits.device), reduction="none")

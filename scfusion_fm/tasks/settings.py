@@ -1,12 +1,16 @@
 """How a model is fine-tuned, whatever the task."""
 
+import dataclasses
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 from scfusion_fm.config.finetune import FinetuneOptimConfig
+from scfusion_fm.training.collectives import from_rank_0, own_rank
 
 
 @dataclass(frozen=True)
@@ -21,18 +25,35 @@ class FitSettings:
     seed
         Seed of what is not loaded, of the order of cells and of dropout.
     directory
-        Where the trainer's files stay; None keeps none, and prints nothing.
+        Where checkpoints stay, from which the same fit goes on; None keeps none, and prints nothing.
+    speaks
+        Whether to tell of progress.
     """
 
     optim: FinetuneOptimConfig = field(default_factory=FinetuneOptimConfig)
     seed: int = 0
     directory: Path | None = None
+    speaks: bool = True
+
+    @property
+    def how_to_go_on(self) -> str:
+        """Say what becomes of a fit that is stopped."""
+        return "nothing is kept" if self.directory is None else "the same command goes on from there"
+
+    def part(self, name: str) -> Self:
+        """Give the settings of one of several fits of a run, with a place of its own, and without telling of it."""
+        directory = None if self.directory is None else self.directory.with_name(name)
+        return dataclasses.replace(self, directory=directory, speaks=False)
 
     @contextmanager
     def open_directory(self) -> Iterator[Path]:
-        """Give the directory for the trainer's files."""
+        """Give the directory for checkpoints, the same for all ranks."""
         if self.directory is not None:
             yield self.directory
             return
-        with tempfile.TemporaryDirectory(prefix="scfusion-trainer-") as directory:
-            yield Path(directory)
+        directory = Path(from_rank_0(lambda: tempfile.mkdtemp(prefix="scfusion-fit-")))
+        try:
+            yield directory
+        finally:
+            if own_rank() == 0:
+                shutil.rmtree(directory, ignore_errors=True)

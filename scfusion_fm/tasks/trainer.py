@@ -1,29 +1,43 @@
-"""Fine-tuning of a model with its head by the trainer of transformers."""
+"""Fine-tuning of a model with its head: the epoch that is best on the validation cells is kept.
 
-from collections.abc import Callable
-from pathlib import Path
+It may be stopped or killed and goes on from its newest checkpoint, and several ranks share the cells of each step. Both
+change nothing but the last digits, for all chance is drawn from (seed, epoch, cell); see `scfusion_fm.tasks.dropout`.
+"""
+
+import copy
+import math
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import Dataset
-from transformers import EarlyStoppingCallback, PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
+from transformers import PreTrainedModel
 
 from scfusion_fm.config.finetune import FinetuneOptimConfig
 from scfusion_fm.evaluation.partition import Partition
-from scfusion_fm.inference.batches import CellCollator, CellRows
+from scfusion_fm.inference.batches import Collate, choose_device
 from scfusion_fm.tasks.adapters import add_adapters, count_trained, merge_adapters
+from scfusion_fm.tasks.dropout import draw_features
+from scfusion_fm.tasks.epochs import EpochLoop, Objective
+from scfusion_fm.tasks.ranks import TIMEOUT_S
 from scfusion_fm.tasks.settings import FitSettings
-from scfusion_fm.training.optimizer import parameter_groups
+from scfusion_fm.training.checkpoint import Checkpoint
+from scfusion_fm.training.checkpoint_store import CheckpointStore
+from scfusion_fm.training.collectives import count_ranks, gather
+from scfusion_fm.training.fragments import Engine, trained_parameters
+from scfusion_fm.training.optimizer import make_adamw, parameter_groups
+from scfusion_fm.training.plain_engine import PlainEngine
+from scfusion_fm.training.settings import offload_device, read_deepspeed_settings, zero_stage
+from scfusion_fm.training.stop import StopRequest
+
+MAX_GRAD_NORM = 1.0
 
 
 def train_best(
     model: PreTrainedModel,
     partition: Partition,
-    collators: dict[str, CellCollator],
-    score: Callable[[Any], dict[str, float]],
+    collate: Collate,
+    objective: Objective,
     settings: FitSettings,
-    loss: Callable[..., torch.Tensor] | None = None,
 ) -> int:
     """
     Fine-tune and keep what has the best validation score, the start or an epoch; give the number of trained parameters.
@@ -31,42 +45,39 @@ def train_best(
     Parameters
     ----------
     model
-        The model with its head.
+        The model with its head, as it starts, on the CPU.
     partition
-        Which cells train, and which choose.
-    collators
-        How to prepare cells, by `train` and `val`.
-    score
-        Turns predictions into {"score": higher is better, ...}.
+        Which cells train, and which choose; without these, the end of the training is kept.
+    collate
+        How to prepare cells, whole and without random choices.
+    objective
+        What is learned, and what is best.
     settings
-        Optimisation, seed, and the directory for the trainer's files.
-    loss
-        Called with outputs and labels instead of taking the loss of the model.
+        Optimisation, seed, and the directory for checkpoints.
+
+    Raises
+    ------
+    Stopped
+        If somebody asked to stop; the same call goes on where `settings` name a directory.
     """
     torch.set_num_threads(settings.optim.threads)
     if settings.optim.lora_rank:
         add_adapters(model, settings.optim.lora_rank, settings.seed)
+    trained = copy.deepcopy(model)  # ZeRO takes it apart; and the other one is the start, for the case that it is best
+    with settings.open_directory() as directory, StopRequest() as stop:
+        store = CheckpointStore(directory)
+        newest, _ = store.newest()
+        if newest is not None:
+            _load_trained(trained, newest)
+        draw_features(trained, settings.seed)
+        engine = _build_engine(trained, settings.optim)
+        loop = EpochLoop(engine, partition, collate, objective, settings, store, stop)
+        best = loop.run(newest)
+        if best is not None:
+            _load_trained(model, best)
+        gather(None)  # nobody removes what others read
+    model.to(loop.device)
     num_trained = count_trained(model)
-    with settings.open_directory() as directory:
-        trainer = _FineTuner(
-            model=model,
-            args=_training_arguments(settings, directory, collators["val"].label_names),
-            train_dataset=CellRows(partition.train),
-            eval_dataset=CellRows(partition.val),
-            data_collator=collators["train"],
-            compute_metrics=score,
-            compute_loss_func=loss,
-            callbacks=[EarlyStoppingCallback(early_stopping_patience=settings.optim.patience)],
-        )
-        trainer.eval_collator, trainer.optim = collators["val"], settings.optim
-        if settings.directory is None:
-            trainer.remove_callback(PrinterCallback)
-        start_score = trainer.evaluate()["eval_score"]
-        start = {name: value.cpu().clone() for name, value in model.state_dict().items()}
-        trainer.train()
-        best = trainer.state.best_metric
-        if best is None or not best >= start_score:  # nor where training ended in what is no number
-            model.load_state_dict(start)
     if settings.optim.lora_rank:
         merge_adapters(model)
     return num_trained
@@ -80,52 +91,30 @@ def fine_tuning_groups(model: nn.Module, optim: FinetuneOptimConfig) -> list[dic
         for ratio, fast in ((optim.head_lr_ratio, True), (group.get("lr_ratio", 1.0), False)):
             parameters = [p for p in group["params"] if (id(p) in head) == fast]
             if parameters:
-                groups.append({"params": parameters, "weight_decay": group["weight_decay"], "lr": optim.lr * ratio})
+                groups.append({"params": parameters, "weight_decay": group["weight_decay"], "lr_ratio": ratio})
     return groups
 
 
-def _training_arguments(settings: FitSettings, directory: Path, label_names: list[str]) -> TrainingArguments:
-    optim = settings.optim
-    return TrainingArguments(
-        output_dir=str(directory),
-        num_train_epochs=optim.epochs,
-        per_device_train_batch_size=optim.batch_size,
-        per_device_eval_batch_size=optim.batch_size,
-        learning_rate=optim.lr,
-        weight_decay=optim.weight_decay,
-        warmup_steps=optim.warmup_ratio,
-        lr_scheduler_type="cosine",
-        eval_strategy="epoch",
-        save_strategy="epoch",
-        logging_strategy="epoch",
-        save_total_limit=1,
-        load_best_model_at_end=True,
-        metric_for_best_model="score",
-        greater_is_better=True,
-        remove_unused_columns=False,
-        label_names=label_names,
-        report_to=[],
-        seed=settings.seed,
-        use_cpu=not torch.cuda.is_available(),
-        dataloader_pin_memory=torch.cuda.is_available(),
-        disable_tqdm=settings.directory is None,
-    )
+def _load_trained(model: nn.Module, found: Checkpoint) -> None:
+    """Set the weights that are trained."""
+    model.load_state_dict(found.weights({name: p.shape for name, p in trained_parameters(model)}), strict=False)
 
 
-class _FineTuner(Trainer):
-    """Evaluate without the random choices of training, and give parts of the model rates of their own."""
+def _build_engine(model: nn.Module, optim: FinetuneOptimConfig) -> Engine:
+    """Prepare a model for training: DeepSpeed does where a file for it is given."""
+    groups = fine_tuning_groups(model, optim)
+    if optim.deepspeed is None:
+        model.to(choose_device())
+        return PlainEngine(model, make_adamw(groups, 0, False, MAX_GRAD_NORM, lr=optim.lr))
+    from scfusion_fm.training.engine import start_engine  # with DeepSpeed, whose import takes seconds
+    from scfusion_fm.training.ranks import start_ranks
 
-    eval_collator: CellCollator
-    optim: FinetuneOptimConfig
-
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        groups = fine_tuning_groups(self.model, self.optim)
-        self.optimizer = torch.optim.AdamW(groups, lr=self.optim.lr)
-        return self.optimizer
-
-    def get_eval_dataloader(self, eval_dataset: Dataset | None = None) -> torch.utils.data.DataLoader:
-        training, self.data_collator = self.data_collator, self.eval_collator
-        try:
-            return super().get_eval_dataloader(eval_dataset)
-        finally:
-            self.data_collator = training
+    start_ranks(optim.threads, TIMEOUT_S)
+    settings = read_deepspeed_settings(optim.deepspeed)
+    on_cpu = offload_device(settings, "offload_optimizer") == "cpu"
+    optimizer = make_adamw(groups, zero_stage(settings), on_cpu, MAX_GRAD_NORM, lr=optim.lr)
+    batch = {
+        "train_micro_batch_size_per_gpu": math.ceil(optim.batch_size / count_ranks()),
+        "gradient_accumulation_steps": 1,
+    }
+    return start_engine(model, optimizer, settings, batch, MAX_GRAD_NORM)

@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -81,9 +81,14 @@ class Fragment:
     values: dict[str, Tensor]
 
 
+def name_checkpoint(step: int) -> str:
+    """Name the directory of the checkpoint of a step."""
+    return f"step_{step:08d}"
+
+
 def start_checkpoint(checkpoints: Path, step: int) -> Path:
     """Make the directory that the ranks write to."""
-    directory = checkpoints / f"step_{step:08d}{_UNFINISHED}"
+    directory = checkpoints / f"{name_checkpoint(step)}{_UNFINISHED}"
     directory.mkdir(parents=True, exist_ok=True)
     return directory
 
@@ -147,6 +152,13 @@ def prune(checkpoints: Path, step: int, keep: int, keep_every: int) -> None:
     """
     for old in [d for d in complete_checkpoints(checkpoints) if checkpoint_step(d) <= step][:-keep]:
         if not keep_every or checkpoint_step(old) % keep_every:
+            _remove(old)
+
+
+def keep_steps(checkpoints: Path, steps: Collection[int]) -> None:
+    """Remove the checkpoints of all but some steps."""
+    for old in complete_checkpoints(checkpoints):
+        if checkpoint_step(old) not in steps:
             _remove(old)
 
 

@@ -1,18 +1,39 @@
-"""Do something on all ranks, or on one for all: results and errors reach every rank."""
+"""Do something on all ranks, or on one for all: results and errors reach every rank.
+
+A process without others is a rank alone. Imported without DeepSpeed, whose import takes seconds.
+"""
 
 from collections.abc import Callable
 from typing import Any
 
-import torch
-from deepspeed import comm
+from torch import Tensor, distributed
 
 from scfusion_fm.config.loading import config_differences
 
 
+def own_rank() -> int:
+    """Give the number of this process among the ranks, from 0."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def count_ranks() -> int:
+    """Give the number of ranks."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
 def gather(value: Any) -> list[Any]:
     """Give the values of all ranks to all of them."""
-    values = [None] * comm.get_world_size()
-    torch.distributed.all_gather_object(values, value)
+    if not distributed.is_initialized():
+        return [value]
+    values = [None] * count_ranks()
+    distributed.all_gather_object(values, value)
+    return values
+
+
+def add_up(values: Tensor) -> Tensor:
+    """Add a tensor up over the ranks, in place; give it."""
+    if count_ranks() > 1:
+        distributed.all_reduce(values)
     return values
 
 
@@ -43,7 +64,7 @@ def together(action: Callable[[], Any]) -> list[Any]:
 
 def from_rank_0(action: Callable[[], Any]) -> Any:
     """Do something on rank 0; give its result to all ranks, or raise on all of them what went wrong."""
-    return together(action if comm.get_rank() == 0 else lambda: None)[0]
+    return together(action if own_rank() == 0 else lambda: None)[0]
 
 
 def check_same(settings: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ import copy
 from typing import Any
 
 import deepspeed
+import torch
 from deepspeed.runtime.config import DeepSpeedConfigError
 from deepspeed.runtime.zero.utils import ZeRORuntimeException
 from torch import nn
@@ -18,7 +19,7 @@ def build_engine(
     model: nn.Module, settings: dict[str, Any], optim: OptimConfig, accumulation_steps: int
 ) -> deepspeed.DeepSpeedEngine:
     """
-    Wrap a model for training on all ranks.
+    Wrap a model for pretraining on all ranks.
 
     Parameters
     ----------
@@ -36,17 +37,48 @@ def build_engine(
     ValueError
         If DeepSpeed refuses the settings.
     """
-    stage = zero_stage(settings)
-    settings = copy.deepcopy(settings) | {
+    on_cpu = offload_device(settings, "offload_optimizer") == "cpu"
+    optimizer = build_optimizer(model, optim, zero_stage(settings), on_cpu)
+    batch = {
         "train_micro_batch_size_per_gpu": optim.micro_batch_size,
         "gradient_accumulation_steps": accumulation_steps,
-        "gradient_clipping": optim.max_grad_norm if stage else 0.0,  # stage 0: the optimizer clips
-        "steps_per_print": None,
     }
+    return start_engine(model, optimizer, settings, batch, optim.max_grad_norm)
+
+
+def start_engine(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    settings: dict[str, Any],
+    batch: dict[str, int],
+    max_grad_norm: float,
+) -> deepspeed.DeepSpeedEngine:
+    """
+    Wrap a model and its optimizer for training on all ranks.
+
+    Parameters
+    ----------
+    model, optimizer
+        The same on every rank; the optimizer is one of `make_adamw`.
+    settings
+        DeepSpeed settings without batch sizes, optimizer and schedule.
+    batch
+        DeepSpeed's settings of the batch.
+    max_grad_norm
+        Largest norm of all gradients together, 0 for any.
+
+    Raises
+    ------
+    ValueError
+        If DeepSpeed refuses the settings.
+    """
+    stage = zero_stage(settings)
+    settings = copy.deepcopy(settings) | batch
+    settings["gradient_clipping"] = max_grad_norm if stage else 0.0  # stage 0: the optimizer clips
+    settings["steps_per_print"] = None
     if stage == 3 and is_on(settings, "torch_autocast"):
         # Parameters that stay gathered would have other bits after a resume than before it.
         settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0
-    optimizer = build_optimizer(model, optim, stage, offload_device(settings, "offload_optimizer") == "cpu")
     try:
         engine = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)[0]
     except (AssertionError, ValueError, DeepSpeedConfigError, ZeRORuntimeException) as error:

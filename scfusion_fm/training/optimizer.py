@@ -189,7 +189,7 @@ class ClippingAdamW(Skipping, torch.optim.AdamW):
 
 def build_optimizer(model: nn.Module, optim: OptimConfig, stage: int, on_cpu: bool) -> torch.optim.Optimizer:
     """
-    Make the optimizer that a ZeRO stage needs.
+    Make the optimizer of a pretraining.
 
     Parameters
     ----------
@@ -197,15 +197,34 @@ def build_optimizer(model: nn.Module, optim: OptimConfig, stage: int, on_cpu: bo
         Model whose parameters are trained.
     optim
         Settings of the run.
+    stage, on_cpu
+        As in `make_adamw`.
+    """
+    groups = parameter_groups(model, optim.weight_decay, optim.embedding_lr_ratio)
+    return make_adamw(groups, stage, on_cpu, optim.max_grad_norm, lr=optim.lr, betas=BETAS)
+
+
+def make_adamw(
+    groups: list[dict[str, Any]], stage: int, on_cpu: bool, max_grad_norm: float, **settings: Any
+) -> torch.optim.Optimizer:
+    """
+    Make the optimizer that a ZeRO stage needs.
+
+    Parameters
+    ----------
+    groups
+        Parameters with their settings.
     stage
         ZeRO stage.
     on_cpu
         Whether the optimizer state is offloaded, so that the update runs on the CPU.
+    max_grad_norm
+        Largest norm of all gradients together, 0 for any; with stages above 0, DeepSpeed is to be told.
+    settings
+        Other arguments of AdamW.
     """
-    groups = parameter_groups(model, optim.weight_decay, optim.embedding_lr_ratio)
-    settings = {"lr": optim.lr, "betas": BETAS}
     if stage == 0:
-        return ClippingAdamW(groups, optim.max_grad_norm, **settings)
+        return ClippingAdamW(groups, max_grad_norm, **settings)
     if not on_cpu:
         return _known_to_deepspeed(SkippingAdamW(groups, **settings))
     from deepspeed.ops.adam import DeepSpeedCPUAdam

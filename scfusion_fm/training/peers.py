@@ -24,6 +24,7 @@ from torch import distributed
 
 from scfusion_fm.config.errors import CommandError
 from scfusion_fm.training.ranks import Ranks
+from scfusion_fm.training.stop import Stopped
 
 MISSED_BEATS = 12  # so many in a row, and a rank counts as dead
 _CONNECT_S = 60.0
@@ -129,7 +130,8 @@ class PeerWatch:
         # A collective fails when a peer dies, and may be faster than the watch.
         lost = _is_of_a_collective(error) and self._judged.wait(3 * self._interval)
         self._left.set()
-        self._farewell = _BYE if error is None or isinstance(error, SystemExit) else _FAILED + _in_one_line(error)
+        in_order = error is None or isinstance(error, SystemExit | Stopped)
+        self._farewell = _BYE if in_order else _FAILED + _in_one_line(error)
         self._waker.send(b"!")
         self._thread.join()
         for closing in (self._wake, self._waker, self._selector):

@@ -18,8 +18,8 @@ from deepspeed.accelerator import get_accelerator
 from torch import distributed
 
 from scfusion_fm.training.collectives import from_rank_0, gather
+from scfusion_fm.training.launch import join_launch
 
-_ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
 _LOOK_AGAIN_S = 0.5
 
 
@@ -64,11 +64,9 @@ def start_ranks(threads_per_rank: int, timeout_s: float) -> Ranks:
     Raises
     ------
     ValueError
-        If srun started several tasks, and nobody has said where the first is.
+        If the launch was meant to be of several ranks and is not, or nobody has said where the first is.
     """
-    if "RANK" not in os.environ:
-        os.environ.update(_read_slurm_step() or _ALONE)
-        _check_master()
+    join_launch()
     torch.set_num_threads(threads_per_rank)
     # DeepSpeed would compile an operator for ranks that share a CPU. That takes a minute, a launch that is killed
     # meanwhile leaves a lock on which every later one hangs, and gloo does the same work.
@@ -162,40 +160,3 @@ def _write_token(directory: Path) -> str:
             f"`output_dir` must be a directory that may be written to, got {str(directory)!r}: {error}."
         ) from error
     return file.name
-
-
-def _read_slurm_step() -> dict[str, str] | None:
-    """Translate the variables of a task that srun started; None in a batch script or a shell, which is no step."""
-    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
-    if tasks == "1":
-        return None
-    local_rank = int(os.environ["SLURM_LOCALID"])
-    if torch.cuda.is_available():
-        # With --gpus-per-task a task sees its own device only, as number 0.
-        local_rank %= torch.cuda.device_count()
-    # A port that the tasks of a job agree on, that jobs on the same host rarely share, and that is not handed out
-    # to clients.
-    port = 10_000 + int(os.environ["SLURM_JOB_ID"]) % 20_000
-    found = {
-        "RANK": os.environ["SLURM_PROCID"],
-        "LOCAL_RANK": str(local_rank),
-        "WORLD_SIZE": tasks,
-        "MASTER_PORT": str(port),
-    }
-    return found | {k: v for k, v in os.environ.items() if k in ("MASTER_ADDR", "MASTER_PORT")}
-
-
-def _check_master() -> None:
-    """
-    Check that ranks know where to meet.
-
-    Raises
-    ------
-    ValueError
-        If they do not.
-    """
-    if "MASTER_ADDR" not in os.environ:
-        raise ValueError(
-            "`MASTER_ADDR` must be set when srun starts more than one task, got none. In the batch script, before "
-            'srun: export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'
-        )

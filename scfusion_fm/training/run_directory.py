@@ -9,16 +9,14 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
-import deepspeed
-from deepspeed import comm
-
 from scfusion_fm.config.loading import config_differences
 from scfusion_fm.config.pretrain import RunConfig
 from scfusion_fm.records import SEAL, read_record, seal_record
 from scfusion_fm.training import checkpoint
 from scfusion_fm.training.checkpoint import Checkpoint
-from scfusion_fm.training.collectives import from_rank_0, gather, together
-from scfusion_fm.training.fragments import live_fragments, own_fragments, set_updates
+from scfusion_fm.training.checkpoint_store import CheckpointStore
+from scfusion_fm.training.collectives import from_rank_0
+from scfusion_fm.training.fragments import Engine
 from scfusion_fm.training.run_files import CHECKPOINTS, IDENTITY, LOCK
 
 LOCK_PATIENCE_S = 20.0  # a run that was killed may take a while to be gone
@@ -46,6 +44,7 @@ class RunDirectory:
     def __init__(self, path: Path, identity: dict[str, Any], settings: RunConfig):
         self.path = path
         self._settings = settings
+        self._store = CheckpointStore(self.checkpoints)
         from_rank_0(lambda: self._claim(identity))
 
     @property
@@ -64,24 +63,15 @@ class RunDirectory:
         ValueError
             If there are checkpoints, and all of them are damaged.
         """
-        names = from_rank_0(lambda: [d.name for d in checkpoint.complete_checkpoints(self.checkpoints)])
-        damages = []
-        for name in reversed(names):
-            found = Checkpoint(self.checkpoints / name)
-            damage = found.damage(slice(comm.get_rank(), None, comm.get_world_size()))
-            damages = [d for d in gather(damage) if d is not None]
-            if not damages:
-                return found
-            if comm.get_rank() == 0:
-                print(f"warning: checkpoint {name} is damaged and not used: {damages[0]}", file=sys.stderr)
-        if damages:
+        found, damaged = self._store.newest()
+        if found is None and damaged:
             raise ValueError(
-                f"`output_dir` must hold at least one intact checkpoint, got {len(names)} damaged ones in "
+                f"`output_dir` must hold at least one intact checkpoint, got {damaged} damaged ones in "
                 f"{str(self.checkpoints)!r}. Copy them again, or move them away to start anew."
             )
-        return None
+        return found
 
-    def save(self, engine: deepspeed.DeepSpeedEngine, step: int, state: dict[str, Any]) -> None:
+    def save(self, engine: Engine, step: int, state: dict[str, Any]) -> None:
         """
         Write a checkpoint from all ranks, then remove old ones.
 
@@ -97,25 +87,7 @@ class RunDirectory:
         OSError
             On all ranks, if one of them could not write; older checkpoints are as they were.
         """
-        scratch = self.checkpoints / from_rank_0(lambda: self._start_checkpoint(step))
-        try:
-            files = together(lambda: checkpoint.write_rank(scratch, comm.get_rank(), own_fragments(engine)))
-            manifest = {
-                "step": step,
-                "state": state,
-                "ranks": comm.get_world_size(),
-                "zero_stage": engine.zero_optimization_stage(),
-                "files": files,
-            }
-            from_rank_0(lambda: checkpoint.publish(scratch, manifest).name)
-        except OSError as error:
-            if comm.get_rank() == 0:
-                checkpoint.remove_leftovers(self.checkpoints)
-            raise OSError(
-                error.errno,
-                f"the checkpoint of step {step} could not be written: {error.strerror}. The older ones are intact; "
-                "make room and run the same command again",
-            ) from error
+        self._store.save(engine, step, state)
         keep = self._settings
         from_rank_0(lambda: checkpoint.prune(self.checkpoints, step, keep.keep_checkpoints, keep.keep_every))
 
@@ -184,18 +156,6 @@ class RunDirectory:
             self.path / IDENTITY, "remove it to go on from the checkpoints with the settings that you give"
         )
         return {key: value for key, value in known.items() if key != SEAL}
-
-    def _start_checkpoint(self, step: int) -> str:
-        """Make room and a directory for a checkpoint; give the name of that."""
-        checkpoint.remove_leftovers(self.checkpoints)
-        return checkpoint.start_checkpoint(self.checkpoints, step).name
-
-
-def restore(engine: deepspeed.DeepSpeedEngine, found: Checkpoint, updates: int) -> None:
-    """Set the weights, the moments and the count of updates of an engine."""
-    found.restore(live_fragments(engine))
-    set_updates(engine, updates)
-    comm.barrier()  # nobody starts, and removes files, while others read
 
 
 def _try_lock(file: TextIO) -> bool:

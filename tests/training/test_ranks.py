@@ -11,7 +11,7 @@ from gloo_ranks import add, finish, launch
 from torch import distributed
 
 from scfusion_fm.config.command import run_command
-from scfusion_fm.training import ranks as ranks_module
+from scfusion_fm.training import launch as launch_module
 from scfusion_fm.training.ranks import Ranks, check_shared, start_ranks
 
 
@@ -65,7 +65,7 @@ def test_tasks_of_a_job_agree_on_a_port(monkeypatch, job, port):
     for name, value in (SRUN | {"SLURM_JOB_ID": job, "SLURM_PROCID": "1", "SLURM_LOCALID": "1"}).items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("MASTER_PORT", raising=False)
-    assert ranks_module._read_slurm_step()["MASTER_PORT"] == port
+    assert launch_module._read_slurm_step()["MASTER_PORT"] == port
 
 
 def wait_in_vain(rank, directory):

@@ -13,9 +13,11 @@ from scfusion_fm.data.schema import AlignedCells
 from scfusion_fm.evaluation.calibration.unknown import CellOutputs
 from scfusion_fm.evaluation.metrics.labels import annotation_scores
 from scfusion_fm.evaluation.partition import Partition
-from scfusion_fm.inference.batches import CellCollator, check_modality_dropout, predict_fields
+from scfusion_fm.inference.batches import CellCollator, predict_fields
 from scfusion_fm.model import ScFusionTTTFeatureExtractor, ScFusionTTTForCellTypeAnnotation
 from scfusion_fm.tasks.annotation.cells import LabelledCells
+from scfusion_fm.tasks.dropout import InputDropout, check_modality_dropout
+from scfusion_fm.tasks.epochs import Objective
 from scfusion_fm.tasks.loss import BalancedCrossEntropy
 from scfusion_fm.tasks.settings import FitSettings
 from scfusion_fm.tasks.starts.classifier import start_classifier
@@ -115,28 +117,17 @@ def fit_annotation(
         model.model.requires_grad_(False)
         for part in settings.trained:
             getattr(model.model, part).requires_grad_(True)
-    cells = (data.aligned, data.extractor, data.codes)
-    collators = {
-        "train": CellCollator(
-            *cells,
-            settings.modality_dropout,
-            settings.seed,
-            settings.modalities,
-            token_dropout=settings.optim.token_dropout,
-        ),
-        "val": CellCollator(*cells, modalities=settings.modalities),
-    }
+    collator = CellCollator(data.aligned, data.extractor, data.codes, settings.modalities)
 
-    def score(prediction) -> dict[str, float]:
-        scores = annotation_scores(data.names_of(prediction.label_ids), data.names_of(prediction.predictions))
+    def score(logits: NDArray[np.float32]) -> dict[str, float]:
+        scores = annotation_scores(data.labels[partition.val], data.names_of(logits))
         return {"score": scores["macro_f1"], **scores}
 
-    start_classifier(
-        model, collators["val"], data.codes, partition, data.inputs, settings.balance_classes, settings.seed
-    )
+    start_classifier(model, collator, data.codes, partition, data.inputs, settings.balance_classes, settings.seed)
     codes = data.codes[partition.train]
     loss = BalancedCrossEntropy(codes, len(data.classes)) if settings.balance_classes else None
-    num_trained = train_best(model, partition, collators, score, weights.suit(settings), loss)
+    dropout = InputDropout(settings.seed, settings.modality_dropout, settings.optim.token_dropout)
+    num_trained = train_best(model, partition, collator, Objective(score, loss, dropout), weights.suit(settings))
     return FittedAnnotation(model, data.extractor, settings.modalities, num_trained)
 
 

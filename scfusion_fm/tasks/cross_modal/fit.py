@@ -15,6 +15,8 @@ from scfusion_fm.evaluation.partition import Partition
 from scfusion_fm.inference.batches import CellCollator, predict_rows
 from scfusion_fm.model import ScFusionTTTFeatureExtractor, ScFusionTTTForCrossModalPrediction
 from scfusion_fm.tasks.cross_modal.cells import SOURCE_OF, PairedCells
+from scfusion_fm.tasks.dropout import InputDropout
+from scfusion_fm.tasks.epochs import Objective
 from scfusion_fm.tasks.settings import FitSettings
 from scfusion_fm.tasks.starts.kernel import KernelTargets, choose_share, fit_kernel, size_kernel
 from scfusion_fm.tasks.trainer import train_best
@@ -33,14 +35,10 @@ class TargetCollator(CellCollator):
         All cells.
     offsets
         (n, T), what is taken from the targets of each cell.
-    seed
-        Seed of the random choices.
-    token_dropout
-        Largest share of its tokens that a cell loses, in [0, 1); targets lose none.
     """
 
-    def __init__(self, data: PairedCells, offsets: NDArray[np.float32], seed: int = 0, token_dropout: float = 0.0):
-        super().__init__(data.aligned, data.extractor, seed=seed, target=data.target, token_dropout=token_dropout)
+    def __init__(self, data: PairedCells, offsets: NDArray[np.float32]):
+        super().__init__(data.aligned, data.extractor)
         self.panel, self.offsets = data.panel, offsets
 
     def __call__(self, rows: list[int]) -> dict[str, torch.Tensor]:
@@ -104,21 +102,18 @@ def fit_cross_modal(
     )
     if data.target == "adt":
         model.weigh_targets(_weigh_targets(levelled, train))
-    collators = {
-        name: TargetCollator(data, offsets, settings.seed, token_dropout)
-        for name, token_dropout in (("train", settings.optim.token_dropout), ("val", 0.0))
-    }
+    collator = TargetCollator(data, offsets)
 
-    def score(prediction) -> dict[str, float]:
-        logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
+    def score(logits: NDArray[np.float32]) -> dict[str, float]:
         guess = _columns(data, logits)
         return {"score": mean_correlation(levelled, val, guess), **levelled.score(val, guess)[1]}
 
-    num_trained = train_best(model, partition, collators, score, weights.suit(settings))
+    dropout = InputDropout(settings.seed, 0.0, settings.optim.token_dropout, spared=f"{data.target}_observed")
+    num_trained = train_best(model, partition, collator, Objective(score, None, dropout), weights.suit(settings))
     fitted = FittedCrossModal(model, data, num_trained)
     if model.config.num_landmarks:
         targets = KernelTargets(levelled.measured, levelled.observed, levelled.panel)
-        fit_kernel(model, collators["val"], targets, partition, settings.seed)
+        fit_kernel(model, collator, targets, partition, settings.seed)
         choose_share(
             model, data.panel, lambda: fitted.predict(val), lambda guess: mean_correlation(levelled, val, guess)
         )
