@@ -1,9 +1,11 @@
 """Fine-tuning by the ranks of a launch: what they do together, and what rank 0 does alone."""
 
 import contextlib
+import functools
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 from torch import distributed
 
@@ -14,6 +16,15 @@ from scfusion_fm.training.launch import is_launched
 
 TIMEOUT_S = 86_400.0  # a rank that died is noticed by its silence; one that is slower than the others is waited for
 HEARTBEAT_S = 5.0
+
+P, T = ParamSpec("P"), TypeVar("T")
+
+
+class _WithOptim(Protocol):
+    optim: FinetuneOptimConfig
+
+
+Config = TypeVar("Config", bound=_WithOptim)
 
 
 class _Released(Exception):
@@ -53,6 +64,30 @@ def joined_ranks(optim: FinetuneOptimConfig) -> Iterator[None]:
         # The others may have ended long before, or be gone; groups of NCCL would wait for them.
         if distributed.get_backend() == "gloo":
             distributed.destroy_process_group()
+
+
+def by_all_ranks(run: Callable[Concatenate[Config, P], T]) -> Callable[Concatenate[Config, P], T | None]:
+    """
+    Let a fine-tuning be run by the ranks of the launch; None is given on ranks that are released.
+
+    Parameters
+    ----------
+    run
+        Called with a configuration that has `optim`; what it keeps when it is interrupted, another call goes on from.
+    """
+
+    @functools.wraps(run)
+    def run_with_others(config: Config, /, *rest: P.args, **named: P.kwargs) -> T | None:
+        try:
+            with joined_ranks(config.optim):
+                return run(config, *rest, **named)
+        except KeyboardInterrupt as interruption:
+            if interruption.args:
+                raise
+            raise KeyboardInterrupt("interrupted; the same command goes on from the newest checkpoint") from None
+        return None
+
+    return run_with_others
 
 
 def leave_rest_to_rank_0() -> None:

@@ -1,5 +1,6 @@
 """What a fine-tuning leaves: the model with its calibration, results, and the closing lines."""
 
+from pathlib import Path
 from typing import Any, Protocol
 
 import pandas as pd
@@ -8,11 +9,14 @@ from mudata import MuData
 from transformers import PreTrainedModel
 
 from scfusion_fm.config.loading import save_config
+from scfusion_fm.data.schema import AlignedCells
 from scfusion_fm.data.scratch import Scratch
 from scfusion_fm.evaluation.report.run_files import write_results
 from scfusion_fm.inference.export import export_model
 from scfusion_fm.model import ScFusionTTTFeatureExtractor
+from scfusion_fm.tasks.memory import claim_memory, identify_run
 from scfusion_fm.tasks.seen import SeenByModel
+from scfusion_fm.training.collectives import from_rank_0
 from scfusion_fm.untrusted.text import show_text
 
 
@@ -32,11 +36,21 @@ class Fitted(Protocol):
         """How many of its parameters were trained."""
 
 
-def start_run(run: Scratch, config: Any) -> None:
-    """Make the directory of a run, with its settings."""
-    run.open()
-    run.path.mkdir()
-    save_config(config, run.path / "config.yaml")
+def start_run(run: Scratch, config: Any, aligned: AlignedCells) -> Path:
+    """
+    Make the directory of a run, with its settings, by rank 0 for all; give where its fits keep checkpoints.
+
+    What a run with the same settings, cells and model left there is gone on with.
+    """
+
+    def start() -> None:
+        run.open()
+        run.path.mkdir()
+        save_config(config, run.path / "config.yaml")
+        claim_memory(run.memory, identify_run(config, aligned))
+
+    from_rank_0(start)
+    return run.memory
 
 
 def finish_run(

@@ -2,12 +2,10 @@
 
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from scfusion_fm import (
     ScFusionTTTFeatureExtractor,
@@ -27,6 +25,7 @@ from scfusion_fm.tasks.cross_modal.fit import fit_cross_modal
 from scfusion_fm.tasks.settings import FitSettings
 from scfusion_fm.tasks.splits import split_cells
 from scfusion_fm.tasks.weights import Weights
+from scfusion_fm.training.checkpoint_store import CheckpointStore
 
 pytest.importorskip("peft")
 OPTIM = FinetuneOptimConfig(epochs=2, batch_size=32, lr=0.02, threads=1, lora_rank=2)
@@ -122,7 +121,7 @@ def test_fitted_model_is_saved_without_adapters_and_gives_the_same(model_dir, pa
     cells, aligned = read_aligned(paired_file, extractor)
     partition = split_cells(cells.obs, SplitConfig(val_fraction=0.2, test_fraction=0.2))
     data = LabelledCells(aligned, extractor, cells.obs["cell_type"].astype(str).to_numpy())
-    settings = AnnotationSettings(OPTIM, directory=tmp_path / "trainer")
+    settings = AnnotationSettings(OPTIM, directory=tmp_path / "fit")
     fitted = fit_annotation(Weights(model_dir), data, partition, settings)
     predicted = fitted.predict(aligned, partition.test)
     assert (data.names_of(predicted) == data.labels[partition.test]).mean() > 0.6
@@ -139,12 +138,13 @@ def test_fitted_model_is_saved_without_adapters_and_gives_the_same(model_dir, pa
     for name, value in fitted.model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value)
     # What is merged are the adapters of the best epoch.
-    best = [
-        json.loads(p.read_text())["best_model_checkpoint"] for p in (tmp_path / "trainer").rglob("trainer_state.json")
-    ]
-    kept = load_file(Path(best[0]) / "model.safetensors")
-    layer = next(n for n in kept if n.endswith("qkv_proj.base_layer.weight")).removesuffix(".base_layer.weight")
-    added = kept[f"{layer}.lora_B.default.weight"] @ kept[f"{layer}.lora_A.default.weight"]
+    store = CheckpointStore(tmp_path / "fit")
+    newest, _ = store.newest()
+    best = store.open(newest.manifest["state"]["best_step"])
+    layer = next(n for n in best.names if n.endswith("qkv_proj.lora_A.default.weight")).split(".lora_A")[0]
+    outputs, inputs = plain.state_dict()[f"{layer}.weight"].shape
+    down = best.read("fp32", f"{layer}.lora_A.default.weight", 0, OPTIM.lora_rank * inputs).view(-1, inputs)
+    added = best.read("fp32", f"{layer}.lora_B.default.weight", 0, outputs * OPTIM.lora_rank).view(outputs, -1) @ down
     expected = plain.state_dict()[f"{layer}.weight"] + SCALE * added
     torch.testing.assert_close(loaded.state_dict()[f"{layer}.weight"], expected)
     assert added.abs().max() > 1e-4

@@ -1,6 +1,6 @@
 """Calibrate a fine-tuned classifier on held-out cells, and tell how it does on cells of types that it does not know."""
 
-import dataclasses
+import itertools
 from typing import Any
 
 import numpy as np
@@ -94,12 +94,13 @@ def score_open_set(
         Cell types to leave out in turn.
     """
     every, places = partition.join(PARTS)
+    numbers = itertools.count(1)
 
     def fit(known: NDArray[np.bool_]) -> CellOutputs:
         labels = np.where(np.isin(np.arange(len(data.labels)), every[known]), data.labels, "")
         part = LabelledCells(data.aligned, data.extractor, labels, data.modalities)
         chosen = Partition(*(every[rows[known[rows]]] for rows in (places.train, places.val)))
-        fitted = fit_annotation(weights, part, chosen, dataclasses.replace(settings, directory=None))
+        fitted = fit_annotation(weights, part, chosen, settings.part(f"without_{next(numbers)}"))
         return fitted.run(data.aligned, every, data.modalities)
 
     task = OpenSetTask(show_features(data, every), data.labels[every], places, seed=settings.seed)

@@ -19,11 +19,13 @@ from scfusion_fm.tasks.annotation.calibrate import (
 )
 from scfusion_fm.tasks.annotation.fit import AnnotationSettings, fit_annotation
 from scfusion_fm.tasks.annotation.labelled_file import LabelledFile
+from scfusion_fm.tasks.ranks import by_all_ranks, leave_rest_to_rank_0
 from scfusion_fm.tasks.results import finish_run, start_run
 from scfusion_fm.tasks.seen import check_test_cells
 from scfusion_fm.tasks.weights import Weights
 
 
+@by_all_ranks
 def run_annotation(config: AnnotationConfig) -> None:
     """Fine-tune a pretrained model to annotate cell types, and compare it with baselines on the same cells."""
     run = Scratch(config.output_dir, "output_dir")
@@ -35,22 +37,29 @@ def run_annotation(config: AnnotationConfig) -> None:
     data = file.data
     check_left_out(config.leave_out_types, data.classes, data.labels[file.partition.test])
     seen = check_test_cells(config, data.aligned, extractor, file.partition)
-    settings = AnnotationSettings(
-        config.optim, config.seed, run.path / "trainer", config.balance_classes, config.modality_dropout
-    )
 
     # Fine-tune; each modality is hidden now and then, so that the model also serves cells that lack it.
-    start_run(run, config)
+    fits = start_run(run, config, data.aligned)
+    settings = AnnotationSettings(
+        config.optim,
+        config.seed,
+        fits / "main",
+        balance_classes=config.balance_classes,
+        modality_dropout=config.modality_dropout,
+    )
     weights = Weights(Path(config.model))
     fitted = fit_annotation(weights, data, file.partition, settings)
-
-    # Temperature and thresholds from held-out cells; and what becomes of types that training did not have.
-    calibration = calibrate_annotation(fitted, data, file.partition, config.unknown_score)
-    told = {"calibration": describe_calibration(calibration, fitted, data, file.partition.test)}
-    if config.leave_out_types:
+    told = {}
+    if config.leave_out_types:  # what becomes of types that training did not have
         open_set = score_open_set(weights, data, file.partition, settings, config.leave_out_types)
-        open_set.to_csv(run.path / "open_set.csv", index=False)
         told["open_set"] = describe_open_set(open_set)
+    leave_rest_to_rank_0()
+    if config.leave_out_types:
+        open_set.to_csv(run.path / "open_set.csv", index=False)
+
+    # Temperature and thresholds from held-out cells.
+    calibration = calibrate_annotation(fitted, data, file.partition, config.unknown_score)
+    told["calibration"] = describe_calibration(calibration, fitted, data, file.partition.test)
 
     # Held-out figures beside baselines that got the same cells and labels.
     logits = {name: fitted.predict(data.aligned, file.partition.test, shown) for name, shown in data.inputs.items()}

@@ -12,11 +12,13 @@ from scfusion_fm.tasks.annotation.baselines import name_by_baselines
 from scfusion_fm.tasks.annotation.calibrate import calibrate_annotation, describe_calibration
 from scfusion_fm.tasks.annotation.fit import AnnotationSettings, choose_projected, fit_annotation
 from scfusion_fm.tasks.annotation.labelled_file import LabelledFile
+from scfusion_fm.tasks.ranks import by_all_ranks, leave_rest_to_rank_0
 from scfusion_fm.tasks.results import finish_run, start_run
 from scfusion_fm.tasks.seen import check_test_cells
 from scfusion_fm.tasks.weights import Weights
 
 
+@by_all_ranks
 def run_transfer(config: UnimodalTransferConfig) -> None:
     """Teach a pretrained model to name cell types from RNA alone, through the protein latents that it projects."""
     run = Scratch(config.output_dir, "output_dir")
@@ -30,19 +32,19 @@ def run_transfer(config: UnimodalTransferConfig) -> None:
     projected = choose_projected(data, config.proteins) if config.projected_proteins else []
     proteins = [extractor.protein_names[place] for place in projected]
 
+    # Fine-tune the projection and the head.
     settings = AnnotationSettings(
         config.optim,
         config.seed,
-        run.path / "trainer",
-        config.balance_classes,
+        start_run(run, config, data.aligned) / "main",
+        balance_classes=config.balance_classes,
         modalities=("rna",),
         projected=projected,
         trained=("adt_projection",) if projected else (),
     )
 
-    # Fine-tune the projection and the head.
-    start_run(run, config)
     fitted = fit_annotation(Weights(Path(config.model)), data, file.partition, settings)
+    leave_rest_to_rank_0()
 
     # Temperature and thresholds from held-out cells.
     calibration = calibrate_annotation(fitted, data, file.partition, config.unknown_score)

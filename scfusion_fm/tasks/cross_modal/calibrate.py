@@ -1,6 +1,5 @@
 """Intervals of a fine-tuned predictor of proteins, from cells that it did not learn from, and how often they hold."""
 
-import dataclasses
 from typing import Any
 
 import numpy as np
@@ -95,7 +94,7 @@ def calibrate_for_new_groups(
         kept = np.random.default_rng([settings.seed, number]).permutation(known[~own])
         num_val = max(1, round(len(kept) * len(partition.val) / len(known)))
         part = Partition(train=kept[num_val:], val=kept[:num_val])
-        fitted = fit_cross_modal(weights, data, part, dataclasses.replace(settings, directory=None))
+        fitted = fit_cross_modal(weights, data, part, settings.part(f"without_{number}"))
         predicted[own] = fitted.predict(known[own])
     arrays = data.measured[known], predicted, data.observed[known]
     return fit_left_out_intervals(*arrays, data.names, groups[known])

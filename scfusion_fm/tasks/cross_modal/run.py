@@ -23,6 +23,7 @@ from scfusion_fm.tasks.cross_modal.calibrate import (
 )
 from scfusion_fm.tasks.cross_modal.cells import PairedCells
 from scfusion_fm.tasks.cross_modal.fit import fit_cross_modal
+from scfusion_fm.tasks.ranks import by_all_ranks, leave_rest_to_rank_0
 from scfusion_fm.tasks.results import describe_provenance, finish_run, start_run
 from scfusion_fm.tasks.seen import check_test_cells
 from scfusion_fm.tasks.settings import FitSettings
@@ -30,6 +31,7 @@ from scfusion_fm.tasks.splits import split_cells
 from scfusion_fm.tasks.weights import Weights
 
 
+@by_all_ranks
 def run_cross_modal(config: CrossModalConfig) -> None:
     """Fine-tune a pretrained model to predict proteins from RNA, and compare it with baselines on the same cells."""
     run = Scratch(config.output_dir, "output_dir")
@@ -49,11 +51,15 @@ def run_cross_modal(config: CrossModalConfig) -> None:
     groups, donors = (read_groups(cells, key) for key in (config.interval_group_key, config.coverage_key))
     print(f"{len(data.names)} proteins, cells: {partition.counts}")
 
-    # Fine-tune the pretraining pass with all proteins hidden.
-    start_run(run, config)
-    settings = FitSettings(config.optim, config.seed, run.path / "trainer")
+    # Fine-tune the pretraining pass with all proteins hidden; make intervals from cells that it did not learn from.
+    settings = FitSettings(config.optim, config.seed, start_run(run, config, aligned) / "main")
     weights = Weights(Path(config.model))
     fitted = fit_cross_modal(weights, data, partition, settings)
+    if left_out is None:
+        intervals = calibrate_intervals(data, partition.calibration, fitted, groups)
+    else:
+        intervals = calibrate_for_new_groups(weights, data, partition, settings, left_out)
+    leave_rest_to_rank_0()
 
     # Held-out figures beside baselines that got the same cells.
     test = partition.test
@@ -63,11 +69,7 @@ def run_cross_modal(config: CrossModalConfig) -> None:
     arrays = {"measured": data.measured[test], "predicted": predictions["scFusionTTT"], "names": np.array(data.names)}
     np.savez(run.path / "test_predictions.npz", **arrays)
 
-    # Intervals from cells that the model did not learn from, and how often they hold what was measured in test cells.
-    if left_out is None:
-        intervals = calibrate_intervals(data, partition.calibration, fitted, groups)
-    else:
-        intervals = calibrate_for_new_groups(weights, data, partition, settings, left_out)
+    # How often the intervals hold what was measured in test cells.
     coverage = measure_coverage(data, test, intervals, predictions["scFusionTTT"], (groups, donors))
     coverage.to_csv(run.path / "interval_coverage.csv", index=False)
     results = {

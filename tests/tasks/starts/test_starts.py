@@ -22,6 +22,7 @@ from scfusion_fm.inference.model_directory import load_extractor
 from scfusion_fm.tasks.annotation.cells import LabelledCells
 from scfusion_fm.tasks.cross_modal.cells import PairedCells
 from scfusion_fm.tasks.cross_modal.fit import fit_cross_modal
+from scfusion_fm.tasks.epochs import Objective
 from scfusion_fm.tasks.settings import FitSettings
 from scfusion_fm.tasks.starts.classifier import (
     LOG_SHARPNESS,
@@ -169,7 +170,7 @@ def test_the_start_is_kept_where_training_makes_it_worse(model_dir, data, scores
     start = {name: value.clone() for name, value in model.state_dict().items()}
     told = iter(scores)
     settings = FitSettings(FinetuneOptimConfig(epochs=1, threads=1))
-    train_best(model, CELLS, {"train": collator, "val": collator}, lambda _: {"score": next(told)}, settings)
+    train_best(model, CELLS, collator, Objective(lambda _: {"score": next(told)}), settings)
     kept = all(torch.equal(value, start[name]) for name, value in model.state_dict().items())
     assert kept == (scores[0] > scores[1])
 
