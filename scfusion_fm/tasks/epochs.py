@@ -14,6 +14,7 @@ from torch import Tensor
 
 from scfusion_fm.evaluation.partition import Partition
 from scfusion_fm.inference.batches import Collate
+from scfusion_fm.notices import tell
 from scfusion_fm.tasks.dropout import InputDropout, order_cells, tell_cells
 from scfusion_fm.tasks.settings import FitSettings
 from scfusion_fm.training.checkpoint import Checkpoint
@@ -238,7 +239,7 @@ class EpochLoop:
 
     def _tell(self, text: str) -> None:
         if own_rank() == 0 and self.settings.speaks and self.settings.directory is not None:
-            print(text, flush=True)
+            tell(text)
 
     def _to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: value.to(self.device) for name, value in batch.items()}

@@ -14,6 +14,7 @@ import scipy.sparse as sp
 import scfusion_fm
 from scfusion_fm.config.loading import config_differences
 from scfusion_fm.data.schema import AlignedCells
+from scfusion_fm.notices import tell
 from scfusion_fm.records import SEAL, read_record, seal_record
 from scfusion_fm.training.checkpoint import write_durably
 from scfusion_fm.training.settings import precision, read_deepspeed_settings
@@ -52,7 +53,7 @@ def claim_memory(memory: Path, identity: dict[str, Any]) -> None:
         changed = _find_changes(record, identity)
         if not changed:
             return
-        print(f"an unfinished run with the same output is not gone on with ({'; '.join(changed)}): starting anew")
+        tell(f"an unfinished run with the same output is not gone on with ({'; '.join(changed)}): starting anew")
         record.unlink(missing_ok=True)  # before what it vouches for
         shutil.rmtree(memory)
     memory.mkdir()

@@ -10,7 +10,7 @@ from typing import Concatenate, ParamSpec, Protocol, TypeVar
 from torch import distributed
 
 from scfusion_fm.config.finetune import FinetuneOptimConfig
-from scfusion_fm.notices import ScFusionWarning
+from scfusion_fm.notices import ScFusionWarning, settings
 from scfusion_fm.training.collectives import own_rank
 from scfusion_fm.training.launch import is_launched
 
@@ -102,6 +102,10 @@ def _silence(silent: bool) -> Iterator[None]:
     if not silent:
         yield
         return
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), warnings.catch_warnings():
-        warnings.simplefilter("ignore", ScFusionWarning)
-        yield
+    before, settings.verbosity = settings.verbosity, 0
+    try:
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), warnings.catch_warnings():
+            warnings.simplefilter("ignore", ScFusionWarning)
+            yield
+    finally:
+        settings.verbosity = before

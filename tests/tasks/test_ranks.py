@@ -1,0 +1,119 @@
+"""Several ranks fine-tune to the same result as one, and rank 0 alone speaks and writes."""
+
+import json
+import signal
+import sys
+
+import numpy as np
+import pytest
+from launch import ROOT, Job, run
+from safetensors.torch import load_file
+
+from scfusion_fm.training import launch
+
+ANNOTATION, TRANSFER = "finetune/cell_type_annotation.py", "finetune/unimodal_transfer.py"
+CROSS_MODAL = "finetune/cross_modal_prediction.py"
+ROUNDING = {"rtol": 1e-3, "atol": 1e-5}  # of weights, as docs/finetuning.md tells it
+
+
+@pytest.fixture
+def settings(model_dir, paired_file, tmp_path):
+    """A file of settings in which the last batch of an epoch has fewer cells than there are ranks."""
+    file = tmp_path / "config.yaml"
+    file.write_text(
+        f"model: {model_dir}\ndata: {paired_file}\n"
+        "optim: {epochs: 2, batch_size: 37, lr: 0.01, threads: 1, token_dropout: 0.3}\n"
+    )
+    return file
+
+
+def start(ranks, script, settings, output, *overrides):
+    kind = type("FinetuneJob", (Job,), {"script": script})
+    return kind(ranks, output.with_suffix(".logs"), "--config", settings, f"output_dir={output}", *overrides)
+
+
+def compare(found, wanted):
+    """Compare what two runs left; give the largest difference of weights."""
+    one, other = (load_file(run / "model" / "model.safetensors") for run in (found, wanted))
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        np.testing.assert_allclose(value, other[name], err_msg=name, **ROUNDING)
+    tables = [json.loads((run / "results.json").read_text())["table"] for run in (found, wanted)]
+    for mine, theirs in zip(*tables, strict=True):
+        for name, value in mine.items():
+            assert value == (theirs[name] if isinstance(value, str) else pytest.approx(theirs[name], rel=1e-3)), name
+    assert {p.name for p in found.iterdir()} == {p.name for p in wanted.iterdir()}
+
+
+def test_two_ranks_give_what_one_gives_and_one_of_them_speaks(settings, tmp_path):
+    jobs = [start(n, ANNOTATION, settings, tmp_path / str(n), "leave_out_types=[B]") for n in (1, 2)]
+    for job in jobs:
+        job.finish()
+    compare(tmp_path / "2", tmp_path / "1")
+    one, (first, second) = jobs[0].output, [log.read_text() for log in jobs[1].logs]
+    assert second == ""
+    assert [line for line in first.splitlines() if "left" not in line] == [
+        line.replace(f"{tmp_path}/1", f"{tmp_path}/2") for line in one.splitlines() if "left" not in line
+    ]
+    assert not list(tmp_path.glob(".*.unfinished"))
+
+
+def test_rank_that_dies_ends_all_with_one_message(settings, tmp_path):
+    job = start(2, CROSS_MODAL, settings, tmp_path / "out", "optim.epochs=1000", "optim.patience=1000")
+    job.wait_for("epoch 1.0 of 1000")
+    job.send(signal.SIGKILL, 1)
+    assert job.wait()[0] == 1
+    assert job.output.count("error: ") == 1
+    assert "error: rank 1 on host" in job.output
+    assert "the same command goes on from the newest checkpoint" in job.output
+
+
+def test_mistake_is_told_once(settings, tmp_path):
+    (tmp_path / "out").mkdir()
+    job = start(2, ANNOTATION, settings, tmp_path / "out")
+    assert job.finish(2).count("error: `output_dir` must not exist yet") == 1
+
+
+def test_accelerate_that_starts_one_process_of_several_is_not_believed(monkeypatch):
+    for name in ("RANK", "MASTER_ADDR", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert not launch.is_launched()
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    with pytest.raises(ValueError, match="`accelerate launch` must start as many processes as it was told to, got one"):
+        launch.is_launched()
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "0")
+    assert not launch.is_launched()
+
+
+LAUNCHERS = {
+    "torchrun": ["torchrun", "--nproc-per-node", "2"],
+    "deepspeed": ["deepspeed", "--num_accelerators", "2"],
+    "accelerate": ["accelerate", "launch", "--multi_gpu", "--num_processes", "2"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", [ANNOTATION, TRANSFER, CROSS_MODAL])
+def test_every_launcher_gives_what_one_rank_gives(settings, tmp_path, script):
+    run(sys.executable, script, "--config", settings, f"output_dir={tmp_path / 'one'}")
+    for name, words in LAUNCHERS.items():
+        run(*words, script, "--config", settings, f"output_dir={tmp_path / name}")
+        compare(tmp_path / name, tmp_path / "one")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", range(4))
+@pytest.mark.parametrize("script", [ANNOTATION, TRANSFER, CROSS_MODAL])
+def test_zero_gives_what_plain_torch_gives(settings, tmp_path, script, stage):
+    jobs = [
+        start(1, script, settings, tmp_path / "plain"),
+        *(
+            start(n, script, settings, tmp_path / str(n), f"optim.deepspeed={ROOT}/configs/deepspeed/zero{stage}.json")
+            for n in (1, 2)
+        ),
+    ]
+    for job in jobs:
+        job.finish()
+    for ranks in ("1", "2"):
+        compare(tmp_path / ranks, tmp_path / "plain")
