@@ -53,7 +53,10 @@ def together(action: Callable[[], Any]) -> list[Any]:
     kind, text = _describe(mine[1])
     results = gather((mine[0], kind, text))
     if mine[1] is not None and not isinstance(mine[1], OSError):
-        raise mine[1]
+        try:
+            raise mine[1]
+        finally:
+            del mine  # an error that knows a frame that knows the error keeps all alive that they know
     for rank, (_, kind, text) in enumerate(results):
         if isinstance(kind, int):
             raise OSError(kind, f"{text} (rank {rank})")

@@ -1,6 +1,5 @@
 """The directory of a run, as a run of one rank sees it."""
 
-import gc
 import operator
 
 import pytest
@@ -20,8 +19,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch):
     monkeypatch.setattr(run_directory, "LOCK_PATIENCE_S", 0.0)
-    yield
-    gc.collect()  # a run that was refused is in its error
 
 
 def open_run(path, lr=0.1):
