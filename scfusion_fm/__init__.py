@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from scfusion_fm.data.files.align import align_cells as align_cells
     from scfusion_fm.data.files.readers import read_cells as read_cells
     from scfusion_fm.data.inspect.doctor import examine_files as examine_files
-    from scfusion_fm.data.prepare.job import prepare_atlas as prepare_atlas
+    from scfusion_fm.data.prepare.prepare import prepare as prepare
     from scfusion_fm.data.stream.collate import MaskingCollator as MaskingCollator
     from scfusion_fm.data.stream.loader import AtlasLoader as AtlasLoader
     from scfusion_fm.data.stream.order import CellOrder as CellOrder
@@ -68,7 +68,7 @@ _HOMES = {
     "align_cells": "data.files.align",
     "Vocabulary": "data.vocabulary.vocabulary",
     "build_vocabulary": "data.vocabulary.vocabulary",
-    "prepare_atlas": "data.prepare.job",
+    "prepare": "data.prepare.prepare",
     "PrepareConfig": "config.prepare",
     "SourceConfig": "config.prepare",
     "SplitConfig": "config.split",

@@ -27,7 +27,7 @@ from scfusion_fm import (
     build_vocabulary,
     examine_files,
     load_pretrained,
-    prepare_atlas,
+    prepare,
     read_cells,
 )
 
@@ -49,8 +49,9 @@ def use_a_model(path: Path) -> ScFusionTTTFeatureExtractor:
 
 
 def stream_an_atlas(files: list[str], extractor: ScFusionTTTFeatureExtractor) -> None:
-    prepare_atlas(PrepareConfig("atlas.zarr", [SourceConfig(f) for f in files], split=SplitConfig(group_key="donor")))
-    atlas = Atlas("atlas.zarr")
+    config = PrepareConfig("atlas.zarr", [SourceConfig(f) for f in files], split=SplitConfig(group_key="donor"))
+    atlas = prepare(config)
+    assert_type(prepare(files, "other.zarr", workers=2), Atlas)
     order = CellOrder(atlas.rows_by_dataset("train"), 0, LoaderConfig())
     collate = MaskingCollator(extractor, MaskingConfig())
     model = ScFusionTTTForPreTraining(ScFusionTTTConfig(num_proteins=extractor.num_proteins))

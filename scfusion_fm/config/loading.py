@@ -43,14 +43,35 @@ def load_config(schema: type[T], path: str | Path, overrides: Sequence[str] = ()
     if bad:
         raise ValueError(f"Overrides must read `key=value`, got {bad[0]!r}.")
     read = _read_yaml(path)
-    given = _override(read, overrides)
+    return build_config(schema, _override(read, overrides), str(path))
+
+
+def build_config(schema: type[T], given: Any, where: str) -> T:
+    """
+    Check settings and make the dataclass of them.
+
+    Parameters
+    ----------
+    schema
+        As in `load_config`.
+    given
+        Settings by name, as a YAML file has them.
+    where
+        What holds them, for errors.
+
+    Raises
+    ------
+    ValueError
+        If a key is unknown, a value has the wrong type or is missing.
+    """
     try:
+        given = OmegaConf.create(given)
         complete = getattr(schema, "complete", None)
         given = given if complete is None else complete(given)
-        _check_keys(schema, given, str(path))
+        _check_keys(schema, given, where)
         return cast(T, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), given)))
     except (OmegaConfBaseException, TypeError) as error:  # TypeError: a list where there is a mapping, or so
-        raise ValueError(f"In {path}: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"In {where}: {str(error).splitlines()[0]}") from error
 
 
 def _read_yaml(path: Path) -> DictConfig:

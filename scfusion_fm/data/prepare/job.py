@@ -161,7 +161,12 @@ class AtlasJob:
         if len(missing) < len(tasks):
             self.report(f"pieces: {len(tasks) - len(missing)} of {len(tasks)} are there already")
         with self._lock(shared=share[1] > 1):
-            self.workers.run(write_piece, missing, self.report, "pieces")
+            try:
+                self.workers.run(write_piece, missing, self.report, "pieces")
+            except ValueError:
+                if share[1] == 1 and not any(task.path.exists() for task in tasks):
+                    self._remove_work()  # of a file that is refused, which will not come again
+                raise
 
     def merge(self) -> dict:
         """

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Literal
 
@@ -62,7 +62,7 @@ class Vocabulary:
 
     def to_dict(self) -> dict[str, list[str]]:
         """Give the five lists, such that `Vocabulary(**vocabulary.to_dict())` is the same again."""
-        return {name: list(values) for name, values in asdict(self).items()}
+        return {field.name: list(getattr(self, field.name)) for field in fields(self)}
 
     def fingerprint(self) -> str:
         """Give the SHA-256 of the content in hexadecimal."""
