@@ -8,10 +8,12 @@ import anndata as ad
 import mudata as md
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 
 from scfusion_fm.data.files.arrays import Group, member, modalities_of, text_of
 from scfusion_fm.data.files.broken import refuse_element
 from scfusion_fm.data.files.elements import ElementReader, MatrixOpener
+from scfusion_fm.data.files.stored import StoredAnnData
 
 Container: TypeAlias = ad.AnnData | md.MuData
 # Slots of mappings, with the lengths that their elements begin with.
@@ -31,6 +33,13 @@ def read_container(reader: ElementReader, group: Group) -> Container:
     if text_of(group.attrs.get("encoding-type", "")).lower() == "mudata":
         return _read_mudata(reader, group)
     return read_anndata(reader, group)
+
+
+def read_10x(parts: StoredAnnData) -> ad.AnnData:
+    """Read all of a 10x file of Cell Ranger 3 or later that was opened."""
+    assert parts.X is not None
+    counts = sp.csr_matrix(parts.X.rows(0, parts.shape[0]), dtype=np.float32)
+    return ad.AnnData(counts, obs=parts.obs, var=parts.var)
 
 
 def read_anndata(reader: ElementReader, group: Group, prefix: str = "") -> ad.AnnData:

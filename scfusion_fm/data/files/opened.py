@@ -20,6 +20,9 @@ from scfusion_fm.data.files.stored import (
     is_names,
 )
 
+FILTERED = "filtered_barcodes"
+_COLUMNS_10X = ("name", "id", "gene_id", "feature_type", "_all_tag_keys")  # the last names columns that a panel adds
+
 
 def open_anndata(reader: ElementReader, group: Group, prefix: str = "", is_needed: bool = True) -> StoredAnnData:
     """
@@ -123,7 +126,7 @@ def _read_table(reader: ElementReader, element: Any, slot: str, num_obs: int) ->
 
 
 def open_10x(reader: ElementReader, matrix: h5py.Group) -> StoredAnnData:
-    """Open the group `matrix` of a 10x file of Cell Ranger 3 or later; its columns are cells."""
+    """Open the group `matrix` of a 10x file of Cell Ranger 3 or later; its columns are cells. Tables as in scanpy."""
 
     def read(group: Any, key: str, length: int | None) -> np.ndarray:
         name = reader.name(f"matrix/{key}")
@@ -133,9 +136,26 @@ def open_10x(reader: ElementReader, matrix: h5py.Group) -> StoredAnnData:
         reader.budget.take(array, name, (length,))
         return array[:]
 
+    def read_column(group: Any, key: str, length: int) -> np.ndarray:
+        values = read(group, key, length)
+        return values if values.dtype.kind == "b" else values.astype(str)
+
     num_vars, num_obs = (int(n) for n in read(matrix, "shape", 2))
     table = member(matrix, "features", reader.name("matrix"))
-    ids, names, types = (read(table, key, num_vars).astype(str) for key in ("id", "name", "feature_type"))
-    var = pd.DataFrame({"gene_ids": ids, "feature_types": types}, index=pd.Index(names))
-    obs = pd.DataFrame(index=pd.Index(read(matrix, "barcodes", num_obs).astype(str)))
+    of_probes = "gene_id" in table
+    needed = {"gene_ids": "gene_id" if of_probes else "id", "feature_types": "feature_type"}
+    columns = {column: read_column(table, key, num_vars) for column, key in needed.items()}
+    index = pd.Index(read_column(table, "name", num_vars))
+    others = {key: key for key in table if key not in ("name", *_COLUMNS_10X)} | (
+        {"probe_ids": "id"} if of_probes else {}
+    )
+    for column, key in others.items():
+        found = reader.read_or_lose(f"matrix/features/{key}", lambda key=key: read_column(table, key, num_vars))
+        if found is not None:
+            columns[column] = found
+    obs = pd.DataFrame(index=pd.Index(read_column(matrix, "barcodes", num_obs)))
+    if FILTERED in matrix:
+        found = reader.read_or_lose(f"matrix/{FILTERED}", lambda: read(matrix, FILTERED, num_obs).astype(bool))
+        obs = obs if found is None else obs.assign(**{FILTERED: found})
+    var = pd.DataFrame(columns, index=index)
     return StoredAnnData(obs, var, reader.open_csr(matrix, (num_obs, num_vars), reader.name("matrix")))

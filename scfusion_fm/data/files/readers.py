@@ -15,7 +15,7 @@ import zarr
 from scfusion_fm.data.files.arrays import Group, close_files, member, modalities_of, open_root, text_of
 from scfusion_fm.data.files.broken import BrokenFileError, explain_file
 from scfusion_fm.data.files.columns import role_of_word
-from scfusion_fm.data.files.container import Container
+from scfusion_fm.data.files.container import Container, read_10x
 from scfusion_fm.data.files.container import read_container as read_elements
 from scfusion_fm.data.files.containment import check_hdf5_inside, check_heaps, check_regular, check_store_inside
 from scfusion_fm.data.files.counts import CellsFile
@@ -217,8 +217,7 @@ def read_container(file: OpenFile) -> Container:
         return file.container
     assert file.reader is not None
     if suffix_of(file.path) == ".h5":
-        _or_refuse(file.path, check_old, file.reader, open_root(file.path))  # scanpy reads all of it
-        return _or_refuse(file.path, _read_10x_h5, file.path)
+        return _or_refuse(file.path, read_10x, file.parts)
     return _or_refuse(file.path, read_elements, file.reader, open_root(file.path))
 
 
