@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from scfusion_fm.data.atlas.atlas import Atlas as Atlas
     from scfusion_fm.data.files.align import align_cells as align_cells
     from scfusion_fm.data.files.readers import read_cells as read_cells
-    from scfusion_fm.data.inspect.doctor import examine_files as examine_files
     from scfusion_fm.data.prepare.prepare import prepare as prepare
     from scfusion_fm.data.stream.collate import MaskingCollator as MaskingCollator
     from scfusion_fm.data.stream.loader import AtlasLoader as AtlasLoader
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from scfusion_fm.data.vocabulary.vocabulary import Vocabulary as Vocabulary
     from scfusion_fm.data.vocabulary.vocabulary import build_vocabulary as build_vocabulary
     from scfusion_fm.inference.annotate import annotate as annotate
+    from scfusion_fm.inference.doctor import doctor as doctor
     from scfusion_fm.inference.embed import embed as embed
     from scfusion_fm.inference.inputs import read_aligned as read_aligned
     from scfusion_fm.inference.loaded import LoadedModel as LoadedModel
@@ -63,7 +63,7 @@ _HOMES = {
     "ScFusionTTTModel": "model",
     "load_pretrained": "inference.model_directory",
     "read_aligned": "inference.inputs",
-    "examine_files": "data.inspect.doctor",
+    "doctor": "inference.doctor",
     "read_cells": "data.files.readers",
     "align_cells": "data.files.align",
     "Vocabulary": "data.vocabulary.vocabulary",

@@ -25,7 +25,7 @@ from scfusion_fm import (
     Vocabulary,
     align_cells,
     build_vocabulary,
-    examine_files,
+    doctor,
     load_pretrained,
     prepare,
     read_cells,
@@ -36,7 +36,7 @@ def read_a_file(path: Path) -> NDArray[np.bool_]:
     cells = read_cells(path, modality="rna")
     vocabulary = build_vocabulary([cells])
     assert_type(vocabulary, Vocabulary)
-    assert_type(examine_files([path], vocabulary).exit_code, int)
+    assert_type(doctor(path).exit_code, int)
     return align_cells(cells, vocabulary).rna_present
 
 

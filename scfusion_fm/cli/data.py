@@ -95,22 +95,11 @@ def _add_doctor(commands: argparse._SubParsersAction) -> None:
 
 
 def _doctor(args: argparse.Namespace) -> None:
-    from scfusion_fm.data.files.coverage import MIN_COVERAGE
-    from scfusion_fm.data.inspect.doctor import examine_files
-    from scfusion_fm.data.inspect.doctor_text import render_examination
-    from scfusion_fm.data.vocabulary.vocabulary import build_vocabulary
-    from scfusion_fm.inference.model_files import read_vocabulary
+    from scfusion_fm.inference.doctor import doctor
 
-    min_coverage = args.min_coverage
-    if args.model is None:
-        if min_coverage is not None:
-            raise ValueError("`--min-coverage` is about a model, got none; give `--model` too.")
-        vocabulary = build_vocabulary(None, genes="protein_coding", proteins="all")
-    else:
-        vocabulary = read_vocabulary(args.model)
-        min_coverage = MIN_COVERAGE if min_coverage is None else min_coverage
-    found = examine_files(args.files, vocabulary, args.modality, args.batch_key, min_coverage)
-    print(json.dumps(found.to_dict(), indent=1) if args.json else show_text(render_examination(found), keep="\n"))
+    options = {name: getattr(args, name) for name in ("model", "modality", "batch_key", "min_coverage")}
+    found = doctor(args.files, **options)
+    print(json.dumps(found.to_dict(), indent=1) if args.json else found)
     if found.exit_code:
         sys.exit(found.exit_code)
 

@@ -2,11 +2,13 @@
 
 import multiprocessing
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -107,7 +109,8 @@ def _run_in_processes(workers: int, function: Callable[[T], R], tasks: Sequence[
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([function.__module__])
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_die_with_parent) as pool:
-        futures = {pool.submit(function, task): i for i, task in enumerate(tasks)}
+        with _without_script():
+            futures = {pool.submit(function, task): i for i, task in enumerate(tasks)}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
@@ -118,6 +121,18 @@ def _run_in_processes(workers: int, function: Callable[[T], R], tasks: Sequence[
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _without_script() -> Iterator[None]:
+    """Keep new processes from running the user's script once more, which they do to find functions that are in it."""
+    script = sys.modules["__main__"].__dict__
+    hidden = {name: script.get(name) for name in ("__file__", "__spec__")}
+    script |= dict.fromkeys(hidden)
+    try:
+        yield
+    finally:
+        script |= hidden
 
 
 def _die_with_parent() -> None:

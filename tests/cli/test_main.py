@@ -209,7 +209,7 @@ def test_doctor_tells_by_its_exit_code(monkeypatch, model_dir, paired_file, tmp_
     assert f"{len(GENES)} of the {len(GENES)} in the vocabulary (100%)" in printed
     with pytest.raises(SystemExit):
         call(monkeypatch, "doctor", paired_file, "--min-coverage", "0")
-    assert "`--min-coverage` is about a model, got none" in capsys.readouterr().err
+    assert "`min_coverage` is about a model, got none" in capsys.readouterr().err
     with pytest.raises(SystemExit) as exit_info:
         call(monkeypatch, "doctor", paired_file, tmp_path / "none.h5ad")
     assert exit_info.value.code == 2

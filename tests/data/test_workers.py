@@ -1,6 +1,7 @@
 """Workers: processes that die or cannot be are told, and progress too."""
 
 import os
+import subprocess
 import sys
 
 import numpy as np
@@ -32,3 +33,10 @@ def test_progress_tells_the_time_left(monkeypatch):
         progress.advance()
     assert lines == ["pieces: 2 of 4, 6 s left", "pieces: 4 of 4, 0 s left"]
     assert [workers.format_duration(s) for s in (5, 600, 9000)] == ["5 s", "10 min", "2.5 h"]
+
+
+def test_a_script_needs_no_guard(tmp_path):
+    lines = ["from posixpath import basename", "from scfusion_fm.data.workers import Workers"]
+    lines += ["print(Workers(2).run(basename, ['a/b', 'c/d'], lambda line: None, 'names'))"]
+    (tmp_path / "script.py").write_text("\n".join(lines))
+    assert subprocess.check_output([sys.executable, tmp_path / "script.py"], text=True) == "['b', 'd']\n"

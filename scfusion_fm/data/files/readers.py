@@ -169,6 +169,8 @@ def open_given(given: Given) -> OpenFile:
         return OpenFile("mdata", parts, obs=given.obs, container=given)
     if isinstance(given, ad.AnnData):
         return OpenFile("adata", store_anndata(given), container=given)
+    if not isinstance(given, str | Path):
+        raise ValueError(f"`adata` must be an AnnData, a MuData or the path of a file, got {type(given).__name__}.")
     return open_file(given)
 
 

@@ -11,22 +11,26 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
+from mudata import MuData
 
 from scfusion_fm.data.files.align import align_cells
 from scfusion_fm.data.files.coverage import check_panel, measure_panel
 from scfusion_fm.data.files.panels import GROUP_COLUMNS
-from scfusion_fm.data.files.readers import check_modality, closing, load_cells, open_file, select_cells
+from scfusion_fm.data.files.readers import Given, check_modality, closing, load_cells, open_given, select_cells
 from scfusion_fm.data.files.stored import StoredAnnData
 from scfusion_fm.data.files.writers import find_unwritable
 from scfusion_fm.data.fingerprints.cells import CellFingerprints, fingerprint_cells
 from scfusion_fm.data.fingerprints.shared import SharedCells, barcode_cores, compare_cells
+from scfusion_fm.data.inspect.doctor_text import render_examination, render_html
 from scfusion_fm.data.inspect.slots import SlotContent, describe_slots, is_constant
+from scfusion_fm.data.locations import is_remote, suffix_of
 from scfusion_fm.data.schema import AlignedCells, Cells, Modality, ModalityCounts, as_text, read_categories
 from scfusion_fm.data.vocabulary.names import MOUSE_ID
 from scfusion_fm.data.vocabulary.reference import load_gene_table
 from scfusion_fm.data.vocabulary.resolve import resolve_antibody_features, resolve_gene_features
 from scfusion_fm.data.vocabulary.vocabulary import Vocabulary
 from scfusion_fm.notices import ScFusionWarning
+from scfusion_fm.untrusted.text import show_text
 
 NUM_EXAMPLES = 3
 MOUSE_SYMBOL = r"[A-Z][a-z0-9]+.*"
@@ -127,9 +131,13 @@ class FileReport:
         return "warnings" if self.warnings else "ok"
 
 
-@dataclass
+@dataclass(repr=False)
 class Examination:
-    """All files, and pairs of them that seem to share cells."""
+    """
+    All files, and pairs of them that seem to share cells.
+
+    It prints as `scfusion doctor` does, and shows as HTML in a notebook.
+    """
 
     files: list[FileReport]
     shared: list[SharedCells]
@@ -144,21 +152,27 @@ class Examination:
         files = [{"verdict": file.verdict, **asdict(file)} for file in self.files]
         return {"files": files, "shared_cells": [asdict(pair) for pair in self.shared]}
 
+    def __repr__(self) -> str:
+        return show_text(render_examination(self), keep="\n")
+
+    def _repr_html_(self) -> str:
+        return render_html(self)
+
 
 def examine_files(
-    paths: Sequence[Path],
+    given: Sequence[Given],
     vocabulary: Vocabulary,
     modality: Modality = "auto",
     batch_key: str | None = None,
     min_coverage: float | None = None,
 ) -> Examination:
     """
-    Examine files, and look for cells that are in two of them.
+    Examine files or objects, and look for cells that are in two of them.
 
     Parameters
     ----------
-    paths
-        Files; they are read only.
+    given
+        Files, or AnnData or MuData in memory, backed or lazy; they are read only.
     vocabulary
         Of a model, or of an atlas to be.
     modality
@@ -174,11 +188,11 @@ def examine_files(
         If `modality` is none; what is wrong with a file is in its report.
     """
     check_modality(modality)
+    how = _Reading(vocabulary, modality, batch_key, min_coverage)
     files, contents = [], []
-    for path in (Path(p).expanduser() for p in paths):
-        report = FileReport(str(path), KINDS.get(path.suffix.lower(), "zarr" if path.is_dir() else "unknown format"))
-        contents.append(_examine(report, path, vocabulary, modality, batch_key, min_coverage))
-        files.append(report)
+    for one in given:
+        files.append(_start(one))
+        contents.append(_examine(files[-1], one, how))
     shared = []
     for i, first in enumerate(contents):
         for j, second in enumerate(contents[:i]):
@@ -192,54 +206,61 @@ def examine_files(
     return Examination(files, shared)
 
 
-def _examine(
-    report: FileReport,
-    path: Path,
-    vocabulary: Vocabulary,
-    modality: Modality,
-    batch_key: str | None,
-    min_coverage: float | None,
-) -> tuple[frozenset[str], CellFingerprints] | None:
+@dataclass(frozen=True)
+class _Reading:
+    """How files are read; see `examine_files`."""
+
+    vocabulary: Vocabulary
+    modality: Modality
+    batch_key: str | None
+    min_coverage: float | None
+
+
+def _start(given: Given) -> FileReport:
+    """Name a file or an object, and say of which kind it is."""
+    if isinstance(given, str | Path):
+        path = str(given) if is_remote(given) else str(Path(given).expanduser())
+        return FileReport(path, KINDS.get(suffix_of(path), "zarr" if Path(path).is_dir() else "unknown format"))
+    where = "backed by a file" if getattr(given, "isbacked", False) else "as an object"
+    return FileReport("mdata" if isinstance(given, MuData) else "adata", f"{type(given).__name__} {where}")
+
+
+def _examine(report: FileReport, given: Given, how: _Reading) -> tuple[frozenset[str], CellFingerprints] | None:
     """Fill in the report; the cells' barcodes and fingerprints, or None for a refused file."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            aligned = _read(report, path, vocabulary, modality, batch_key, min_coverage)
+            aligned = _read(report, given, how)
         except ValueError as error:
             report.refusal = str(error)
             return None
     own = [str(w.message) for w in caught if w.category is ScFusionWarning]
-    report.warnings += [message for message in own if message.startswith(str(path))]
-    prints = fingerprint_cells(aligned, vocabulary.gene_ids, vocabulary.protein_names)
+    report.warnings += [message for message in own if message.startswith(report.path)]
+    prints = fingerprint_cells(aligned, how.vocabulary.gene_ids, how.vocabulary.protein_names)
     report.warnings += _find_oddities(report, aligned, prints)
     return barcode_cores(aligned.obs.index), prints
 
 
-def _read(
-    report: FileReport,
-    path: Path,
-    vocabulary: Vocabulary,
-    modality: Modality,
-    batch_key: str | None,
-    min_coverage: float | None,
-) -> AlignedCells:
+def _read(report: FileReport, given: Given, how: _Reading) -> AlignedCells:
     with closing():
-        file = open_file(path)
+        file = open_given(given)
         file.warn_lost()
         report.slots = describe_slots(file.parts)
-        report.warnings += [f"{path}: embed and its like refuse it: {e}" for e in find_unwritable(_tables(file.parts))]
-        cells = load_cells(select_cells(file, modality))
+        if file.reader is not None:
+            bad = find_unwritable(_tables(file.parts))
+            report.warnings += [f"{report.path}: embed and its like refuse it: {error}" for error in bad]
+        cells = load_cells(select_cells(file, how.modality))
     report.num_cells = len(cells.obs)
     report.columns = describe_columns(cells.obs)
     report.modalities = _describe_modalities(cells)
-    aligned = align_cells(cells, vocabulary, batch_key)
+    aligned = align_cells(cells, how.vocabulary, how.batch_key)
     report.num_empty = int((~(aligned.rna_present | aligned.adt_present)).sum())
     coverage = measure_panel(cells, aligned)
     for found, share in zip(report.modalities, coverage, strict=True):
         found.in_vocabulary, found.vocabulary_size = share.measured, share.known
         found.count_share = share.count_share
-    if min_coverage is not None:
-        check_panel(coverage, cells.path, min_coverage)
+    if how.min_coverage is not None:
+        check_panel(coverage, cells.path, how.min_coverage)
     return aligned
 
 

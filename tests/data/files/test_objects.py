@@ -57,3 +57,8 @@ def test_a_view_is_read_as_it_is_seen():
     view = rna[[2, 0]]
     np.testing.assert_array_equal(read_cells(view).rna.counts.toarray(), read_cells(rna).rna.counts.toarray()[[2, 0]])
     assert view.is_view
+
+
+def test_what_is_neither_object_nor_path_is_refused():
+    with pytest.raises(ValueError, match="must be an AnnData, a MuData or the path of a file, got ndarray"):
+        read_cells(np.ones((3, 3)))
