@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from scfusion_fm.inference.annotate import annotate as annotate
     from scfusion_fm.inference.doctor import doctor as doctor
     from scfusion_fm.inference.embed import embed as embed
+    from scfusion_fm.inference.export import push_to_hub as push_to_hub
     from scfusion_fm.inference.inputs import read_aligned as read_aligned
     from scfusion_fm.inference.loaded import LoadedModel as LoadedModel
     from scfusion_fm.inference.loaded import load as load
@@ -64,6 +65,7 @@ _HOMES = {
     "load_pretrained": "inference.model_directory",
     "read_aligned": "inference.inputs",
     "doctor": "inference.doctor",
+    "push_to_hub": "inference.export",
     "read_cells": "data.files.readers",
     "align_cells": "data.files.align",
     "Vocabulary": "data.vocabulary.vocabulary",

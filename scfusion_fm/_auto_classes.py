@@ -1,4 +1,4 @@
-"""Make our classes known to the Auto classes of transformers, without loading transformers or torch for it."""
+"""Make our classes known to the Auto classes and pipelines of transformers, without loading transformers for it."""
 
 import importlib
 import sys
@@ -7,16 +7,31 @@ from functools import partial
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-OURS = "scfusion_fm.model"  # registers its classes when it is imported
-AUTO = "transformers.models.auto.configuration_auto"  # imported before any Auto class can be used
-
 
 def register_when_needed() -> None:
-    """Import our classes now if the Auto classes are there, or else as soon as they have been imported."""
-    if AUTO in sys.modules:
-        importlib.import_module(OURS)
-    else:
-        sys.meta_path.insert(0, _Watcher())
+    """Register our classes now if Auto classes and pipelines are there, or else as soon as they have been imported."""
+    watcher = _Watcher()
+    sys.meta_path.insert(0, watcher)
+    watcher.register()
+
+
+def _register_pipelines() -> None:
+    """Register our pipelines, for the models that directories name to those who have no package of ours."""
+    ours = importlib.import_module("scfusion_fm.model.pipelines_scfusion_ttt")
+    told = importlib.import_module("scfusion_fm.model.files_scfusion_ttt").MODEL_CODE["custom_pipelines"]
+    transformers = importlib.import_module("transformers")
+    registry = importlib.import_module(_PIPELINES).PIPELINE_REGISTRY
+    for task, entry in told.items():
+        models = tuple(getattr(transformers, name) for name in entry["pt"])
+        registry.register_pipeline(task, getattr(ours, entry["impl"].rpartition(".")[2]), models)
+
+
+# What is to be done once a module was imported. Our models register themselves.
+_PIPELINES = "transformers.pipelines"
+_REGISTER: dict[str, Callable[[], object]] = {
+    "transformers.models.auto.configuration_auto": partial(importlib.import_module, "scfusion_fm.model"),
+    _PIPELINES: _register_pipelines,
+}
 
 
 class _Watcher:
@@ -30,7 +45,18 @@ class _Watcher:
     """
 
     def __init__(self) -> None:
+        self._waiting = _REGISTER
         self._depth = 0
+
+    def register(self) -> None:
+        """Register with the modules that have been imported, and stop watching when that were all."""
+        # Taken first: what is registered may import more of transformers.
+        ready = {name: register for name, register in self._waiting.items() if name in sys.modules}
+        self._waiting = {name: register for name, register in self._waiting.items() if name not in ready}
+        if not self._waiting and self in sys.meta_path:
+            sys.meta_path.remove(self)
+        for register in ready.values():
+            register()
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -51,6 +77,5 @@ class _Watcher:
             execute(module)
         finally:
             self._depth -= 1
-        if self._depth == 0 and AUTO in sys.modules and self in sys.meta_path:
-            sys.meta_path.remove(self)
-            importlib.import_module(OURS)
+        if self._depth == 0:
+            self.register()

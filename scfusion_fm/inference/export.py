@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from scfusion_fm.data.fingerprints.seen import SEEN_CELLS, SeenCells
 from scfusion_fm.data.scratch import Scratch
+from scfusion_fm.inference.model_files import ModelFiles, verify_model
 from scfusion_fm.model import ScFusionTTTFeatureExtractor
 from scfusion_fm.model.files_scfusion_ttt import (
     CALIBRATIONS,
@@ -20,9 +21,10 @@ from scfusion_fm.model.files_scfusion_ttt import (
     update_checksums,
     write_code,
 )
-from scfusion_fm.model.hub_scfusion_ttt import write_card
+from scfusion_fm.model.hub_scfusion_ttt import push_directory, write_card
 from scfusion_fm.model.pretrained_scfusion_ttt import ScFusionTTTPreTrainedModel
-from scfusion_fm.untrusted.text import show_text
+from scfusion_fm.untrusted.checksums import SUMS, read_sums
+from scfusion_fm.untrusted.text import show_text, show_value
 
 
 def export_model(
@@ -73,6 +75,43 @@ def export_model(
         for file in path.iterdir():  # weights are written for their owner alone, a model is not
             file.chmod(0o644)
         scratch.publish()
+
+
+def push_to_hub(model: str | Path, repo_id: str, **options: Any) -> str:
+    """
+    Upload a model directory to the Hugging Face Hub, after all of its files were compared with its checksums.
+
+    Files on the Hub that the directory does not have are removed, so that what is there is this directory.
+
+    Parameters
+    ----------
+    model
+        Directory that an export or `save_pretrained` wrote.
+    repo_id
+        Name on the Hub, such as `lab/blood`, which is made if need be.
+    options
+        `private`, `token`, `revision`, `create_pr`, `commit_message` and `commit_description`, as in transformers.
+
+    Returns
+    -------
+    Address of the commit.
+
+    Raises
+    ------
+    ValueError
+        If the directory is no model, is damaged, has no checksums, or holds files that are not in their list.
+    """
+    path = ModelFiles.open(model).path
+    verify_model(path)
+    unknown = sorted({file.name for file in path.iterdir()} - {SUMS, *(read_sums(path) or {})})
+    if unknown:
+        raise ValueError(
+            f"`model` must hold files that are in its {SUMS} alone, got {show_value(unknown)}. Remove them, or add them "
+            "to the list if they are yours."
+        )
+    if not (path / WEIGHTS).is_file():
+        raise ValueError(f"`model` must hold all weights in {WEIGHTS}, got none in {str(path)!r}. Export it again.")
+    return push_directory(path, repo_id, ("*",), **({"commit_message": "Upload model directory"} | options))
 
 
 def describe_seen(seen: SeenCells) -> str:

@@ -1,5 +1,7 @@
 """Configuration of the scFusionTTT models."""
 
+from typing import Any
+
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
@@ -106,6 +108,11 @@ class ScFusionTTTConfig(PreTrainedConfig):
     projected_proteins: list[int] | None = None
     target_modality: str = "adt"
     predicted_features: list[str] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if not self.is_remote_code():  # then the package has registered its own pipelines
+            kwargs.pop("custom_pipelines", None)
+        super().__post_init__(**kwargs)
 
     def validate_architecture(self) -> None:
         """Check that the fields describe a model that can be built."""

@@ -29,6 +29,13 @@ MODEL_CODE: dict[str, dict[str, Any]] = {
         "AutoModelForPreTraining": _MODELING + "ScFusionTTTForPreTraining",
         "AutoModelForSequenceClassification": _MODELING + "ScFusionTTTForCellTypeAnnotation",
     },
+    "custom_pipelines": {
+        "cell-type-annotation": {
+            "impl": _PIPELINES + "CellTypeAnnotationPipeline",
+            "pt": ["AutoModelForSequenceClassification"],
+        },
+        "cell-embedding": {"impl": _PIPELINES + "CellEmbeddingPipeline", "pt": ["AutoModel"]},
+    },
 }
 EXTRACTOR_CODE = {
     "auto_map": {"AutoFeatureExtractor": "feature_extraction_scfusion_ttt.ScFusionTTTFeatureExtractor"},

@@ -3,7 +3,7 @@
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,9 @@ from .files_scfusion_ttt import (
 )
 from .hub_scfusion_ttt import OPTIONS, push_directory, write_card
 from .ttt_layers import TTTLayer
+
+if TYPE_CHECKING:  # named here, transformers takes the file along with the models, though they do not need it
+    from .pipelines_scfusion_ttt import CellPipeline as CellPipeline
 
 _FIXED_TOKENS = (
     "Input embeddings must stay those of the vocabulary of genes and proteins, got others. What the vocabulary lacks "

@@ -10,7 +10,12 @@ import torch
 import transformers
 from launch import Job, run, write_config
 from seal import change_json, seal
-from transformers import AutoFeatureExtractor, AutoModel, AutoModelForPreTraining
+from transformers import (
+    AutoFeatureExtractor,
+    AutoModel,
+    AutoModelForPreTraining,
+    AutoModelForSequenceClassification,
+)
 
 from scfusion_fm import (
     ScFusionTTTFeatureExtractor,
@@ -34,8 +39,9 @@ class Block:
             raise ImportError(name)
 sys.meta_path.insert(0, Block())
 import numpy as np, pandas as pd, torch
-from transformers import AutoFeatureExtractor, AutoModel, AutoModelForPreTraining
-path, counts, out = sys.argv[1:]
+from transformers import AutoFeatureExtractor, AutoModel, AutoModelForPreTraining, AutoModelForSequenceClassification
+from transformers import pipeline
+path, annotator, counts, out = sys.argv[1:]
 extractor = AutoFeatureExtractor.from_pretrained(path, trust_remote_code=True)
 model = AutoModel.from_pretrained(path, trust_remote_code=True)
 data = np.load(counts)
@@ -52,8 +58,17 @@ full = AutoModelForPreTraining.from_pretrained(path, trust_remote_code=True)
 assert type(full).__name__ == "ScFusionTTTForPreTraining"
 with torch.inference_mode():
     output = full(**inputs, **{name: torch.from_numpy(data[name]) for name in data if "masked" in name})
+head = AutoModelForSequenceClassification.from_pretrained(annotator, trust_remote_code=True)
+tables = {name + "_counts": pd.DataFrame(data[name]) for name in ("rna", "adt")}
+tables["rna_counts"].columns, tables["adt_counts"].columns = extractor.gene_ids, extractor.protein_names
+pipe = pipeline("cell-type-annotation", model=annotator, trust_remote_code=True, batch_size=2, dtype="float32")
+assert type(pipe).__module__.startswith("transformers_modules")
+with torch.inference_mode():
+    found, scores = pipe(tables), head(**inputs).logits.softmax(1)
+assert [x["label"] for x in found] == [head.config.id2label[i] for i in scores.argmax(1).tolist()]
+assert np.allclose([x["score"] for x in found], scores.max(1).values, rtol=1e-4)
 torch.save({"pooled": pooled, "rna": output.rna_reconstruction, "adt": output.adt_reconstruction}, out)
-for part in (model, extractor):
+for part in (head, extractor):
     part.save_pretrained(out + ".again")
 assert "scfusion_fm" not in sys.modules
 """
@@ -73,7 +88,7 @@ def test_auto_classes_give_our_classes(model_dir):
     assert type(AutoFeatureExtractor.from_pretrained(model_dir)) is ScFusionTTTFeatureExtractor
 
 
-def test_directory_loads_without_the_package_with_difference_0(model_dir, counts, tmp_path):
+def test_directory_loads_without_the_package_with_difference_0(model_dir, annotator, counts, tmp_path):
     extractor = ScFusionTTTFeatureExtractor.from_pretrained(model_dir)
     inputs = extractor(rna_counts=counts["rna"], adt_counts=counts["adt"])
     masks = {
@@ -82,7 +97,9 @@ def test_directory_loads_without_the_package_with_difference_0(model_dir, counts
     }
     np.savez(tmp_path / "counts.npz", **counts, **masks)
     environment = {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
-    run(sys.executable, "-c", CLEAN, model_dir, tmp_path / "counts.npz", tmp_path / "out.pt", env=environment)
+    run(
+        sys.executable, "-c", CLEAN, model_dir, annotator, tmp_path / "counts.npz", tmp_path / "out.pt", env=environment
+    )
     there = torch.load(tmp_path / "out.pt")
     with torch.inference_mode():
         assert torch.equal(there["pooled"], AutoModel.from_pretrained(model_dir)(**inputs).pooler_output)
@@ -92,7 +109,9 @@ def test_directory_loads_without_the_package_with_difference_0(model_dir, counts
     # Imported on GPUs only, so that nothing above would miss it.
     assert list((tmp_path / "modules").rglob("ttt_linear_kernels.py"))
     verify_model(tmp_path / "out.pt.again")
-    assert {SEEN_CELLS, "counts_scfusion_ttt.py"} <= read_sums(tmp_path / "out.pt.again").keys()
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out.pt.again", trust_remote_code=False)
+    assert type(again) is ScFusionTTTForCellTypeAnnotation
+    assert {"pipelines_scfusion_ttt.py", "counts_scfusion_ttt.py"} <= read_sums(tmp_path / "out.pt.again").keys()
 
 
 def test_feature_extractor_survives_saving(model_dir, counts, tmp_path):
