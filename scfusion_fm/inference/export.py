@@ -106,8 +106,8 @@ def push_to_hub(model: str | Path, repo_id: str, **options: Any) -> str:
     unknown = sorted({file.name for file in path.iterdir()} - {SUMS, *(read_sums(path) or {})})
     if unknown:
         raise ValueError(
-            f"`model` must hold files that are in its {SUMS} alone, got {show_value(unknown)}. Remove them, or add them "
-            "to the list if they are yours."
+            f"`model` must hold files that are in its {SUMS} alone, got {show_value(unknown)}. Remove them, or add "
+            "them to the list if they are yours."
         )
     if not (path / WEIGHTS).is_file():
         raise ValueError(f"`model` must hold all weights in {WEIGHTS}, got none in {str(path)!r}. Export it again.")

@@ -1,5 +1,6 @@
 """Uploads to the Hub, which is a directory here: what arrives is a model directory whose checksums fit."""
 
+import inspect
 import shutil
 from fnmatch import fnmatch
 from pathlib import Path
@@ -8,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import HfApi
 from seal import copy_model
 
 import scfusion_fm
@@ -62,6 +64,12 @@ def hub(tmp_path, monkeypatch):
     hub = FakeHub(tmp_path / "hub")
     monkeypatch.setattr(hub_scfusion_ttt, "HfApi", hub)
     return hub
+
+
+def test_the_fake_is_called_as_the_hub_is():
+    for name in ("create_repo", "create_branch", "list_repo_files", "hf_hub_download", "upload_folder"):
+        real, fake = (inspect.signature(getattr(x, name)).parameters for x in (HfApi, FakeHub))
+        assert {"filename" if p == "name" else p for p in fake} <= set(real)
 
 
 def files(path):
@@ -121,10 +129,10 @@ def test_what_should_not_be_pushed_is_refused(hub, model_dir, tmp_path):
     with pytest.raises(ValueError, match=r"`model` must hold files that are in its SHA256SUMS alone, got \['mine.npy'"):
         scfusion_fm.push_to_hub(tmp_path / "model", "blood")
     (tmp_path / "model" / "README.md").write_text("other")
-    with pytest.raises(ValueError, match="README.md' must have the checksum that SHA256SUMS"):
+    with pytest.raises(ValueError, match=r"README.md' must have the checksum that SHA256SUMS"):
         scfusion_fm.push_to_hub(tmp_path / "model", "blood")
     ScFusionTTTModel.from_pretrained(model_dir).save_pretrained(tmp_path / "parts", max_shard_size="5KB")
     ScFusionTTTFeatureExtractor.from_pretrained(model_dir).save_pretrained(tmp_path / "parts")
-    with pytest.raises(ValueError, match="`model` must hold all weights in model.safetensors, got none in"):
+    with pytest.raises(ValueError, match=r"`model` must hold all weights in model.safetensors, got none in"):
         scfusion_fm.push_to_hub(tmp_path / "parts", "blood")
     assert not (hub.root / "main").exists()

@@ -1,6 +1,5 @@
 """Pipelines of transformers give what the model gives, whatever form the cells have."""
 
-import anndata as ad
 import mudata as md
 import numpy as np
 import pandas as pd
@@ -10,9 +9,8 @@ from make_cells import make_modalities
 from scipy.special import softmax
 from transformers import pipeline
 
+import scfusion_fm
 from scfusion_fm import ScFusionTTTFeatureExtractor, ScFusionTTTForCellTypeAnnotation, ScFusionTTTModel
-from scfusion_fm.inference.annotate import annotate
-from scfusion_fm.inference.job import FileRequest
 from scfusion_fm.inference.model_files import verify_model
 
 CELLS = 10
@@ -38,11 +36,9 @@ def modalities():
     return make_modalities(CELLS, seed=3)
 
 
-def test_types_and_scores_are_those_of_the_command_without_calibration(saved, modalities, tmp_path):
+def test_types_and_scores_are_those_of_the_verb_without_calibration(saved, modalities):
     rna = modalities[0]
-    rna.write_h5ad(tmp_path / "in.h5ad")
-    annotate(FileRequest(saved, tmp_path / "in.h5ad", tmp_path / "out.h5ad"))
-    obs = ad.read_h5ad(tmp_path / "out.h5ad").obs
+    obs = scfusion_fm.annotate(rna, saved, copy=True).obs
     pipe = pipeline("cell-type-annotation", model=str(saved), device="cpu", dtype="float32")
     rna.layers["counts"], rna.X = rna.X.copy(), rna.X.log1p()
     for given in (rna, rna.to_df("counts"), {"rna_counts": rna.to_df("counts")}):
