@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from scfusion_fm.inference.doctor import doctor as doctor
     from scfusion_fm.inference.embed import embed as embed
     from scfusion_fm.inference.export import push_to_hub as push_to_hub
+    from scfusion_fm.inference.impute import impute as impute
     from scfusion_fm.inference.inputs import read_aligned as read_aligned
     from scfusion_fm.inference.loaded import LoadedModel as LoadedModel
     from scfusion_fm.inference.loaded import load as load
@@ -54,6 +55,7 @@ _HOMES = {
     "embed": "inference.embed",
     "annotate": "inference.annotate",
     "predict_protein": "inference.predict_protein",
+    "impute": "inference.impute",
     "surprise": "inference.surprise",
     "settings": "notices",
     "ScFusionTTTConfig": "model",

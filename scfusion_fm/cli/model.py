@@ -11,8 +11,8 @@ from scfusion_fm.untrusted.text import show_text
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
-    """Add `embed`, `annotate`, `predict-protein`, `surprise` and `seen`."""
-    for add in (_add_embed, _add_annotate, _add_predict_protein, _add_surprise, _add_seen):
+    """Add `embed`, `annotate`, `predict-protein`, `impute`, `surprise` and `seen`."""
+    for add in (_add_embed, _add_annotate, _add_predict_protein, _add_impute, _add_surprise, _add_seen):
         add(commands)
 
 
@@ -74,6 +74,27 @@ def _predict_protein(args: argparse.Namespace) -> None:
     own = {name: getattr(args, name) for name in ("proteins", "level", "group_key", "drop_undetermined")}
     predict_protein(args.input, args.model, **own, **_options(args))
     print(f"wrote {args.output}")
+
+
+def _add_impute(commands: argparse._SubParsersAction) -> None:
+    impute = commands.add_parser(
+        "impute", help='fill in proteins that were not measured: obsm["protein_scfusion_ttt_imputed"]; or genes'
+    )
+    _add_request(impute)
+    impute.add_argument("--target", choices=("adt", "rna"), default="adt", help="proteins (adt) or genes (rna)")
+    impute.add_argument(
+        "--proteins", nargs="+", metavar="NAME", help="these alone, by their names in the file or model"
+    )
+    impute.add_argument("--genes", nargs="+", metavar="NAME", help="these alone, with --target rna")
+    impute.add_argument("--level", type=float, help="coverage of the intervals; 0.9 by default")
+    impute.set_defaults(run=_impute)
+
+
+def _impute(args: argparse.Namespace) -> None:
+    from scfusion_fm.inference.impute import impute
+
+    own = {name: getattr(args, name) for name in ("target", "proteins", "genes", "level")}
+    impute(args.input, args.model, **own, **_options(args))
 
 
 def _add_surprise(commands: argparse._SubParsersAction) -> None:

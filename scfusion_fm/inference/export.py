@@ -5,6 +5,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import safetensors.numpy
 from transformers import PreTrainedModel
 
 from scfusion_fm.data.fingerprints.seen import SEEN_CELLS, SeenCells
@@ -69,7 +70,7 @@ def export_model(
             seen.save(path / SEEN_CELLS)
             facts = facts | {"cells seen in training": describe_seen(seen)}
         for name, content in (files or {}).items():
-            (path / name).write_bytes(bind_to_weights(content, path) if name in CALIBRATIONS else content)
+            (path / name).write_bytes(bind_to_weights(name, content, path) if name in CALIBRATIONS else content)
         (path / "README.md").write_text(model_card(model, extractor, facts))
         update_checksums(path, ["*"])
         for file in path.iterdir():  # weights are written for their owner alone, a model is not
@@ -120,9 +121,11 @@ def describe_seen(seen: SeenCells) -> str:
     return f"{parts}; `scfusion seen PATH FILE` tells whether yours are among them"
 
 
-def bind_to_weights(content: bytes, directory: Path) -> bytes:
-    """Add to a calibration the checksum of the weights that it was made for."""
+def bind_to_weights(name: str, content: bytes, directory: Path) -> bytes:
+    """Add to a calibration of this name the checksum of the weights that it was made for."""
     checksum = find_checksum(directory / WEIGHTS)
+    if name.endswith(".safetensors"):
+        return safetensors.numpy.save(safetensors.numpy.load(content), {WEIGHTS_CHECKSUM: checksum})
     return json.dumps(json.loads(content) | {WEIGHTS_CHECKSUM: checksum}, allow_nan=False).encode() + b"\n"
 
 

@@ -17,6 +17,7 @@ from scfusion_fm.notices import warn
 from scfusion_fm.untrusted.checksums import SUMS, check_digest, check_file, read_bounded, read_sums
 from scfusion_fm.untrusted.json_file import read_json
 from scfusion_fm.untrusted.rules import parse_bytes
+from scfusion_fm.untrusted.weights_file import read_metadata
 
 CONFIG, EXTRACTOR, WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors"
 WEIGHTS_CHECKSUM = "weights_sha256"  # in a calibration: of the weights that it was made for
@@ -83,7 +84,10 @@ class ModelFiles:
             As `check`, or if it was made for other weights.
         """
         path = self.check(name)
-        found = read_json(read_bounded(path, LARGEST_CALIBRATION))
+        if path.suffix == ".safetensors":
+            found: object = read_metadata(path)
+        else:
+            found = read_json(read_bounded(path, LARGEST_CALIBRATION))
         made_for = found.get(WEIGHTS_CHECKSUM) if isinstance(found, dict) else None
         if made_for is not None and made_for != self._digest_weights():
             raise ValueError(

@@ -16,7 +16,7 @@ SEEN_CELLS = "seen_cells.npz"
 CARD = "README.md"
 CONFIG, EXTRACTOR, WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors"
 # They were fitted to the outputs of certain weights, whose checksum they hold.
-CALIBRATIONS = ("annotation_calibration.json", "protein_intervals.json")
+CALIBRATIONS = ("annotation_calibration.json", "protein_intervals.json", "panel_regression.safetensors")
 WEIGHTS_CHECKSUM = "weights_sha256"
 WRITTEN_WITH_WEIGHTS = (CONFIG, "model*.safetensors*", "*.py", SEEN_CELLS, *CALIBRATIONS)
 

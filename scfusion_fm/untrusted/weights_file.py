@@ -31,23 +31,39 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     ValueError
         If the file is cut short or malformed; the message names it.
     """
+    return _read(path)[0]
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """
+    Read what a file tells of itself, by name.
+
+    Raises
+    ------
+    ValueError
+        As `read_header`.
+    """
+    return _read(path)[1]
+
+
+def _read(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     try:
         with path.open("rb") as stream:
             length, size = int.from_bytes(stream.read(8), "little"), path.stat().st_size
             if not 2 <= length <= min(LARGEST_HEADER, size - 8):
                 raise ValueError(f"must begin with the length of its header, got {length} in {size:,} bytes")
             content = read_json(stream.read(length))
-        return _check_header(content, size - 8 - length)
+        if not isinstance(content, dict) or len(content) > MOST_TENSORS:
+            raise ValueError(f"must have a header that names at most {MOST_TENSORS} tensors")
+        metadata = MapOf(Text()).read(content.get("__metadata__", {}), "__metadata__")
+        return _check_header(content, size - 8 - length), metadata
     except ValueError as error:
         raise ValueError(
             f"{str(path)!r}: {error}. The file is cut short, damaged or not ours: copy or export it again."
         ) from error
 
 
-def _check_header(content: object, size: int) -> dict[str, TensorInfo]:
-    if not isinstance(content, dict) or len(content) > MOST_TENSORS:
-        raise ValueError(f"must have a header that names at most {MOST_TENSORS} tensors")
-    MapOf(Text()).read(content.get("__metadata__", {}), "__metadata__")
+def _check_header(content: dict, size: int) -> dict[str, TensorInfo]:
     found = {
         Text().read(name, "tensor"): Record(TensorInfo).read(info, name)
         for name, info in content.items()

@@ -1,0 +1,68 @@
+"""Names of the proteins and genes of a model as a file has them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from scfusion_fm.data.files.align import AlignedFile
+from scfusion_fm.inference.predict_protein import name_proteins
+
+
+def list_proteins(source: AlignedFile, learned: Sequence[str] | None, wanted: Sequence[str] | None) -> dict[str, int]:
+    """
+    Give the proteins of a table: their places in the vocabulary by the names that they get.
+
+    Parameters
+    ----------
+    source
+        The file over the vocabulary of the model.
+    learned
+        What the model can impute, by its names; all of the vocabulary when None.
+    wanted
+        Names in the file or in the model; what the model can impute and what the file measured when None.
+
+    Raises
+    ------
+    ValueError
+        If a name is unknown, or there is none.
+    """
+    vocabulary = source.vocabulary.protein_names
+    measured = np.any(source.panels.adt, axis=0)
+    known = set(vocabulary if learned is None else learned)
+    chosen = [place for place, name in enumerate(vocabulary) if measured[place] or name in known]
+    found = name_proteins([vocabulary[place] for place in chosen], source, wanted)
+    return {name: chosen[place] for name, place in found.items()}
+
+
+def list_genes(source: AlignedFile, wanted: Sequence[str] | None) -> dict[str, int]:
+    """
+    Give the genes of a table: their places in the vocabulary by the names that they get; as `list_proteins`.
+
+    Genes that the file did not measure are named by symbol where the file names its own so, and else by Ensembl id.
+
+    Raises
+    ------
+    ValueError
+        If a name is unknown, or there is none.
+    """
+    ids, symbols = source.vocabulary.gene_ids, source.vocabulary.gene_symbols
+    own: dict[int, str] = {}
+    if source.cells.rna is not None and source.alignment.rna is not None:
+        pairs = zip(source.cells.rna.var.index.astype(str), source.alignment.rna, strict=True)
+        own = {int(place): given for given, place in reversed(list(pairs)) if place >= 0 and "/" not in given}
+    by_symbol = sum(name == ids[place] for place, name in own.items()) * 2 <= len(own)
+    names, taken = [], set(own.values())
+    for place, gene in enumerate(ids):
+        usual = symbols[place] if by_symbol and symbols[place] and symbols[place] not in taken else gene
+        names.append(own.get(place, usual))
+        taken.add(names[-1])
+    panel = {name: place for place, name in enumerate(names)}
+    if wanted is None:
+        return panel
+    known = {s: i for i, s in reversed(list(enumerate(symbols))) if s} | {g: i for i, g in enumerate(ids)} | panel
+    unknown = [name for name in wanted if name not in known]
+    if unknown or not wanted:
+        raise ValueError(
+            f"`genes` must name genes that the model knows ({', '.join(names[:5])}, ...), got {unknown or 'none'}."
+        )
+    return {names[known[name]]: known[name] for name in wanted}
