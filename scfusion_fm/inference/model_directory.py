@@ -63,7 +63,7 @@ def refuse_class(wanted: type[PreTrainedModel], found: str) -> ValueError:
 
 def load_weights(path: Path, model_class: type[Model], **settings: Any) -> Model:
     """
-    Load the weights of a model directory into a class of ours; what the directory lacks is drawn at random.
+    Load the weights of a model directory into a class of ours, to train it; what is not there is drawn at random.
 
     Parameters
     ----------
@@ -80,7 +80,10 @@ def load_weights(path: Path, model_class: type[Model], **settings: Any) -> Model
         If the directory is no model or is damaged.
     """
     files = ModelFiles.open(path)
-    return load_model(files, _read_settings(files)[0], model_class, **settings)
+    model = load_model(files, _read_settings(files)[0], model_class, **settings)
+    # It will learn, so that what else is in the directory will not belong to it.
+    model.name_or_path = model.config.name_or_path = ""
+    return model
 
 
 def load_extractor(path: Path) -> ScFusionTTTFeatureExtractor:

@@ -18,7 +18,7 @@ CONFIG, EXTRACTOR, WEIGHTS = "config.json", "preprocessor_config.json", "model.s
 # They were fitted to the outputs of certain weights, whose checksum they hold.
 CALIBRATIONS = ("annotation_calibration.json", "protein_intervals.json", "panel_regression.safetensors")
 WEIGHTS_CHECKSUM = "weights_sha256"
-WRITTEN_WITH_WEIGHTS = (CONFIG, "model*.safetensors*", "*.py", SEEN_CELLS, *CALIBRATIONS)
+WRITTEN_WITH_WEIGHTS = (CONFIG, "model*.safetensors*", "adapter_*", "*.py", SEEN_CELLS, *CALIBRATIONS)
 
 NOT_SHIPPED = ("__init__.py", "ttt_reference.py")
 _MODELING, _PIPELINES = "modeling_scfusion_ttt.", "pipelines_scfusion_ttt."

@@ -110,11 +110,13 @@ class ScFusionTTTPreTrainedModel(PreTrainedModel):
         if not safe_serialization:
             raise ValueError("`safe_serialization` must be True, got False: pickles can hold code. Leave it out.")
         options = {name: kwargs.pop(name) for name in ("repo_id", *OPTIONS) if name in kwargs}
-        belongings = Belongings(self._loaded_from, save_directory)
+        # The others would read what the main process writes.
+        belongings = Belongings(self._loaded_from, save_directory) if is_main_process else None
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
-        if is_main_process:
-            write_code(save_directory, CONFIG, MODEL_CODE)
-            belongings.follow()
+        if belongings is not None:
+            if not self._hf_peft_config_loaded:  # else adapters alone were saved
+                write_code(save_directory, CONFIG, MODEL_CODE)
+                belongings.follow()
             update_checksums(save_directory, WRITTEN_WITH_WEIGHTS)
         if is_main_process and push_to_hub:
             repo_id = options.pop("repo_id", os.path.basename(os.path.abspath(save_directory)))

@@ -45,6 +45,14 @@ def test_a_fresh_head_is_drawn_as_transformers_draws_it(model_dir):
     assert isinstance(load_config(model_dir), ScFusionTTTConfig)
 
 
+def test_a_model_that_will_be_trained_takes_nothing_else_of_the_directory(copy, tmp_path):
+    (copy / "annotation_calibration.json").write_text("{}")
+    seal(copy)
+    load_weights(copy, ScFusionTTTModel).save_pretrained(tmp_path / "checkpoint")
+    names = {file.name for file in (tmp_path / "checkpoint").iterdir() if file.suffix != ".py"}
+    assert names == {"config.json", "model.safetensors", "SHA256SUMS"}
+
+
 def test_whole_numbers_stand_for_fractions(copy):
     change_json(copy / "config.json", adt_loss_weight=1, rope_theta=10000)
     assert load_config(copy).adt_loss_weight == 1.0

@@ -8,7 +8,7 @@ import torch
 
 from scfusion_fm import ScFusionTTTForCellTypeAnnotation, ScFusionTTTForPreTraining, ScFusionTTTModel
 from scfusion_fm.inference.model_files import verify_model
-from scfusion_fm.model.files_scfusion_ttt import CALIBRATIONS, SEEN_CELLS, Place
+from scfusion_fm.model.files_scfusion_ttt import CALIBRATIONS, CHECKSUMS, SEEN_CELLS, Place
 
 CALIBRATION = CALIBRATIONS[0]
 
@@ -121,3 +121,23 @@ def test_weights_in_several_files_are_loaded_and_belong_to_no_calibration(source
     assert not (tmp_path / "parts" / "model.safetensors").exists()
     loaded = ScFusionTTTForPreTraining.from_pretrained(tmp_path / "parts")
     assert torch.equal(loaded.model.rna_embeddings.weight, model.model.rna_embeddings.weight)
+
+
+def test_adapters_are_saved_alone_and_loaded(source, tmp_path):
+    peft = pytest.importorskip("peft")
+    model = ScFusionTTTForCellTypeAnnotation.from_pretrained(source)
+    model.add_adapter(peft.LoraConfig(target_modules=["qkv_proj"], r=2, init_lora_weights=False))
+    model.save_pretrained(tmp_path / "adapter")
+    assert listed(tmp_path / "adapter") == {"adapter_config.json", "adapter_model.safetensors", CHECKSUMS}
+    other = ScFusionTTTForCellTypeAnnotation.from_pretrained(source)
+    other.load_adapter(str(tmp_path / "adapter"))
+    expected = model.state_dict()
+    assert all(torch.equal(x, expected[name]) for name, x in other.state_dict().items())
+
+
+def test_other_processes_write_nothing_of_it(source, tmp_path):
+    ScFusionTTTModel.from_pretrained(source).save_pretrained(tmp_path / "none", is_main_process=False)
+    assert list((tmp_path / "none").iterdir()) == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError):
+        ScFusionTTTModel.from_pretrained(source).save_pretrained(tmp_path / "file")
