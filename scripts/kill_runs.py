@@ -32,8 +32,8 @@ from launch import Job, free_port, start  # noqa: E402
 
 TIMES = {"seconds", "cells_per_s", "tokens_per_s", "tflops", "data_stall", "memory_gib", "created", "model", "time"}
 TIMES |= {"crc32c", "config.yaml"}  # checksums of files with times and names of the trial; their content is compared
-# Pages tell when they were made, and the trainer of transformers where and how fast.
-IGNORED = (".html", ".png", ".lock", "trainer_state.json", "training_args.bin")
+IGNORED = (".html", ".png", ".lock")  # pages tell when they were made
+GOING_ON = "training goes on from step"  # what a fine-tuning says
 CELLS = 300
 DATA = """
 output: {work}/atlas.zarr
@@ -57,7 +57,7 @@ FINETUNE = """
 model: {work}/model
 data: {work}/cells.h5mu
 output_dir: {work}/fine_tuned
-optim: {{epochs: 2, batch_size: 16, lr: 0.01, threads: 1}}
+optim: {{epochs: 4, batch_size: 8, lr: 0.01, threads: 1, token_dropout: 0.2}}
 """
 EVALUATE = """
 output_dir: {work}/evaluation
@@ -80,7 +80,8 @@ class Processes:
     def __init__(self, case: "Case", work: Path, output: Path, log: Path):
         words = [word.format(work=work, output=output) for word in case.words]
         if case.ranks:
-            self.ranks = Job(case.ranks, log.with_suffix(".ranks"), *words).processes
+            kind = type("CaseJob", (Job,), {"script": case.script})
+            self.ranks = kind(case.ranks, log.with_suffix(".ranks"), *words).processes
         else:
             with log.open("w") as file:
                 self.ranks = [start(*words, stdout=file, stderr=file, env={"MASTER_PORT": str(free_port())})]
@@ -112,13 +113,13 @@ class Case:
     Attributes
     ----------
     words
-        The command; of `pretrain`, its arguments.
+        The command; where there are ranks, the arguments of the script.
     resumes
         Whether its output grows from the beginning and the same command goes on; otherwise it is absent or whole.
-    ranks
-        Ranks of pretraining.
-    killed, whole
-        How often it was killed, and how often its output was whole by then.
+    ranks, script
+        How many ranks of what, without a launcher; 0 for a command.
+    killed, whole, went_on
+        How often it was killed, its output was whole by then, and a training was gone on with afterwards.
     faults
         What was found.
     """
@@ -126,8 +127,10 @@ class Case:
     words: list[str]
     resumes: bool = False
     ranks: int = 0
+    script: str = "pretrain/run.py"
     killed: int = 0
     whole: int = 0
+    went_on: int = 0
     faults: list[str] = field(default_factory=list)
 
 
@@ -135,12 +138,14 @@ def build_cases() -> dict[str, Case]:
     """Name all commands; {output} is where their result goes."""
     python, pretrain = sys.executable, ["--config", "{work}/pretrain.yaml", "output_dir={output}"]
     finetune = ["--config", "{work}/finetune.yaml", "output_dir={output}"]
+    annotation, cross_modal = "finetune/cell_type_annotation.py", "finetune/cross_modal_prediction.py"
     return {
         "prepare": Case(["scfusion", "prepare", "--config", "{work}/data.yaml", "output={output}"]),
         "pretrain, 1 rank": Case(pretrain, resumes=True, ranks=1),
         "pretrain, 2 ranks": Case(pretrain, resumes=True, ranks=2),
-        "annotation": Case([python, "finetune/cell_type_annotation.py", *finetune, "labels_key=cell_type"]),
-        "cross-modal": Case([python, "finetune/cross_modal_prediction.py", *finetune]),
+        "annotation": Case([python, annotation, *finetune, "labels_key=cell_type"]),
+        "annotation, 2 ranks": Case(finetune, ranks=2, script=annotation),
+        "cross-modal": Case([python, cross_modal, *finetune, "optim.epochs=2"]),
         "evaluate": Case(
             ["scfusion", "evaluate", "--config", "{work}/evaluate.yaml", "output_dir={output}"], resumes=True
         ),
@@ -246,9 +251,12 @@ def kill_once(case: Case, work: Path, place: Path, wanted: dict[str, Any], momen
         found = read_content(place)
         yield from (f"after the kill: {d}" for d in differences(found, wanted) if "left over" not in d)
         return
-    if any(Processes(case, work, place / "out", place.with_suffix(".again.log")).wait()):
-        yield f"the second run failed, see {place.with_suffix('.again.log')}"
+    again = place.with_suffix(".again.log")
+    if any(Processes(case, work, place / "out", again).wait()):
+        yield f"the second run failed, see {again}"
         return
+    told = again.with_suffix(".ranks") / "rank0.txt" if case.ranks else again
+    case.went_on += GOING_ON in told.read_text()
     yield from differences(read_content(place), wanted)
     yield from (f"{p.name} is left over" for p in place.iterdir() if p.name.endswith(".unfinished"))
 
@@ -276,7 +284,7 @@ def main() -> None:
                 shutil.rmtree(place)
         print(
             f"{name}: {case.killed} of {arguments.times} killed between {first:.1f} and {end:.1f} s, "
-            f"{case.whole} whole by then, {len(case.faults)} faults",
+            f"{case.whole} whole by then, {case.went_on} trainings gone on with, {len(case.faults)} faults",
             flush=True,
         )
         for fault in case.faults:

@@ -130,7 +130,8 @@ class EpochLoop:
         if newest is not None:
             self.at = parse(Standing, newest.manifest["state"])
             restore(self.engine, newest, self.at.updates)
-            self._tell(f"goes on from step {self.at.step} of at most {self.total_steps}")
+            done = "training is done already, by" if self.finished else "training goes on from"
+            self._tell(f"{done} step {self.at.step} of at most {self.total_steps}")
         elif len(self.partition.val):
             self.at.start_score = self._evaluate()["score"]
         self._began = self._saved = self._told = time.monotonic()
