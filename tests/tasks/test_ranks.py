@@ -117,3 +117,21 @@ def test_zero_gives_what_plain_torch_gives(settings, tmp_path, script, stage):
         job.finish()
     for ranks in ("1", "2"):
         compare(tmp_path / ranks, tmp_path / "plain")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("first", "then"), [((2, None), (1, 2)), ((2, 3), (1, None)), ((1, None), (2, 1))])
+def test_other_ranks_and_stages_go_on_with_a_run_that_was_killed(settings, tmp_path, first, then):
+    start(1, CROSS_MODAL, settings, tmp_path / "wanted", "optim.epochs=6").finish()
+
+    def start_with(ranks, stage):
+        file = "null" if stage is None else f"{ROOT}/configs/deepspeed/zero{stage}.json"
+        overrides = ["optim.epochs=6", f"optim.deepspeed={file}"]
+        return start(ranks, CROSS_MODAL, settings, tmp_path / "out", *overrides)
+
+    job = start_with(*first)
+    job.wait_for("epoch 2.0 of 6")  # so that there is a checkpoint of the one before
+    job.send(signal.SIGKILL)
+    job.wait()
+    assert "training goes on from step" in start_with(*then).finish()
+    compare(tmp_path / "out", tmp_path / "wanted")
