@@ -128,7 +128,7 @@ class EpochLoop:
             If somebody asked to stop, after a checkpoint was written.
         """
         if newest is not None:
-            self.at = parse(Standing, newest.manifest["state"])
+            self.at = read_standing(newest)
             restore(self.engine, newest, self.at.updates)
             done = "training is done already, by" if self.finished else "training goes on from"
             self._tell(f"{done} step {self.at.step} of at most {self.total_steps}")
@@ -163,7 +163,8 @@ class EpochLoop:
             self.store.keep(self.at.step, self.at.best_step)
             self._saved = time.monotonic()
         if asked and not self.finished:
-            raise Stopped(f"stopped at step {self.at.step} of {self.total_steps}; {self.settings.how_to_go_on}")
+            where = f"stopped at step {self.at.step} of at most {self.total_steps}"
+            raise Stopped(f"{where}; the same command goes on from there")
 
     def _train_step(self) -> tuple[bool, bool]:
         """Take a step; give whether somebody asked to stop, and whether a checkpoint is due."""
@@ -244,6 +245,18 @@ class EpochLoop:
 
     def _to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: value.to(self.device) for name, value in batch.items()}
+
+
+def read_standing(found: Checkpoint) -> Standing:
+    """
+    Read how far a training was.
+
+    Raises
+    ------
+    ValueError
+        If the checkpoint does not tell that.
+    """
+    return parse(Standing, found.manifest["state"])
 
 
 def deal(whole: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:

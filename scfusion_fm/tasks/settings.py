@@ -35,11 +35,6 @@ class FitSettings:
     directory: Path | None = None
     speaks: bool = True
 
-    @property
-    def how_to_go_on(self) -> str:
-        """Say what becomes of a fit that is stopped."""
-        return "nothing is kept" if self.directory is None else "the same command goes on from there"
-
     def part(self, name: str) -> Self:
         """Give the settings of one of several fits of a run, with a place of its own, and without telling of it."""
         directory = None if self.directory is None else self.directory.with_name(name)

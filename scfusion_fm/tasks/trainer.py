@@ -15,14 +15,15 @@ from transformers import PreTrainedModel
 from scfusion_fm.config.finetune import FinetuneOptimConfig
 from scfusion_fm.evaluation.partition import Partition
 from scfusion_fm.inference.batches import Collate, choose_device
+from scfusion_fm.notices import warn
 from scfusion_fm.tasks.adapters import add_adapters, count_trained, merge_adapters
 from scfusion_fm.tasks.dropout import draw_features
-from scfusion_fm.tasks.epochs import EpochLoop, Objective
+from scfusion_fm.tasks.epochs import EpochLoop, Objective, read_standing
 from scfusion_fm.tasks.ranks import TIMEOUT_S
 from scfusion_fm.tasks.settings import FitSettings
 from scfusion_fm.training.checkpoint import Checkpoint
 from scfusion_fm.training.checkpoint_store import CheckpointStore
-from scfusion_fm.training.collectives import count_ranks, gather
+from scfusion_fm.training.collectives import count_ranks, from_rank_0, gather, own_rank
 from scfusion_fm.training.fragments import Engine, trained_parameters
 from scfusion_fm.training.optimizer import make_adamw, parameter_groups
 from scfusion_fm.training.plain_engine import PlainEngine
@@ -64,9 +65,9 @@ def train_best(
     if settings.optim.lora_rank:
         add_adapters(model, settings.optim.lora_rank, settings.seed)
     trained = copy.deepcopy(model)  # ZeRO takes it apart; and the other one is the start, for the case that it is best
-    with settings.open_directory() as directory, StopRequest() as stop:
+    with settings.open_directory() as directory, StopRequest(listens=settings.directory is not None) as stop:
         store = CheckpointStore(directory)
-        newest, _ = store.newest()
+        newest = _find_newest(store)
         if newest is not None:
             _load_trained(trained, newest)
         draw_features(trained, settings.seed)
@@ -93,6 +94,21 @@ def fine_tuning_groups(model: nn.Module, optim: FinetuneOptimConfig) -> list[dic
             if parameters:
                 groups.append({"params": parameters, "weight_decay": group["weight_decay"], "lr_ratio": ratio})
     return groups
+
+
+def _find_newest(store: CheckpointStore) -> Checkpoint | None:
+    """Open the newest checkpoint, if that of the best epoch, which it needs, is as it was written, too."""
+    newest, _ = store.newest()
+    if newest is None:
+        return None
+    best_step = read_standing(newest).best_step
+    best = store.open(best_step)
+    damage = from_rank_0(lambda: best.damage() if best_step else None)
+    if damage is None:
+        return newest
+    if own_rank() == 0:
+        warn(f"checkpoint {best.directory.name} is damaged, so the training starts anew: {damage}")
+    return None
 
 
 def _load_trained(model: nn.Module, found: Checkpoint) -> None:

@@ -20,14 +20,18 @@ class StopRequest:
 
     The handlers stay, and at the end `ignore` takes their place. Whoever sends a signal often sends another one while
     a checkpoint is written or the ranks part, and a rank that then died by it would take with it the exit code by which
-    the run says that it can go on. As a context, it gives the signals back to whoever had them before; in a thread,
-    where Python catches no signals, nobody asks.
+    the run says that it can go on. As a context, it gives the signals back to whoever had them before.
+
+    Parameters
+    ----------
+    listens
+        Whether to catch the signals; in a thread, where Python catches none, nobody asks.
     """
 
-    def __init__(self):
+    def __init__(self, listens: bool = True):
         self.asked = False
         self._before = {}
-        if threading.current_thread() is threading.main_thread():
+        if listens and threading.current_thread() is threading.main_thread():
             self._before = {signum: signal.signal(signum, self._ask) for signum in SIGNALS}
 
     def __enter__(self) -> "StopRequest":

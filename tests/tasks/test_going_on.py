@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import shutil
 import signal
 
 import numpy as np
@@ -16,10 +17,12 @@ from scfusion_fm.data.schema import AlignedCells
 from scfusion_fm.evaluation.partition import Partition
 from scfusion_fm.inference.batches import CellCollator
 from scfusion_fm.inference.inputs import read_aligned
+from scfusion_fm.notices import ScFusionWarning
 from scfusion_fm.tasks import epochs
 from scfusion_fm.tasks.dropout import InputDropout
 from scfusion_fm.tasks.epochs import Objective
 from scfusion_fm.tasks.memory import claim_memory, fingerprint_aligned, fingerprint_directory, identify_run
+from scfusion_fm.tasks.ranks import by_all_ranks
 from scfusion_fm.tasks.settings import FitSettings
 from scfusion_fm.tasks.trainer import train_best
 from scfusion_fm.tasks.weights import Weights
@@ -79,7 +82,9 @@ def die():
 @pytest.mark.parametrize("at", [4, 7])
 def test_stop_is_followed_by_the_same_bits(begin, collator, undisturbed, tmp_path, at):
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(Stopped, match=f"stopped at step {at} of 10; the same command goes on from there") as stop:
+    with pytest.raises(
+        Stopped, match=f"stopped at step {at} of at most 10; the same command goes on from there"
+    ) as stop:
         fit(begin(), collator, tmp_path / "fit", at, lambda: signal.raise_signal(signal.SIGINT))
     assert stop.value.code == STOPPED
     assert signal.getsignal(signal.SIGINT) is before
@@ -101,6 +106,35 @@ def test_end_without_a_word_is_followed_by_the_same_bits(begin, collator, undist
     weights, steps = fit(begin(), collator, tmp_path / "fit")
     assert steps == STEPS - 6
     assert all(torch.equal(value, undisturbed[name]) for name, value in weights.items())
+
+
+def test_damaged_checkpoints_are_not_used(begin, collator, undisturbed, tmp_path, capsys):
+    with pytest.raises(Stopped):
+        fit(begin(), collator, tmp_path / "fit", 7, lambda: signal.raise_signal(signal.SIGTERM))
+    best, newest = (tmp_path / "fit" / f"step_{step:08d}" / "rank_00000.safetensors" for step in (4, 7))
+    shutil.copytree(tmp_path / "fit", tmp_path / "other")
+    newest.write_bytes(newest.read_bytes()[:-1] + b"x")
+    weights, steps = fit(begin(), collator, tmp_path / "fit")
+    assert steps == STEPS - 4
+    assert "warning: checkpoint step_00000007 is damaged and not used" in capsys.readouterr().err
+    (tmp_path / "other" / best.parent.name / best.name).unlink()
+    with pytest.warns(ScFusionWarning, match="step_00000004 is damaged, so the training starts anew: .* is missing"):
+        again, steps = fit(begin(), collator, tmp_path / "other")
+    assert steps == STEPS
+    for found in (weights, again):
+        assert all(torch.equal(value, undisturbed[name]) for name, value in found.items())
+
+
+def test_interruption_says_how_to_go_on():
+    @by_all_ranks
+    def run(config, error):
+        raise error
+
+    config = AnnotationConfig("model", "cells.h5mu", "out")
+    with pytest.raises(KeyboardInterrupt, match="interrupted; the same command goes on from the newest checkpoint"):
+        run(config, KeyboardInterrupt())
+    with pytest.raises(Stopped, match="at step 3"):
+        run(config, Stopped("at step 3"))
 
 
 def test_progress_is_told_with_the_time_left(begin, collator, tmp_path, capsys, monkeypatch):
