@@ -49,6 +49,16 @@ def test_benchmark_of_coverage(model_dir, paired_file, tmp_path):
     assert all(high > low for high, low in zip(*by_name.values(), strict=True))
 
 
+def test_benchmark_of_memory_in_use(model_dir, tmp_path):
+    command = [sys.executable, "benchmarks/serving_memory.py", model_dir, tmp_path / "work", "--cells", "300"]
+    command += ["--genes", "500", "--per-cell", "40", "--json", tmp_path / "row.json", "--plot", tmp_path / "plot.png"]
+    run(*command)
+    row = json.loads((tmp_path / "row.json").read_text())
+    assert row["cells"] == 300
+    assert 0 < row["peak_gib"] == max(memory for _, memory in row["seconds_gib"])
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_benchmark_of_a_pretraining_step(tmp_path):
     command = [sys.executable, "benchmarks/pretrain_step.py", "--quick", "--json", tmp_path / "step.json"]
     done = run(*command)
