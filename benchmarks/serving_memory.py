@@ -3,10 +3,10 @@
     python benchmarks/serving_memory.py MODEL WORK [--cells 1000000] [--genes 15000] [--per-cell 450]
         [--verb embed] [--json OUT.json] [--plot OUT.png]
 
-A file of made-up cells is written to the directory WORK (and used again if it is there): the genes of the model, and other
-human genes up to the number that is asked for; each cell has counts of some of them at random. `scfusion embed` reads it in a
-process of its own, whose resident memory is noted twice a second. The size of the file and the largest memory are
-printed.
+A file of made-up cells is written to the directory WORK (and used again if it is there): the genes of the model, and
+other human genes up to the number that is asked for; each cell has counts of some of them at random. The command reads
+it in a process of its own, whose resident memory is noted twice a second. The size of the file and the largest memory
+are printed.
 """
 
 import argparse
@@ -41,8 +41,8 @@ def write_cells(path: Path, genes: list[str], cells: int, per_cell: int) -> None
         matrix = file.create_group("X")
         matrix.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": (cells, len(genes))})
         matrix.create_dataset("indptr", data=np.arange(cells + 1, dtype=np.int64) * per_cell)
-        values = matrix.create_dataset("data", (cells * per_cell,), "f4", chunks=(2**20,))
-        indices = matrix.create_dataset("indices", (cells * per_cell,), "i4", chunks=(2**20,))
+        values = matrix.create_dataset("data", (cells * per_cell,), "f4", chunks=(min(2**20, cells * per_cell),))
+        indices = matrix.create_dataset("indices", (cells * per_cell,), "i4", chunks=(min(2**20, cells * per_cell),))
         step = len(genes) // per_cell
         for start in tqdm(range(0, cells, BLOCK), unit="blocks", disable=None):
             rows = min(BLOCK, cells - start)
