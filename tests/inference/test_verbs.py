@@ -61,6 +61,15 @@ def test_backed_objects_and_paths_give_what_memory_gives(loaded, rna, tmp_path):
     np.testing.assert_array_equal(ad.read_h5ad(tmp_path / "b.h5ad").obsm[KEY], expected)
 
 
+def test_a_lazy_object_gets_its_results(loaded, annotator, rna, tmp_path):
+    rna.write_h5ad(tmp_path / "a.h5ad")
+    lazy = ad.experimental.read_lazy(tmp_path / "a.h5ad")
+    sf.embed(lazy, loaded)
+    sf.annotate(lazy, annotator)
+    np.testing.assert_array_equal(lazy.obsm[KEY], sf.embed(rna, loaded, copy=True).obsm[KEY])
+    assert list(lazy.obs["cell_type_pred"].values) == list(sf.annotate(rna, annotator, copy=True).obs["cell_type_pred"])
+
+
 def test_a_mudata_gets_its_results(loaded, tmp_path):
     mdata = md.read_h5mu(write_h5mu(tmp_path / "a.h5mu", 12, seed=3))
     sf.embed(mdata, loaded)
