@@ -1,6 +1,7 @@
 """Verbs on objects: in place or on a copy, the same as on files, and in blocks of any size."""
 
 import anndata as ad
+import h5py
 import mudata as md
 import numpy as np
 import pytest
@@ -9,6 +10,9 @@ from make_files import write_zarr
 
 import scfusion_fm as sf
 from scfusion_fm.data.files import align, copied
+from scfusion_fm.data.files.arrays import close_files
+from scfusion_fm.data.files.copied import can_copy
+from scfusion_fm.data.files.readers import open_file
 from scfusion_fm.inference import loaded as loading
 
 pytestmark = pytest.mark.filterwarnings(
@@ -68,6 +72,15 @@ def test_a_lazy_object_gets_its_results(loaded, annotator, rna, tmp_path):
     sf.annotate(lazy, annotator)
     np.testing.assert_array_equal(lazy.obsm[KEY], sf.embed(rna, loaded, copy=True).obsm[KEY])
     assert list(lazy.obs["cell_type_pred"].values) == list(sf.annotate(rna, annotator, copy=True).obs["cell_type_pred"])
+
+
+def test_a_file_with_a_null_for_raw_is_whole(loaded, rna, tmp_path):
+    with h5py.File(tmp_path / "a.h5ad", "w") as file:
+        ad.io.write_elem(file, "/", rna)
+        assert "raw" in file
+    sf.embed(tmp_path / "a.h5ad", loaded, output=tmp_path / "b.h5ad")  # a warning is an error here
+    assert can_copy(open_file(tmp_path / "a.h5ad"), tmp_path / "c.h5ad")
+    close_files()
 
 
 def test_a_mudata_gets_its_results(loaded, tmp_path):

@@ -114,7 +114,7 @@ def _read_mapping(reader: ElementReader, slot: str, shape: tuple[int, ...], grou
 
 
 def _read_raw(reader: ElementReader, raw: Group, prefix: str, num_obs: int) -> dict[str, Any] | None:
-    if "X" not in raw:
+    if not isinstance(raw, Group) or "X" not in raw:  # anndata writes a null where there is none
         return None
     var = reader.read_frame(raw["var"], f"{prefix}raw/var", is_strict=True)
     found = {"X": _read_matrix(reader, raw["X"], f"{prefix}raw/X", (num_obs, len(var))), "var": var}
