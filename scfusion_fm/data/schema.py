@@ -137,6 +137,10 @@ class AlignedCells:
             counts["adt_observed"] = self.adt_observed_in(rows)
         return counts
 
+    def rna_panels_in(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+        """Give panels of genes, (panels, num_genes), and which of them some cells have, (len(rows),); -1 for none."""
+        return self.rna_observed[None], np.where(self.rna_present[rows], 0, -1)
+
     def rna_observed_in(self, rows: np.ndarray) -> np.ndarray:
         """Tell which genes were measured in some cells, (len(rows), num_genes)."""
         return self.rna_observed & self.rna_present[rows, None]

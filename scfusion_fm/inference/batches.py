@@ -1,6 +1,6 @@
 """Batches of cells of a file, and a model run over them."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from typing import TypeVar
 
@@ -12,8 +12,9 @@ from transformers import PreTrainedModel
 
 from scfusion_fm.data.schema import AlignedCells
 from scfusion_fm.model import ScFusionTTTFeatureExtractor, ScFusionTTTForCrossModalPrediction, ScFusionTTTModel
+from scfusion_fm.model.sparse_scfusion_ttt import SparsePatches
 
-Collate = Callable[[NDArray[np.int64]], dict[str, torch.Tensor]]
+Collate = Callable[[NDArray[np.int64]], Mapping[str, torch.Tensor | SparsePatches]]
 Output = TypeVar("Output")
 
 
@@ -52,6 +53,19 @@ class CellCollator:
         batch = {k: v for k, v in batch.items() if k.split("_")[0] in self.modalities}
         if self.labels is not None:
             batch["labels"] = torch.from_numpy(self.labels[rows])
+        return batch
+
+    def sparse(self, rows: ArrayLike) -> dict[str, torch.Tensor | SparsePatches]:
+        """Give the same for a model that is only used: no labels, and RNA sparse."""
+        rows, aligned = np.asarray(rows), self.aligned
+        batch: dict[str, torch.Tensor | SparsePatches] = {}
+        if aligned.rna_observed.any() and "rna" in self.modalities:
+            panels = aligned.rna_panels_in(rows)
+            counts = self.extractor.prepare_sparse(aligned.rna[rows], *panels, aligned.rna_total_counts[rows])
+            batch["rna_values"] = counts
+        if aligned.adt_observed.any() and "adt" in self.modalities:
+            observed = aligned.adt_observed_in(rows)
+            batch |= self.extractor.prepare(adt_counts=aligned.adt[rows], adt_observed=observed)
         return batch
 
 
@@ -102,9 +116,10 @@ def predict_fields(
     An array for each field, (n, ...).
     """
     model.eval()
+    read = collate.sparse if type(collate) is CellCollator else collate
 
-    def show(part: NDArray[np.int64]) -> dict[str, torch.Tensor]:
-        return {name: x for name, x in collate(part).items() if name.split("_")[0] in modalities}
+    def show(part: NDArray[np.int64]) -> dict[str, torch.Tensor | SparsePatches]:
+        return {name: x for name, x in read(part).items() if name.split("_")[0] in modalities}
 
     found: list[list[NDArray[np.float32]]] = [[] for _ in fields]
     forward = partial(model, **leave_out(model, fields))

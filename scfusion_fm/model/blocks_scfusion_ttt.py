@@ -15,6 +15,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_scfusion_ttt import TTT_DIRECTIONS, ScFusionTTTConfig
 from .linear_scfusion_ttt import Linear, is_plain, multiply, runs_on_onednn
+from .sparse_scfusion_ttt import SparsePatches
 from .tokens_scfusion_ttt import TokenSubset, runs_alone
 from .ttt_layers import TTT_LAYERS
 
@@ -60,8 +61,12 @@ class PatchEmbedding(nn.Module):
         square = tokens[observed.any(-1)][:, :count].square().mean()
         self.weight[:, :, :count] /= square.sqrt().clamp_min(1e-6)
 
-    def forward(self, values: Tensor, observed: Tensor) -> Tensor:
+    def forward(self, values: Tensor | SparsePatches, observed: Tensor | None) -> Tensor:
         """Embed values (B, N, S) where observed (B, N, S); what was not observed does not matter."""
+        if isinstance(values, SparsePatches):
+            size = values.shape[2]
+            panels = torch.einsum("qns,nsd->qnd", values.panels.to(self.weight.dtype), self.weight[:, size:])
+            return values.sum_tokens(self.weight) + (panels + self.position_embeddings)[values.panel]
         values = values.masked_fill(~observed, 0.0)
         pairs = torch.cat((values, observed.to(values.dtype)), dim=-1).to(self.weight.dtype)
         return torch.einsum("bns,nsd->bnd", pairs, self.weight) + self.position_embeddings
@@ -90,8 +95,11 @@ class CellCoordinates(FixedModule):
         self.register_buffer("directions", torch.zeros(num_tokens, patch_size, num_coordinates))
         self.register_buffer("means", torch.zeros(num_tokens, patch_size))
 
-    def forward(self, values: Tensor, observed: Tensor) -> Tensor:
+    def forward(self, values: Tensor | SparsePatches, observed: Tensor | None) -> Tensor:
         """Give the coordinates (B, K) of values (B, N, S); what was not observed counts as the mean."""
+        if isinstance(values, SparsePatches):
+            means = torch.einsum("qns,nsk->qk", values.panels * self.means, self.directions)
+            return values.sum_cells(self.directions) - means[values.panel]
         centred = (values - self.means).masked_fill(~observed, 0.0)
         return torch.einsum("bns,nsk->bk", centred.to(self.directions.dtype), self.directions)
 

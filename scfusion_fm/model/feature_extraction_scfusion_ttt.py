@@ -16,6 +16,7 @@ from transformers import BatchFeature, FeatureExtractionMixin
 from .counts_scfusion_ttt import check_pair, read_counts, read_totals
 from .files_scfusion_ttt import EXTRACTOR, EXTRACTOR_CODE, update_checksums, write_code
 from .hub_scfusion_ttt import push_directory
+from .sparse_scfusion_ttt import SparsePatches
 from .tokens_scfusion_ttt import find_max_lengths
 
 
@@ -76,6 +77,8 @@ class ScFusionTTTFeatureExtractor(FeatureExtractionMixin):
         self.patch_size = patch_size
         self.target_sum = target_sum
         self._patch_genes = self._arrange()
+        # Where each gene stands among the places of all patches.
+        self._gene_places = np.flatnonzero(self._patch_genes < len(self.gene_ids))
         super().__init__(**kwargs)
 
     @property
@@ -94,7 +97,7 @@ class ScFusionTTTFeatureExtractor(FeatureExtractionMixin):
 
     def to_dict(self) -> dict[str, Any]:
         """Give what is saved: everything but what follows from it."""
-        return {key: value for key, value in super().to_dict().items() if key != "_patch_genes"}
+        return {key: value for key, value in super().to_dict().items() if key not in ("_patch_genes", "_gene_places")}
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
         """Save as transformers does, with our code and checksums."""
@@ -224,10 +227,57 @@ class ScFusionTTTFeatureExtractor(FeatureExtractionMixin):
             features["adt_observed"] = observed
         return BatchFeature({k: torch.from_numpy(v) for k, v in features.items()})
 
+    def prepare_sparse(
+        self,
+        rna_counts: Any,
+        rna_panels: NDArray[np.bool_],
+        rna_panel: NDArray[np.int64],
+        rna_total_counts: NDArray[np.floating],
+    ) -> SparsePatches:
+        """
+        Prepare the RNA of cells without making it dense: what models take in place of `rna_values`.
+
+        Parameters
+        ----------
+        rna_counts
+            (B, G) raw counts, a CSR matrix of scipy.
+        rna_panels
+            (Q, G) true where cells of a panel measured a gene.
+        rna_panel
+            (B,) the panel of each cell, -1 where it measured none.
+        rna_total_counts
+            (B,) library size over all genes of the experiment, vocabulary or not.
+
+        Raises
+        ------
+        ValueError
+            If a shape does not fit the vocabulary, or what was measured is no count.
+        """
+        cells, (tokens, size) = len(rna_panel), self.patch_genes().shape
+        self._check_shape("rna_counts", rna_counts.shape, len(self.gene_ids))
+        rna_counts.sum_duplicates()  # and puts the genes of each cell into order
+        # The last one, at -1, measured nothing.
+        panels = np.concatenate((rna_panels, np.zeros((1, len(self.gene_ids)), dtype=bool)))
+        panel = np.where(rna_total_counts > 0, rna_panel, -1) % len(panels)
+        lengths, genes = np.diff(rna_counts.indptr), rna_counts.indices
+        kept = panels.reshape(-1)[np.repeat(panel * panels.shape[1], lengths) + genes]
+        counts = np.where(kept, rna_counts.data, 0).astype(np.float32, copy=False)
+        self._check_values("rna_counts", counts)
+        places = self._gene_places[genes]
+        token = np.repeat(np.arange(cells) * tokens, lengths) + places // size
+        starts = np.zeros(cells * tokens + 1, dtype=np.int64)
+        np.cumsum(np.bincount(token, minlength=cells * tokens), out=starts[1:])
+        values = np.log1p(counts * np.repeat(self._scale(rna_total_counts), lengths))
+        found = (values, places, starts, self._cut(panels), panel)
+        return SparsePatches(*(torch.from_numpy(x) for x in found))
+
     def normalise_rna(self, counts: NDArray[np.float32], total_counts: NDArray[np.floating]) -> NDArray[np.float32]:
         """Give log1p of counts scaled to `target_sum`, (B, G); total_counts is the library size (B,)."""
+        return np.log1p(counts * self._scale(total_counts)[:, None])
+
+    def _scale(self, total_counts: NDArray[np.floating]) -> NDArray[np.float32]:
         scale = np.divide(self.target_sum, total_counts, out=np.zeros(len(total_counts)), where=total_counts > 0)
-        return np.log1p(counts * scale[:, None].astype(np.float32))
+        return scale.astype(np.float32)
 
     def normalise_adt(self, counts: NDArray[np.float32], observed: NDArray[np.bool_]) -> NDArray[np.float32]:
         """Give the centred log ratio over the observed proteins of each cell, (B, P); 0 where not observed."""
@@ -263,17 +313,25 @@ class ScFusionTTTFeatureExtractor(FeatureExtractionMixin):
         name: str, counts: ArrayLike, observed: ArrayLike | None, width: int
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         counts = np.asarray(counts, dtype=np.float32)
-        if counts.ndim != 2 or counts.shape[1] != width:
-            raise ValueError(
-                f"`{name}` must have the shape (cells, {width}) of the vocabulary, got {counts.shape}. "
-                "Put the columns into the order of the vocabulary first."
-            )
+        ScFusionTTTFeatureExtractor._check_shape(name, counts.shape, width)
         observed = np.ones(width, dtype=bool) if observed is None else np.asarray(observed, dtype=bool)
         observed = np.broadcast_to(observed, counts.shape)
+        ScFusionTTTFeatureExtractor._check_values(name, counts, observed)
+        return counts, observed
+
+    @staticmethod
+    def _check_shape(name: str, shape: tuple[int, ...], width: int) -> None:
+        if len(shape) != 2 or shape[1] != width:
+            raise ValueError(
+                f"`{name}` must have the shape (cells, {width}) of the vocabulary, got {shape}. "
+                "Put the columns into the order of the vocabulary first."
+            )
+
+    @staticmethod
+    def _check_values(name: str, counts: NDArray[np.float32], observed: NDArray[np.bool_] | bool = True) -> None:
         bad = observed & ~(np.isfinite(counts) & (counts >= 0))
         if bad.any():
             raise ValueError(
                 f"`{name}` must hold finite, non-negative raw counts, got {counts[bad][0]} (and "
                 f"{int(bad.sum()) - 1} more such values)."
             )
-        return counts, observed

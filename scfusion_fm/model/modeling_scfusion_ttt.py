@@ -136,7 +136,7 @@ class ScFusionTTTModel(ScFusionTTTPreTrainedModel):
     def _encode(self, name: str, given: ModalityInput, longest: int | None, with_inner_loss: bool) -> ModalityTokens:
         """Encode the visible tokens of a modality."""
         embed, encode = getattr(self, f"{name}_embeddings"), getattr(self, f"{name}_encoder")
-        roles = TokenRoles.of(given.observed, given.masked)
+        roles = TokenRoles.of(given.measured_tokens().unsqueeze(-1), given.masked)
         # Of a hidden modality, the tokens that will be projected take the places of the visible ones.
         subset = TokenSubset.select(roles.read, self.config.ttt_mini_batch_size, longest)
         tokens = ModalityTokens(roles, subset, subset.take(embed(given.values, given.observed)))
@@ -336,7 +336,7 @@ class ScFusionTTTForCellTypeAnnotation(ScFusionTTTPreTrainedModel):
         found = torch.cat(
             (self.rna_coordinates(rna.values, rna.observed), self.adt_coordinates(adt.values, adt.observed)), 1
         )
-        present = torch.stack([x.observed.flatten(1).any(1) for x in (rna, adt)], 1).sum(1, keepdim=True)
+        present = torch.stack([x.measured_tokens().any(1) for x in (rna, adt)], 1).sum(1, keepdim=True)
         return found / present.clamp_min(1)
 
     def _hide_proteins(self, rna_values: Tensor | None) -> Tensor:
@@ -423,6 +423,7 @@ class ScFusionTTTForCrossModalPrediction(ScFusionTTTPreTrainedModel):
         logits, pooled = self._reconstruct(source, output_embedding)
         loss = None
         if labels.values is not None:
+            labels = labels.dense()
             loss = mean_squared_error_per_cell(logits, labels.values, labels.seen(), self.target_weight).mean()
         if hasattr(self, "kernel_readout"):
             logits = self.kernel_readout.blend(logits, self.rna_coordinates(source.values, source.seen()))

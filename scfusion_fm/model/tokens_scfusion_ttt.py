@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .configuration_scfusion_ttt import MODALITIES, ScFusionTTTConfig
+from .sparse_scfusion_ttt import SparsePatches
 
 
 def runs_alone() -> bool:
@@ -33,17 +34,31 @@ class ModalityInput(NamedTuple):
     values
         (B, N, S), or (B, P) as proteins come in.
     observed
-        Which of the values were measured.
+        Which of the values were measured; None where the values tell it themselves.
     masked
         (B, N) tokens hidden from the encoder.
     """
 
-    values: Tensor | None
+    values: Tensor | SparsePatches | None
     observed: Tensor | None
     masked: Tensor | None = None
 
-    def seen(self) -> Tensor:
+    def dense(self) -> "ModalityInput":
+        """Give all values, and which of them were measured."""
+        if isinstance(self.values, SparsePatches):
+            return ModalityInput(*self.values.dense(), self.masked)
+        return self
+
+    def measured_tokens(self) -> Tensor:
+        """Tell of which tokens something was measured, (B, N)."""
+        if isinstance(self.values, SparsePatches):
+            return self.values.measured_tokens()
+        return self.observed.any(-1)
+
+    def seen(self) -> Tensor | None:
         """Tell which values were measured: all, if nothing else was said."""
+        if isinstance(self.values, SparsePatches):
+            return None
         return torch.ones_like(self.values, dtype=torch.bool) if self.observed is None else self.observed
 
 
@@ -72,14 +87,17 @@ def complete_inputs(
         observed = ModalityInput(values, observed).seen()
         masked = torch.zeros(shape[:2], device=device, dtype=torch.bool) if masked is None else masked
         _check_shape(f"{name}_values", values, shape)
-        _check_shape(f"{name}_observed", observed, shape)
         _check_shape(f"{name}_bool_masked_pos", masked, shape[:2])
+        if isinstance(values, SparsePatches):
+            complete.append(ModalityInput(values, None, masked))
+            continue
+        _check_shape(f"{name}_observed", observed, shape)
         rows = (shape[0], shape[1], -1)
         complete.append(ModalityInput(values.reshape(rows), observed.reshape(rows), masked))
     return tuple(complete)
 
 
-def _check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+def _check_shape(name: str, tensor: Tensor | SparsePatches, shape: tuple[int, ...]) -> None:
     if tensor.shape != shape:
         raise ValueError(
             f"`{name}` must have the shape {tuple(shape)} of this model, got {tuple(tensor.shape)}. "

@@ -51,6 +51,17 @@ def test_rows_come_in_their_order_and_batches_matter_to_rounding_only(model, col
     assert np.allclose(whole[::-1], predict_rows(model, collator, ROWS[::-1]), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("shown", [("rna", "adt"), ("rna",), ("adt",)])
+def test_rows_are_run_as_the_public_extractor_prepares_them(model, collator, shown):
+    counts = collator.aligned.as_counts(ROWS)
+    inputs = collator.extractor(**{name: x for name, x in counts.items() if name[:3] in shown})
+    with torch.no_grad():
+        expected = model(**inputs)
+    for name in ("logits", "pooler_output"):
+        found = predict_rows(model, collator, ROWS, name, shown)
+        np.testing.assert_allclose(found, expected[name].numpy(), rtol=1e-4, atol=1e-5)
+
+
 def test_model_sees_what_it_is_shown_and_no_labels(model, collator):
     given = []
 

@@ -29,6 +29,10 @@ class StackedCells(AlignedCells):
     rna_panels: NDArray[np.bool_]
     adt_panels: NDArray[np.bool_]
 
+    def rna_panels_in(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+        """Give panels of genes, (panels, num_genes), and which of them some cells have, (len(rows),); -1 for none."""
+        return self.rna_panels, np.where(self.rna_present[rows], self.file_of[rows], -1)
+
     def rna_observed_in(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Tell which genes were measured in some cells, (len(rows), num_genes)."""
         return self.rna_panels[self.file_of[rows]] & self.rna_present[rows, None]
