@@ -14,6 +14,7 @@ import pandas as pd
 from mudata import MuData
 
 from scfusion_fm.data.files.align import align_cells
+from scfusion_fm.data.files.copied import can_copy
 from scfusion_fm.data.files.coverage import check_panel, measure_panel
 from scfusion_fm.data.files.panels import GROUP_COLUMNS
 from scfusion_fm.data.files.readers import Given, check_modality, closing, load_cells, open_given, select_cells
@@ -246,7 +247,7 @@ def _read(report: FileReport, given: Given, how: _Reading) -> AlignedCells:
         file = open_given(given)
         file.warn_lost()
         report.slots = describe_slots(file.parts)
-        if file.reader is not None:
+        if file.reader is not None and not can_copy(file, Path(file.path)):  # a copy is not written again
             bad = find_unwritable(_tables(file.parts))
             report.warnings += [f"{report.path}: embed and its like refuse it: {error}" for error in bad]
         cells = load_cells(select_cells(file, how.modality))

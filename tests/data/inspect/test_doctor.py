@@ -185,6 +185,8 @@ def test_tables_that_cannot_be_written_again_are_told(monkeypatch, tmp_path):
     make_rna().write_h5ad(tmp_path / "rna.h5ad")
     seen = []
     monkeypatch.setattr(doctor, "find_unwritable", lambda tables: seen.extend(tables) or ["`obs['x']` must be text."])
+    assert examine(tmp_path / "rna.h5ad").files[0].verdict == "ok"  # a file of the present format is copied
+    monkeypatch.setattr(doctor, "can_copy", lambda *_: False)
     (report,) = examine(tmp_path / "rna.h5ad").files
     assert [name for name, _ in seen] == ["obs", "var"]
     assert report.verdict == "warnings"
