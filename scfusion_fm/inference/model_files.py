@@ -3,6 +3,7 @@
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from scfusion_fm.data.vocabulary.vocabulary import Vocabulary
 from scfusion_fm.inference.model_config import (
@@ -81,13 +82,10 @@ class ModelFiles:
         Raises
         ------
         ValueError
-            As `check`, or if it was made for other weights.
+            As `check`, or if it is damaged or was made for other weights.
         """
         path = self.check(name)
-        if path.suffix == ".safetensors":
-            found: object = read_metadata(path)
-        else:
-            found = read_json(read_bounded(path, LARGEST_CALIBRATION))
+        found = read_metadata(path) if path.suffix == ".safetensors" else _read_named_json(path)
         made_for = found.get(WEIGHTS_CHECKSUM) if isinstance(found, dict) else None
         if made_for is not None and made_for != self._digest_weights():
             raise ValueError(
@@ -155,6 +153,14 @@ class ModelFiles:
                 f"`sha256sum` if the file is yours."
             )
         return found
+
+
+def _read_named_json(path: Path) -> Any:
+    try:
+        return read_json(read_bounded(path, LARGEST_CALIBRATION))
+    except ValueError as error:
+        told = str(error).rstrip(".")
+        raise ValueError(f"{str(path)!r}: {told}. The file is damaged: copy or export it again.") from error
 
 
 def read_vocabulary(model: Path) -> Vocabulary:

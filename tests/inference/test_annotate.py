@@ -11,7 +11,7 @@ import pytest
 import torch
 from make_cells import make_modalities, write_h5mu
 from scipy.special import softmax
-from seal import change_json, copy_model
+from seal import change_json, copy_model, seal
 
 from scfusion_fm.cli.main import main
 from scfusion_fm.evaluation.calibration.classifier import (
@@ -182,4 +182,12 @@ def test_a_calibration_of_other_weights_is_refused(calibrated, mixed_file, tmp_p
     if not sums:
         (tmp_path / "model" / SUMS).unlink()
     with pytest.raises(ValueError, match=r"annotation_calibration.json' must be made for model.safetensors beside it"):
+        annotate(mixed_file, tmp_path / "model", output=tmp_path / "out.h5mu")
+
+
+def test_a_calibration_that_is_no_json_is_named(calibrated, mixed_file, tmp_path):
+    copy_model(calibrated, tmp_path / "model")
+    (tmp_path / "model" / ANNOTATION_CALIBRATION).write_text("{broken")
+    seal(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"calibration.json': must be complete JSON, .* The file is damaged"):
         annotate(mixed_file, tmp_path / "model", output=tmp_path / "out.h5mu")
