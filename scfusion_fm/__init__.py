@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from scfusion_fm._auto_classes import register_when_needed
 
 if TYPE_CHECKING:
+    from scfusion_fm import finetune as finetune
     from scfusion_fm.config.prepare import PrepareConfig as PrepareConfig
     from scfusion_fm.config.prepare import SourceConfig as SourceConfig
     from scfusion_fm.config.pretrain import LoaderConfig as LoaderConfig
@@ -84,10 +85,13 @@ _HOMES = {
     "MaskingConfig": "config.pretrain",
     "ScFusionWarning": "notices",
 }
-__all__ = [*_HOMES]
+_MODULES = ("finetune",)  # that hold verbs of their own: `sf.finetune.annotation`
+__all__ = [*_HOMES, *_MODULES]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"{__name__}.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     found = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -26,6 +26,7 @@ from scfusion_fm import (
     align_cells,
     build_vocabulary,
     doctor,
+    finetune,
     load_pretrained,
     prepare,
     read_cells,
@@ -58,3 +59,9 @@ def stream_an_atlas(files: list[str], extractor: ScFusionTTTFeatureExtractor) ->
     with AtlasLoader(atlas, order, global_batch_size=64, micro_batch_size=8) as loader:
         for rows, epoch in loader.next_batch():
             model(**collate(rows, epoch))
+
+
+def tune_a_model(path: Path) -> Path:
+    done = finetune.annotation(path, labels_key="cell_type", model="model", output_dir="run", epochs=3)
+    assert_type(finetune.protein_prediction([path, "b.h5ad"], model="m", output_dir="r"), finetune.FineTuned)
+    return done.model

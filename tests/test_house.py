@@ -20,7 +20,7 @@ MAKEFILE = (ROOT / "Makefile").read_text().replace("\\\n", " ").replace("$(DEMO)
 
 SMALL = {
     "pretrain/run.py": "optim.epochs=0.1 model.hidden_size=16 model.intermediate_size=16 model.num_hidden_layers=1",
-    "finetune/cell_type_annotation.py": "optim.epochs=1 optim.threads=1",
+    "finetune/cell_type_annotation.py": "optim.epochs=1 optim.threads=1 report=false",
     "finetune/cross_modal_prediction.py": "optim.epochs=1 optim.threads=1",
 }
 

@@ -44,6 +44,7 @@ def test_type_checkers_see_the_same_names():
     (block,) = (n for n in ast.parse(Path(scfusion_fm.__file__).read_text()).body if isinstance(n, ast.If))
     told = {name.asname: f"{n.module}.{name.name}" for n in block.body for name in n.names}
     homes = {name: f"scfusion_fm.{home}.{name}" for name, home in scfusion_fm._HOMES.items()}
+    homes |= {name: f"scfusion_fm.{name}" for name in scfusion_fm._MODULES}
     assert told == homes
     assert (Path(scfusion_fm.__file__).parent / "py.typed").is_file()
 

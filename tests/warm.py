@@ -37,6 +37,7 @@ ENVIRONMENT = os.environ | {
 SCRIPTS = ("pretrain/run.py", "pretrain/export.py", "finetune/cell_type_annotation.py")
 SCRIPTS += ("finetune/cross_modal_prediction.py", "finetune/unimodal_transfer.py")
 MODULES = ("scfusion_fm.cli.main", "torch.utils.tensorboard", "transformers.trainer", "matplotlib.pyplot", "scanpy")
+MODULES += ("scfusion_fm.finetune",)
 MODULES += ("deepspeed.runtime.zero.muon.muon_optimizer", "deepspeed.ops.op_builder.all_ops")
 MODULES += ("deepspeed.module_inject.auto_ep_layer", "numba.typed", "numba.np.arrayobj")
 

@@ -2,48 +2,55 @@
 
 import dataclasses
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
 from scfusion_fm.records import seal_text
 
 LARGEST_FILE = 1_000_000  # letters, or entries; no settings are that long
+FLAGS = "the settings"
 RENAMED = {"label_key": "labels_key"}
 T = TypeVar("T")
 
 
-def load_config(schema: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
+def load_config(
+    schema: type[T], path: str | Path | None, overrides: Sequence[str] = (), flags: Mapping[str, Any] | None = None
+) -> T:
     """
-    Read a YAML file into a checked dataclass.
+    Read settings into a checked dataclass: a YAML file, and what replaces its settings.
 
     Parameters
     ----------
     schema
         A dataclass whose fields are dataclasses, or lists or dicts of them, or plain values.
     path
-        YAML file.
+        YAML file; None for none.
     overrides
-        Settings such as `optim.lr=3e-4` that replace those of the file.
+        Settings such as `optim.lr=3e-4` that replace those of the file and of the flags.
+    flags
+        Settings by name, such as `optim.lr`, that replace those of the file; numbers may be text.
 
     Raises
     ------
     ValueError
         If the file is missing or no YAML, a key is unknown, a value has the wrong type or is missing.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"`--config` must be a YAML file, got {str(path)!r}, which does not exist.")
+    where = FLAGS if path is None else str(path)
+    if path is not None and not Path(path).is_file():
+        raise ValueError(f"`--config` must be a YAML file, got {where!r}, which does not exist.")
     bad = [o for o in overrides if "=" not in o]
     if bad:
         raise ValueError(f"Overrides must read `key=value`, got {bad[0]!r}.")
-    read = _read_yaml(path)
-    return build_config(schema, _override(read, overrides), str(path))
+    read = OmegaConf.create() if path is None else _read_yaml(Path(path))
+    for name, value in (flags or {}).items():
+        OmegaConf.update(read, name, value, force_add=True)
+    return build_config(schema, _override(read, overrides), where)
 
 
 def build_config(schema: type[T], given: Any, where: str) -> T:
@@ -70,8 +77,16 @@ def build_config(schema: type[T], given: Any, where: str) -> T:
         given = given if complete is None else complete(given)
         _check_keys(schema, given, where)
         return cast(T, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), given)))
+    except MissingMandatoryValue as error:
+        missing = str(error).splitlines()[0].rpartition(": ")[2]
+        raise ValueError(
+            f"`{missing}` must be given, as a flag or in {where if where != FLAGS else 'a file for --config'}, got "
+            "nothing."
+        ) from error
     except (OmegaConfBaseException, TypeError) as error:  # TypeError: a list where there is a mapping, or so
-        raise ValueError(f"In {where}: {str(error).splitlines()[0]}") from error
+        key = getattr(error, "full_key", None)
+        told = str(error).splitlines()[0] + (f" (`{key}`)" if key else "")
+        raise ValueError(f"In {where}: {told}") from error
 
 
 def _read_yaml(path: Path) -> DictConfig:

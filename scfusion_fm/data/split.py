@@ -45,6 +45,11 @@ def assign_split(cell_names: Sequence[str], rule: SplitConfig, groups: Sequence[
     return split
 
 
+def order_by_hash(names: Sequence[str], seed: int) -> NDArray[np.int64]:
+    """Give the places of names in the order of their hashes, by which `assign_split` assigns them."""
+    return np.argsort([_hash_to_unit(f"{seed}:{name}") for name in names], kind="stable")
+
+
 def _check_groups(groups: Sequence[str], num_cells: int) -> Sequence[str]:
     if len(groups) != num_cells:
         raise ValueError(f"`groups` must have one entry per cell ({num_cells}), got {len(groups)}.")

@@ -151,7 +151,17 @@ class Partition:
             )
         return Partition(self.train, order[number:], self.test, order[:number])
 
-    def check(self, setting: str = "`partition`") -> None:
+    @property
+    def scored(self) -> NDArray[np.int64]:
+        """Rows that scores are told of: of `test`, and where there are none of `calibration`, which nothing learned."""
+        return self.test if len(self.test) else self.calibration
+
+    @property
+    def as_tested(self) -> "Partition":
+        """The same with the scored rows for the test, and nothing to calibrate on."""
+        return Partition(self.train, self.val, self.scored)
+
+    def check(self, setting: str = "`partition`", needed: tuple[str, ...] = SCORED) -> None:
         """
         Raise unless there are cells to train on, to choose by and to test.
 
@@ -159,17 +169,20 @@ class Partition:
         ----------
         setting
             What the cells were divided by, for the message.
+        needed
+            Parts that must have cells.
 
         Raises
         ------
         ValueError
-            If one of the three parts has none.
+            If one of these has none.
         """
-        empty = [name for name in SCORED if name not in self.parts]
+        empty = [name for name in needed if name not in self.parts]
         if empty:
+            told = ", ".join(needed[:-1]) + f" and {needed[-1]}"
             raise ValueError(
-                f"{setting} must leave cells for train, val and test, got none for {empty} of {len(self.rows)} cells; "
-                "change its fractions, or give more cells."
+                f"{setting} must leave cells for {told}, got none for {empty} of {len(self.rows)} cells; change its "
+                "fractions, or give more cells."
             )
 
     def check_arrays(self, arrays: Mapping[str, Any]) -> None:

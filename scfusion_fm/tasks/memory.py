@@ -13,6 +13,7 @@ import scipy.sparse as sp
 
 import scfusion_fm
 from scfusion_fm.config.loading import config_differences
+from scfusion_fm.data.files.stack import ReadRows
 from scfusion_fm.data.schema import AlignedCells
 from scfusion_fm.notices import tell
 from scfusion_fm.records import SEAL, read_record, seal_record
@@ -94,6 +95,8 @@ def _find_changes(record: Path, identity: dict[str, Any]) -> list[str]:
 def _arrays(value: Any) -> list[np.ndarray]:
     if value is None:
         return []
+    if isinstance(value, ReadRows):
+        return [array for part in value.identify() for array in _arrays(part)]
     if isinstance(value, pd.DataFrame):
         return [pd.util.hash_pandas_object(value).to_numpy()]
     return [value.data, value.indices, value.indptr] if sp.issparse(value) else [np.asarray(value)]

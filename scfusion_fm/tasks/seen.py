@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scfusion_fm.config.finetune import AnnotationConfig, CrossModalConfig, UnimodalTransferConfig
+from scfusion_fm.config.finetune import FinetuneConfig
 from scfusion_fm.data.fingerprints.cells import fingerprint_cells
 from scfusion_fm.data.fingerprints.seen import SeenAnswer, SeenCells, SeenPart
 from scfusion_fm.data.schema import AlignedCells
@@ -12,8 +12,6 @@ from scfusion_fm.evaluation.partition import Partition
 from scfusion_fm.inference.seen import load_model_seen
 from scfusion_fm.model import ScFusionTTTFeatureExtractor
 from scfusion_fm.notices import warn
-
-FinetuneConfig = AnnotationConfig | CrossModalConfig | UnimodalTransferConfig
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ def check_test_cells(
     partition: Partition,
 ) -> SeenByModel:
     """
-    Refuse test cells that the model was trained on.
+    Refuse test cells that the model was trained on; without a test, cells that are scored in their stead.
 
     Parameters
     ----------
@@ -68,10 +66,11 @@ def check_test_cells(
         warn(message)
         return SeenByModel(None, {"known": False})
     prints = fingerprint_cells(aligned, extractor.gene_ids, extractor.protein_names)
-    answer = seen.look_up(prints[partition.test])
+    answer = seen.look_up(prints[partition.scored])
+    names = ", ".join(Path(name).name for name in config.data)
     refuse_seen_cells(answer, config.allow_seen_test_cells)
     return SeenByModel(
-        seen + SeenPart.build(f"fine-tuning on {Path(config.data).name}", prints[partition.known]),
+        seen + SeenPart.build(f"fine-tuning on {names}", prints[partition.known]),
         {
             "known": True,
             "seen": answer.seen,

@@ -67,7 +67,7 @@ def test_strange_values_are_read_or_refused_in_one_line(schema, every):
 
 
 FILES_THAT_ARE_NONE = {
-    "": "experiments|MISSING|missing|Missing|must hold",
+    "": "experiments|MISSING|missing|Missing|must hold|must be given",
     "- a\n- b\n": "must hold settings as `key: value`, got a list",
     "a: 1\na: 2\n": "must be readable YAML, .*duplicate key",
     "a: !!python/object/apply:os.system [id]\n": "must be readable YAML",

@@ -84,7 +84,7 @@ def test_a_setting_by_its_former_name_is_told_the_new_one(schema, tmp_path):
 def test_settings_without_a_value_are_named(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("output_dir: x\n")
-    with pytest.raises(ValueError, match=r"In .*run.yaml: .* missing mandatory value: atlas"):
+    with pytest.raises(ValueError, match=r"`atlas` must be given, as a flag or in .*run.yaml, got nothing"):
         load_config(PretrainConfig, path)
 
 

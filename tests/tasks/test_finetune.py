@@ -4,7 +4,6 @@ import dataclasses
 import json
 import sys
 import warnings
-from types import SimpleNamespace
 
 import mudata as md
 import numpy as np
@@ -32,6 +31,7 @@ from scfusion_fm.tasks.annotation.fit import choose_projected
 from scfusion_fm.tasks.annotation.labelled_file import LabelledFile
 from scfusion_fm.tasks.cross_modal.calibrate import read_left_out
 from scfusion_fm.tasks.cross_modal.cells import PairedCells
+from scfusion_fm.tasks.given import GivenCells
 from scfusion_fm.tasks.loss import BalancedCrossEntropy
 from scfusion_fm.tasks.seen import check_test_cells
 from scfusion_fm.tasks.settings import FitSettings
@@ -49,7 +49,7 @@ SCRIPTS = {
 def finetune(task, model_dir, data, output, *overrides, **how):
     config = output.with_suffix(".yaml")
     config.write_text(
-        f"model: {model_dir}\ndata: {data}\noutput_dir: {output}\n"
+        f"model: {model_dir}\ndata: {data}\noutput_dir: {output}\nreport: false\n"
         "optim: {epochs: 3, batch_size: 16, lr: 0.01, threads: 1}\n"
     )
     return run(sys.executable, SCRIPTS[task], "--config", config, *overrides, **how)
@@ -160,7 +160,7 @@ def test_intervals_for_new_donors_come_from_fits_without_each(model_dir, paired_
     results = json.loads((output / "results.json").read_text())
     intervals = read_intervals(output / "model" / "protein_intervals.json")
     assert results["intervals"]["made_for_new_groups"]
-    assert intervals.num_left_out == done.stdout.count("intervals: fit") == 4
+    assert intervals.num_left_out == done.stderr.count("intervals: fit") == 4
     assert "calibration" not in results["cells"]  # no cell is set apart
     assert (intervals.table["n"] == results["cells"]["train"] + results["cells"]["val"]).all()
     assert np.isfinite(intervals.half_widths).all()
@@ -173,10 +173,9 @@ def test_intervals_for_new_donors_come_from_fits_without_each(model_dir, paired_
 def test_groups_to_leave_out_are_checked_before_anything_is_fitted():
     obs = pd.DataFrame({"donor": ["a", "b", "c", "c", "d"], "lab": ["x", "x", "y", "y", None]})
     partition = Partition([0, 2], [1, 3], [4])
-    cells = SimpleNamespace(obs=obs)
 
     def read(partition=partition, **settings):
-        return read_left_out(cells, CrossModalConfig(**settings), partition)
+        return read_left_out(obs, CrossModalConfig(data="a.h5mu", **settings), partition)
 
     assert read() is None
     assert read(interval_left_out_key="donor").tolist() == obs["donor"].tolist()
@@ -316,7 +315,7 @@ def test_fresh_weights_depend_on_the_seed_alone(model_dir):
         ("annotation", "min_cells_per_class=500", "`labels_key` must give at least two classes"),
         ("annotation", "modality_dropout=2", r"`modality_dropout` must lie in [0, 1], got 2"),
         ("annotation", "split.group_key=site", "`split.group_key` must be a column of obs, got 'site'"),
-        ("cross_modal", "split.test_fraction=0", "`split` must leave cells for train, val and test"),
+        ("cross_modal", "split.val_fraction=0", "`split.val_fraction` must be above 0"),
         ("annotation", "unknown_score=knn", "`unknown_score` must be one of ['max_softmax', 'energy', 'mahalanobis']"),
         ("cross_modal", "calibration_fraction=1", "`calibration_fraction` must lie in (0, 1), got 1"),
         ("cross_modal", "coverage_key=site", "`site` must be a column of obs, to group cells by"),
@@ -369,8 +368,8 @@ def test_groups_stay_together(paired_file, model_dir):
 def test_an_emptied_part_names_what_emptied_it(paired_file, model_dir):
     extractor = ScFusionTTTFeatureExtractor.from_pretrained(model_dir)
     cells, aligned = read_aligned(paired_file, extractor)
-    with pytest.raises(ValueError, match=r"`split` must leave cells .*, got none for \['test'\] of 160 cells"):
-        split_cells(cells.obs, SplitConfig(test_fraction=0.0))
+    with pytest.raises(ValueError, match=r"`split` must leave cells .*, got none for \['val'\] of 160 cells"):
+        split_cells(cells.obs, SplitConfig(val_fraction=0.0))
     test = split_cells(cells.obs, SplitConfig()).test
     types = cells.obs["cell_type"].astype(str)
     cells.obs = cells.obs.assign(
@@ -381,8 +380,9 @@ def test_an_emptied_part_names_what_emptied_it(paired_file, model_dir):
     no_rna, no_adt = (dataclasses.replace(aligned, **{f"{name}_present": others}) for name in ("rna", "adt"))
 
     def divide(given, labels_key):
-        config = AnnotationConfig(labels_key=labels_key, min_cells_per_class=len(test) + 1)
-        return LabelledFile.divide(config, cells, given, extractor, ("rna",)).partition.counts
+        config = AnnotationConfig(data="a.h5mu", labels_key=labels_key, min_cells_per_class=len(test) + 1)
+        found = GivenCells(dataclasses.replace(given, obs=cells.obs), cells.obs.index.to_numpy(object), "")
+        return LabelledFile.divide(config, found, extractor, ("rna",)).partition.counts
 
     assert divide(aligned, "cell_type")["test"] == len(test)
     number = f"got none of {len(test)} for test"

@@ -12,7 +12,7 @@ import scipy.sparse as sp
 import torch
 
 from scfusion_fm import ScFusionTTTFeatureExtractor, ScFusionTTTForCellTypeAnnotation
-from scfusion_fm.config.finetune import AnnotationConfig, FinetuneOptimConfig
+from scfusion_fm.config.finetune import AnnotationConfig, FinetuneOptimConfig, ScriptOptimConfig
 from scfusion_fm.data.schema import AlignedCells
 from scfusion_fm.evaluation.partition import Partition
 from scfusion_fm.inference.batches import CellCollator
@@ -174,7 +174,7 @@ def test_everything_that_decides_the_result_is_compared(collator, model_dir):
     config = AnnotationConfig(str(model_dir), "cells.h5mu", "out")
     aligned: AlignedCells = collator.aligned
     found = identify_run(config, aligned)
-    elsewhere = dataclasses.replace(config, output_dir="other", optim=FinetuneOptimConfig(threads=7))
+    elsewhere = dataclasses.replace(config, output_dir="other", optim=ScriptOptimConfig(threads=7))
     assert identify_run(elsewhere, aligned) == found
     assert identify_run(dataclasses.replace(config, seed=1), aligned) != found
     others = {fingerprint_aligned(aligned)}

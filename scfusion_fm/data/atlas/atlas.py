@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from scfusion_fm.data.atlas.manifest import read_manifest
@@ -184,15 +185,40 @@ class Atlas:
             If a part of the store is missing or damaged.
         """
         start, stop = self._indptr[rows], self._indptr[rows + 1]
-        counts, counts_at = self._counts.read(start, stop)
-        genes, genes_at = self._genes.read(start, stop)
-        if genes.size and genes.max() >= self._rna_panels.shape[1]:
-            raise ValueError(
-                f"`X/indices` must be below the number of genes, {self._rna_panels.shape[1]}, got {genes.max()}; "
-                "copy or prepare the atlas again."
-            )
+        (counts, counts_at), (genes, genes_at) = self._read_entries(start, stop)
         proteins, proteins_at = self._proteins.read(rows, rows + 1)
         return PackedCells(counts, genes, counts_at, genes_at, stop - start, proteins, proteins_at)
+
+    def read_rna(self, rows: NDArray[np.int64]) -> sp.csr_matrix:
+        """
+        Read the RNA counts of cells, (B, G), in the order of `rows`.
+
+        Raises
+        ------
+        ValueError
+            If a part of the store is missing or damaged.
+        """
+        rows = np.asarray(rows, dtype=np.int64)
+        start, stop = self._indptr[rows], self._indptr[rows + 1]
+        (counts, counts_at), (genes, genes_at) = self._read_entries(start, stop)
+        size, indptr = stop - start, np.concatenate(([0], np.cumsum(stop - start)))
+        inside = np.arange(indptr[-1]) - np.repeat(indptr[:-1], size)
+        values = counts[np.repeat(counts_at, size) + inside].astype(np.float32)
+        columns = genes[np.repeat(genes_at, size) + inside].astype(np.int32)
+        return sp.csr_matrix((values, columns, indptr), shape=(len(rows), self._rna_panels.shape[1]))
+
+    def read_adt(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """
+        Read the protein counts of cells, (B, P), in the order of `rows`.
+
+        Raises
+        ------
+        ValueError
+            If a part of the store is missing or damaged.
+        """
+        rows = np.asarray(rows, dtype=np.int64)
+        proteins, proteins_at = self._proteins.read(rows, rows + 1)
+        return proteins[proteins_at].astype(np.float32)
 
     def unpack(self, rows: NDArray[np.int64], parts: Sequence[tuple[PackedCells, NDArray[np.int64]]]) -> AtlasRows:
         """
@@ -221,6 +247,18 @@ class Atlas:
             adt=adt,
             adt_measured=Measured(self._adt_panels, self._adt_panel[rows]),
         )
+
+    def _read_entries(
+        self, start: NDArray[np.int64], stop: NDArray[np.int64]
+    ) -> tuple[tuple[NDArray, NDArray[np.int64]], tuple[NDArray, NDArray[np.int64]]]:
+        """Read counts and their genes, with neighbours, and where in them each cell begins."""
+        counts, genes = self._counts.read(start, stop), self._genes.read(start, stop)
+        if genes[0].size and genes[0].max() >= self._rna_panels.shape[1]:
+            raise ValueError(
+                f"`X/indices` must be below the number of genes, {self._rna_panels.shape[1]}, got {genes[0].max()}; "
+                "copy or prepare the atlas again."
+            )
+        return counts, genes
 
     def _check_indptr(self, number: int) -> None:
         steps, end = np.diff(self._indptr), self.manifest["num_values"]

@@ -121,6 +121,21 @@ class AtlasTables:
             ) from error
         return found.remove_unused_categories()
 
+    def read_obs(self) -> pd.DataFrame:
+        """
+        Read the columns of obs that hold categories, as `dataset`, `split` and those of the sources; names as index.
+
+        Raises
+        ------
+        ValueError
+            If one is not as it was written.
+        """
+        codes = f"/codes/{METADATA}"
+        files = [name for name in self.manifest["files"] if name.startswith("obs/") and name.endswith(codes)]
+        columns = {name: self.categories(name) for name in (file[len("obs/") : -len(codes)] for file in files)}
+        names = self._read_small("obs/_index", (0,))[: self.num_cells]
+        return pd.DataFrame(columns, index=pd.Index(names.astype(object)))
+
     def panel(self, kind: str) -> NDArray[np.bool_]:
         """
         Read what each data set measured, (features, E).

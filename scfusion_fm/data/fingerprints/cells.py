@@ -17,6 +17,7 @@ from scfusion_fm.data.hashing import hash_keys
 from scfusion_fm.data.schema import AlignedCells
 
 HASHED_ROWS = 1024  # cells that are hashed together
+READ_ROWS = 4096  # that are read together
 CHANCE = 1e-3  # what chance gives more rarely than this is none
 MIN_BITS = 40  # a cell whose counts take fewer binary digits may equal another by chance
 
@@ -99,11 +100,14 @@ class CellFingerprints:
 
 
 def fingerprint_cells(aligned: AlignedCells, gene_ids: Sequence[str], protein_names: Sequence[str]) -> CellFingerprints:
-    """Fingerprint the cells of a file over the vocabulary to which it is aligned."""
-    return CellFingerprints(
-        rna=fingerprint_rows(aligned.rna, feature_keys(gene_ids)),
-        adt=fingerprint_rows(sp.csr_matrix(aligned.adt), feature_keys(protein_names)),
-    )
+    """Fingerprint cells over the vocabulary to which they are aligned; what is on disk is read block by block."""
+    keys = feature_keys(gene_ids), feature_keys(protein_names)
+    found = [np.empty(len(aligned.obs), np.uint64) for _ in keys]
+    for start in range(0, len(aligned.obs), READ_ROWS):
+        block = slice(start, start + READ_ROWS)
+        found[0][block] = fingerprint_rows(aligned.rna[block], keys[0])
+        found[1][block] = fingerprint_rows(sp.csr_matrix(aligned.adt[block]), keys[1])
+    return CellFingerprints(*found)
 
 
 def fingerprint_file(source: AlignedFile) -> CellFingerprints:

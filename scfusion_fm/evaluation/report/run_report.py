@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ from scfusion_fm.evaluation.report.page import (
 )
 from scfusion_fm.evaluation.report.plots import plot_confusion, plot_losses, plot_proteins, plot_umap
 from scfusion_fm.evaluation.report.run_files import (
+    RESULTS,
     read_arrays,
     read_json,
     read_metrics,
@@ -40,6 +42,7 @@ from scfusion_fm.evaluation.report.text import (
     name_row,
 )
 
+REPORT = "report.html"
 FIGURES = ("losses.png", "umap.png", "confusion.png", "proteins.png")
 RUN_LEAD = (
     "What one run measured, beside simple baselines that got the same cells and the same labels. The tables "
@@ -81,15 +84,41 @@ def write_report(out_html: Path, pretraining: Path | None, annotation: Path | No
     sections = [build(Path(run)) for run, build in builders if run is not None]
     if not sections:
         raise ValueError("`pretraining`, `annotation` or `cross_modal` must name a run, got none; pass at least one.")
+    return _write_page(Path(out_html), sections, RUN_LEAD)
+
+
+def write_task_report(out_html: Path, run: Path) -> Path:
+    """Write the page of one fine-tuning run, whatever its task, and the figures beside it; give its path.
+
+    Parameters
+    ----------
+    out_html
+        The page; see `write_report`.
+    run
+        Directory of the run.
+
+    Raises
+    ------
+    ValueError
+        If a file of the run is missing or incomplete, or there is no page for its task.
+    """
+    task = read_json(run / RESULTS, ("task",), ())["task"]
+    if task not in TASK_SECTIONS:
+        raise ValueError(
+            f"`{run / RESULTS}` must be of one of the tasks {list(TASK_SECTIONS)}, got {str(task)[:60]!r}."
+        )
+    return _write_page(out_html, [TASK_SECTIONS[task](run)], RUN_LEAD)
+
+
+def _write_page(out_html: Path, sections: list[Section], lead: str) -> Path:
     findings = [finding for section in sections for finding in section.findings]
     body = "<h2>Summary</h2>\n" + render_findings(findings)
     body += "".join(f"<h2>{escape(section.title)}</h2>\n{section.html}" for section in sections)
-    out_html = Path(out_html)
     _write_figures(
         out_html.parent / f"{out_html.stem}_figures",
         {name: png for section in sections for name, png in section.figures.items()},
     )
-    replace_file(out_html, render_page("scFusionTTT: report of a run", RUN_LEAD, body).encode())
+    replace_file(out_html, render_page("scFusionTTT: report of a run", lead, body).encode())
     return out_html
 
 
@@ -139,7 +168,7 @@ def build_annotation_section(run: Path) -> Section:
     ValueError
         If a file is missing or incomplete, or the table has no row of the model.
     """
-    path = run / "results.json"
+    path = run / RESULTS
     keys = ("data", "labels_key", "classes", "dropped_classes", "cells", "provenance", "embedding")
     results = read_json(path, keys, ("method", "inputs", "n_test", *ANNOTATION_METRICS))
     cells = read_table(run / "test_predictions.csv", ("label", "predicted"))
@@ -149,7 +178,7 @@ def build_annotation_section(run: Path) -> Section:
         "data": results["data"],
         "provenance": results["provenance"],
         "labels": f"{results['labels_key']}, {len(results['classes'])} types",
-        "cells": results["cells"],
+        **_describe_split(results),
         "left out (too few cells)": results["dropped_classes"] or "none",
         "test cells that the model was trained on": describe_seen_cells(results.get("seen_test_cells")),
     }
@@ -185,7 +214,7 @@ def build_cross_modal_section(run: Path) -> Section:
     ValueError
         If a file is missing or incomplete, or a table has no row of the model.
     """
-    path = run / "results.json"
+    path = run / RESULTS
     results = read_json(path, ("data", "cells", "proteins", "unit"), ("method", *PROTEIN_METRICS))
     per_protein = read_table(run / "per_protein.csv", ("protein", "method", "pearson", "rmse", "n"))
     arrays = read_arrays(run / "test_predictions.npz", ("measured", "predicted", "names"))
@@ -197,7 +226,7 @@ def build_cross_modal_section(run: Path) -> Section:
     rows = [{**row, "n_test": n_test} for row in results["table"]]
     facts = {
         "data": results["data"],
-        "cells": results["cells"],
+        **_describe_split(results),
         "proteins": len(results["proteins"]),
         "unit": results["unit"],
         "test cells that the model was trained on": describe_seen_cells(results.get("seen_test_cells")),
@@ -215,6 +244,24 @@ def build_cross_modal_section(run: Path) -> Section:
     )
     _add_proteins(section, path, rows, per_protein, arrays)
     return section
+
+
+# How each task of a fine-tuning is told.
+TASK_SECTIONS: dict[str, Callable[[Path], Section]] = {
+    "cell_type_annotation": build_annotation_section,
+    "unimodal_transfer": build_annotation_section,
+    "cross_modal_prediction": build_cross_modal_section,
+}
+
+
+def _describe_split(results: dict) -> dict[str, Any]:
+    """Say which cells are scored, and what the model that is kept learned from."""
+    facts: dict[str, Any] = {"cells": results["cells"]}
+    if "divided_by" in results.get("split", {}):
+        facts["divided by"] = results["split"]["divided_by"]
+    if results.get("scored_on") == "calibration":
+        facts["scored on"] = "the cells set apart for calibration, for want of test cells"
+    return facts
 
 
 def _headings(metrics: dict[str, Metric]) -> dict[str, str]:

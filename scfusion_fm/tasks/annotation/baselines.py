@@ -7,6 +7,7 @@ from scfusion_fm.evaluation.baselines.annotation import LOGISTIC, AnnotationTask
 from scfusion_fm.evaluation.baselines.features import Features
 from scfusion_fm.evaluation.partition import Partition
 from scfusion_fm.tasks.annotation.cells import LabelledCells
+from scfusion_fm.tasks.splits import limit_training
 
 SHOWN_CLASSIFIERS = ("majority", LOGISTIC, "PCA + kNN")
 
@@ -33,5 +34,6 @@ def build_annotation_task(data: LabelledCells, partition: Partition, seed: int) 
 
 
 def name_by_baselines(data: LabelledCells, partition: Partition, seed: int) -> dict[tuple[str, str], NDArray[np.str_]]:
-    """Fit the baselines that stand beside a fine-tuned model; names for the test cells by method and inputs."""
-    return fit_annotation_baselines(build_annotation_task(data, partition, seed), SHOWN_CLASSIFIERS).name_test_cells()
+    """Fit the baselines that stand beside a fine-tuned model; names for the scored cells by method and inputs."""
+    task = build_annotation_task(data, limit_training(partition.as_tested, seed), seed)
+    return fit_annotation_baselines(task, SHOWN_CLASSIFIERS).name_test_cells()

@@ -1,40 +1,56 @@
 """The whole run of `finetune/unimodal_transfer.py`, from top to bottom."""
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from scfusion_fm.config.finetune import UnimodalTransferConfig
 from scfusion_fm.data.scratch import Scratch
 from scfusion_fm.evaluation.calibration.classifier import ANNOTATION_CALIBRATION, check_served_score
 from scfusion_fm.evaluation.metrics.clusters import separation_scores
+from scfusion_fm.evaluation.report.text import MODEL_NAME
 from scfusion_fm.inference.model_directory import load_pretrained
 from scfusion_fm.model import ScFusionTTTModel
 from scfusion_fm.tasks.annotation.baselines import name_by_baselines
 from scfusion_fm.tasks.annotation.calibrate import calibrate_annotation, describe_calibration
 from scfusion_fm.tasks.annotation.fit import AnnotationSettings, choose_projected, fit_annotation
 from scfusion_fm.tasks.annotation.labelled_file import LabelledFile
+from scfusion_fm.tasks.given import read_given
 from scfusion_fm.tasks.ranks import by_all_ranks, leave_rest_to_rank_0
-from scfusion_fm.tasks.results import finish_run, start_run
+from scfusion_fm.tasks.results import FineTuned, finish_run, start_run
 from scfusion_fm.tasks.seen import check_test_cells
 from scfusion_fm.tasks.weights import Weights
 
+USUAL_LR = 3e-3
+
 
 @by_all_ranks
-def run_transfer(config: UnimodalTransferConfig) -> None:
-    """Teach a pretrained model to name cell types from RNA alone, through the protein latents that it projects."""
+def run_transfer(config: UnimodalTransferConfig, objects: Sequence[Any] | None = None) -> FineTuned:
+    """
+    Teach a pretrained model to name cell types from RNA alone, through the protein latents that it projects.
+
+    Parameters
+    ----------
+    config
+        What to do.
+    objects
+        AnnData or MuData for the names in `config.data`; None for files of these names.
+    """
     run = Scratch(config.output_dir, "output_dir")
     check_served_score(config.unknown_score)
 
     # RNA, labels, the split that pretraining held out, and the proteins to project.
     _, extractor = load_pretrained(Path(config.model), ScFusionTTTModel)
-    file = LabelledFile.read(config, extractor, ("rna",))
-    data = file.data
-    seen = check_test_cells(config, data.aligned, extractor, file.partition)
+    file = LabelledFile.divide(config, read_given(config, extractor, objects), extractor, ("rna",))
+    data, partition = file.data, file.partition
+    seen = check_test_cells(config, data.aligned, extractor, partition)
     projected = choose_projected(data, config.proteins) if config.projected_proteins else []
     proteins = [extractor.protein_names[place] for place in projected]
 
     # Fine-tune the projection and the head.
     settings = AnnotationSettings(
-        config.optim,
+        config.optim.settle(len(partition.train), USUAL_LR),
         config.seed,
         start_run(run, config, data.aligned) / "main",
         balance_classes=config.balance_classes,
@@ -43,25 +59,26 @@ def run_transfer(config: UnimodalTransferConfig) -> None:
         trained=("adt_projection",) if projected else (),
     )
 
-    fitted = fit_annotation(Weights(Path(config.model)), data, file.partition, settings)
+    fitted = fit_annotation(Weights(Path(config.model)), data, partition, settings)
     leave_rest_to_rank_0()
 
     # Temperature and thresholds from held-out cells.
-    calibration = calibrate_annotation(fitted, data, file.partition, config.unknown_score)
+    calibration = calibrate_annotation(fitted, data, partition, config.unknown_score)
 
     # Held-out figures beside baselines that got the same cells, their RNA and their labels.
-    logits = fitted.predict(data.aligned, file.partition.test)
-    predicted = {("scFusionTTT", "rna"): data.names_of(logits)} | name_by_baselines(data, file.partition, config.seed)
+    logits = fitted.predict(data.aligned, partition.scored)
+    predicted = {(MODEL_NAME, "rna"): data.names_of(logits)} | name_by_baselines(data, partition, config.seed)
     table = file.score(predicted)
-    embedding = fitted.embed(data.aligned, data.used)
+    embedding = fitted.embed(data.aligned, file.shown)
     file.write_cells(run.path, calibration.scale(logits, "rna"), embedding)
     results = {
         "task": "unimodal_transfer",
         **file.describe(),
+        "optim": dataclasses.asdict(settings.optim),
         "projected_proteins": proteins,
         "table": table,
-        "embedding": separation_scores(embedding, data.labels[data.used]),
-        "calibration": describe_calibration(calibration, fitted, data, file.partition.test),
+        "embedding": separation_scores(embedding, data.labels[file.shown]),
+        "calibration": describe_calibration(calibration, fitted, data, partition.test),
     }
 
     # The model with its card and calibration, and the results.
@@ -69,6 +86,7 @@ def run_transfer(config: UnimodalTransferConfig) -> None:
         "task": "cell-type annotation from RNA" + (" and projected proteins" if proteins else ""),
         "classes": ", ".join(data.classes),
         "proteins projected from RNA": ", ".join(proteins) or "none",
-        "fine-tuned on": config.data,
+        "fine-tuned on": config.data_names,
     }
-    finish_run(run, fitted, seen, facts, {ANNOTATION_CALIBRATION: calibration.to_json()}, results)
+    files = {ANNOTATION_CALIBRATION: calibration.to_json()}
+    return finish_run(run, fitted, seen, facts, files, results, config.report)

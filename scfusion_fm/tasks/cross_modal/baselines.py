@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 from scfusion_fm.evaluation.baselines.prediction import OWN, PredictionTask, fit_prediction_baselines
 from scfusion_fm.evaluation.partition import Partition
 from scfusion_fm.tasks.cross_modal.cells import SOURCE_OF, PairedCells
+from scfusion_fm.tasks.splits import limit_training
 
 SHOWN_PREDICTORS = ("mean", OWN, "PCA + kNN", "PCA + ridge")
 
@@ -36,5 +37,6 @@ def build_prediction_task(data: PairedCells, partition: Partition, seed: int) ->
 
 
 def predict_by_baselines(data: PairedCells, partition: Partition, seed: int) -> dict[str, NDArray[np.float64]]:
-    """Fit the baselines that stand beside a fine-tuned model; predictions for the test cells by method."""
-    return fit_prediction_baselines(build_prediction_task(data, partition, seed), SHOWN_PREDICTORS).test
+    """Fit the baselines that stand beside a fine-tuned model; predictions for the scored cells by method."""
+    task = build_prediction_task(data, limit_training(partition.as_tested, seed), seed)
+    return fit_prediction_baselines(task, SHOWN_PREDICTORS).test

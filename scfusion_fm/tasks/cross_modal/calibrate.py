@@ -7,11 +7,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from scfusion_fm.config.finetune import CrossModalConfig
-from scfusion_fm.data.schema import Cells, read_categories
+from scfusion_fm.data.schema import read_categories
 from scfusion_fm.evaluation.calibration.conformal import coverage_by
 from scfusion_fm.evaluation.calibration.fit_intervals import fit_intervals, fit_left_out_intervals
 from scfusion_fm.evaluation.calibration.intervals import ProteinIntervals
 from scfusion_fm.evaluation.partition import Partition
+from scfusion_fm.notices import tell
 from scfusion_fm.tasks.cross_modal.cells import PairedCells
 from scfusion_fm.tasks.cross_modal.fit import FittedCrossModal, fit_cross_modal
 from scfusion_fm.tasks.settings import FitSettings
@@ -21,7 +22,7 @@ from scfusion_fm.untrusted.text import show_text
 MIN_LEFT_OUT = 3
 
 
-def read_groups(cells: Cells, key: str | None) -> NDArray[np.object_] | None:
+def read_groups(obs: pd.DataFrame, key: str | None) -> NDArray[np.object_] | None:
     """
     Read a column of obs, None where a cell has no value; None without a key.
 
@@ -32,20 +33,20 @@ def read_groups(cells: Cells, key: str | None) -> NDArray[np.object_] | None:
     """
     if key is None:
         return None
-    if key not in cells.obs:
-        raise ValueError(f"`{key}` must be a column of obs, to group cells by; it has {list(cells.obs.columns)}.")
-    return read_categories(cells.obs[key])
+    if key not in obs:
+        raise ValueError(f"`{key}` must be a column of obs, to group cells by; it has {list(obs.columns)}.")
+    return read_categories(obs[key])
 
 
-def read_left_out(cells: Cells, config: CrossModalConfig, partition: Partition) -> NDArray[np.object_] | None:
+def read_left_out(obs: pd.DataFrame, config: CrossModalConfig, partition: Partition) -> NDArray[np.object_] | None:
     """
     Read the groups to leave out in turn; None without a key.
 
     Raises
     ------
     ValueError
-        If intervals by group are asked for, too, a cell that is not a test cell has no group, or there are fewer than
-        three groups.
+        If intervals by group are asked for, too, there are no test cells, a cell that is not a test cell has no group,
+        or there are fewer than three groups.
     """
     key = config.interval_left_out_key
     if key is None:
@@ -55,13 +56,15 @@ def read_left_out(cells: Cells, config: CrossModalConfig, partition: Partition) 
             "`interval_left_out_key` makes intervals for new groups, and `interval_group_key` some for known ones; "
             f"got both, {key!r} and {config.interval_group_key!r}: choose one."
         )
-    groups = read_groups(cells, key)
+    groups = read_groups(obs, key)
     used = pd.Series(groups[partition.known])
     if used.isna().any() or used.nunique() < MIN_LEFT_OUT:
         raise ValueError(
             f"`interval_left_out_key` must name at least {MIN_LEFT_OUT} groups of cells that are not test cells, and "
             f"one for each such cell, got {used.nunique()} in {key!r}, and {int(used.isna().sum())} cells without."
         )
+    if not len(partition.test):
+        raise ValueError(f"`interval_left_out_key` needs test cells to score, got none with {key!r}; set `split`.")
     return groups
 
 
@@ -89,7 +92,7 @@ def calibrate_for_new_groups(
     predicted = np.zeros((len(known), len(data.names)), np.float32)
     names = pd.unique(groups[known])
     for number, name in enumerate(names, 1):
-        print(f"intervals: fit {number} of {len(names)}, without {show_text(name)}", flush=True)
+        tell(f"intervals: fit {number} of {len(names)}, without {show_text(name)}")
         own = groups[known] == name
         kept = np.random.default_rng([settings.seed, number]).permutation(known[~own])
         num_val = max(1, round(len(kept) * len(partition.val) / len(known)))
@@ -118,14 +121,17 @@ def measure_coverage(
     return pd.concat(tables, ignore_index=True)
 
 
-def describe_intervals(intervals: ProteinIntervals, coverage: pd.DataFrame) -> dict[str, Any]:
-    """Give what the results tell: mean coverage of test cells by level, and proteins without a promise."""
-    pooled = coverage[coverage["group"] == "all"].groupby("level")["coverage"]
+def describe_intervals(intervals: ProteinIntervals, coverage: pd.DataFrame | None) -> dict[str, Any]:
+    """Give what the results tell: mean coverage of test cells by level, if any, and proteins without a promise."""
+    counted = {}
+    if coverage is not None:
+        pooled = coverage[coverage["group"] == "all"].groupby("level")["coverage"]
+        counted["coverage"] = [float(x) for x in pooled.mean()]
+        counted["lowest_coverage_of_a_protein"] = [float(x) for x in pooled.min()]
     return {
         "nominal": list(intervals.rule.levels),
-        "coverage": [float(x) for x in pooled.mean()],
+        **counted,
         "made_for_new_groups": intervals.num_left_out > 0,
-        "lowest_coverage_of_a_protein": [float(x) for x in pooled.min()],
         "without_interval": [int(intervals.without_interval(x).sum()) for x in intervals.rule.levels],
         "min_pearson": intervals.rule.min_pearson,
         "undetermined": [n for n, u in zip(intervals.names, intervals.undetermined, strict=True) if u],

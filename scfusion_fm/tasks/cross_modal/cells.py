@@ -65,7 +65,7 @@ class PairedCells:
         self.names = [names[i] for i in self.panel]
         if self.target == "adt":
             self.observed = aligned.adt_observed_in(every)
-            self.measured = extractor.normalise_adt(aligned.adt, self.observed)[:, self.panel]
+            self.measured = extractor.normalise_adt(aligned.adt[every], self.observed)[:, self.panel]
             self.observed = self.observed[:, self.panel]
         else:
             self.observed = aligned.rna_observed_in(every)[:, self.panel]
