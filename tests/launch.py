@@ -49,7 +49,7 @@ def start(
     if words[0] == "scfusion":
         words = [sys.executable, shutil.which("scfusion", path=ENVIRONMENT["PATH"]), *words[1:]]
     environment = ENVIRONMENT | (env or {})
-    if cold or words[0] != sys.executable or words[1] == "-c":
+    if cold or words[0] != sys.executable or words[1].startswith("-"):
         return subprocess.Popen(words, cwd=cwd, env=environment, stdout=stdout, stderr=stderr)
     return WarmProcess(words[1:], cwd, environment, stdout.fileno(), stderr.fileno())
 
