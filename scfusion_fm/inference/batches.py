@@ -1,6 +1,8 @@
 """Batches of cells of a file, and a model run over them."""
 
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
 
@@ -16,6 +18,7 @@ from scfusion_fm.model.sparse_scfusion_ttt import SparsePatches
 
 Collate = Callable[[NDArray[np.int64]], Mapping[str, torch.Tensor | SparsePatches]]
 Output = TypeVar("Output")
+MOST_WORKERS = 8  # batches side by side; with more, Python is in the way
 
 
 class CellCollator:
@@ -146,15 +149,43 @@ def run_batches(
     batch_size: int = 64,
     progress: bool = False,
 ) -> Iterator[tuple[NDArray[np.int64], Output]]:
-    """Call a model, or what takes its arguments, without gradients; the rows of each batch and what came of them."""
+    """
+    Call a model, or what takes its arguments, without gradients; the rows of each batch and what came of them.
+
+    On a processor, as many batches are prepared and calculated side by side as torch has threads, each by one thread:
+    what comes out does not depend on their number. `forward` and `collate` are called from these threads.
+    """
+
+    def run(part: NDArray[np.int64]) -> Output:
+        inputs = {name: x.to(device) for name, x in collate(part).items()}
+        with torch.inference_mode():
+            return forward(**inputs)
+
+    parts = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    workers = min(torch.get_num_threads(), MOST_WORKERS, len(parts)) if device.type == "cpu" else 1
     with tqdm(total=len(rows), unit="cells", disable=None if progress else True) as bar:
-        for start in range(0, len(rows), batch_size):
-            part = rows[start : start + batch_size]
-            inputs = {name: x.to(device) for name, x in collate(part).items()}
-            with torch.inference_mode():
-                output = forward(**inputs)
+        for part, output in zip(parts, _map_in_order(run, parts, workers), strict=True):
             yield part, output
             bar.update(len(part))
+
+
+def _map_in_order(run: Callable[[NDArray[np.int64]], Output], parts: list, workers: int) -> Iterator[Output]:
+    """Give what comes of each part, in order; a few are worked on ahead, by threads that share those of torch."""
+    if workers <= 1:
+        yield from map(run, parts)
+        return
+    threads, waiting = torch.get_num_threads(), deque[Future[Output]]()
+    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,))
+    try:
+        for part in parts:
+            waiting.append(pool.submit(run, part))
+            if len(waiting) > workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)  # what a thread sets for itself is what later threads start with
 
 
 def choose_batch_size(device: torch.device) -> int:

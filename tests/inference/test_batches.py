@@ -62,6 +62,24 @@ def test_rows_are_run_as_the_public_extractor_prepares_them(model, collator, sho
         np.testing.assert_allclose(found, expected[name].numpy(), rtol=1e-4, atol=1e-5)
 
 
+def test_threads_change_no_bit_and_come_in_order(model, collator):
+    rows, threads = np.arange(60), torch.get_num_threads()
+    expected = predict_rows(model, collator, rows, batch_size=7)
+    try:
+        torch.set_num_threads(3)
+        assert np.array_equal(predict_rows(model, collator, rows, batch_size=7), expected)
+        assert torch.get_num_threads() == 3
+
+        def fail(**inputs):
+            raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            list(run_batches(fail, collator, rows, choose_device("cpu"), batch_size=7))
+        next(run_batches(lambda **inputs: 0, collator, rows, choose_device("cpu"), batch_size=7))
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_model_sees_what_it_is_shown_and_no_labels(model, collator):
     given = []
 
