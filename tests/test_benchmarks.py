@@ -4,13 +4,16 @@ import dataclasses
 import itertools
 import json
 import sys
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from launch import ROOT, run, start
+from make_cells import make_modalities
 
+import scfusion_fm
 from scfusion_fm import ScFusionTTTConfig, ScFusionTTTForPreTraining
 from scfusion_fm.config.pretrain import MaskingConfig
 from scfusion_fm.data.atlas.atlas import Atlas
@@ -57,6 +60,31 @@ def test_benchmark_of_memory_in_use(model_dir, tmp_path):
     assert row["cells"] == 300
     assert 0 < row["peak_gib"] == max(memory for _, memory in row["seconds_gib"])
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_benchmark_of_serving(model_dir, tmp_path, monkeypatch, capsys):
+    """Its processes are played by this one, which has loaded everything already."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import serving
+
+    def play(command, **settings):
+        with warnings.catch_warnings():
+            file, (method, _, model) = command[2], command[3].partition("=")
+            return SimpleNamespace(stdout="other\n" + json.dumps(serving.measure(method, model, file, 50)))
+
+    make_modalities(60, seed=0)[0].write_h5ad(tmp_path / "cells.h5ad")
+    arguments = [tmp_path / "cells.h5ad", f"embed={model_dir}", "--cells", "50", "--json", tmp_path / "rows.json"]
+    monkeypatch.setattr(sys, "argv", ["serving.py", *map(str, arguments)])
+    monkeypatch.setattr("subprocess.run", play)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(scfusion_fm.settings, "verbosity", 0)
+    serving.main()
+    rows = {row.pop("method"): row for row in json.loads((tmp_path / "rows.json").read_text())["rows"]}
+    assert rows.keys() == {"embed", "pca"}
+    assert all(row["cells"] == 50 and min(row.values()) > 0 for row in rows.values())
+    told = capsys.readouterr().out
+    assert "| embed | " in told
+    assert "scvi: not measured, scvi-tools is not installed" in told
 
 
 def test_benchmark_of_a_pretraining_step(tmp_path):
