@@ -11,13 +11,17 @@ from typing import Any, TypeVar
 
 from scfusion_fm.config.finetune import AnnotationConfig, CrossModalConfig, FinetuneConfig, UnimodalTransferConfig
 from scfusion_fm.config.flags import read_settings
+from scfusion_fm.config.imputation import ImputationConfig
+from scfusion_fm.config.integration import IntegrationConfig
 from scfusion_fm.data.files.readers import Given
 from scfusion_fm.tasks.annotation.run import run_annotation
 from scfusion_fm.tasks.annotation.transfer import run_transfer
 from scfusion_fm.tasks.cross_modal.run import run_cross_modal
+from scfusion_fm.tasks.imputation.run import run_imputation
+from scfusion_fm.tasks.integration.run import run_integration
 from scfusion_fm.tasks.results import FineTuned
 
-__all__ = ["FineTuned", "annotation", "protein_prediction", "transfer"]
+__all__ = ["FineTuned", "annotation", "batch_integration", "protein_imputation", "protein_prediction", "transfer"]
 
 Config = TypeVar("Config", bound=FinetuneConfig)
 
@@ -122,6 +126,72 @@ def transfer(
     """
     given = settings | {"labels_key": labels_key, "batch_key": batch_key}
     return _run(UnimodalTransferConfig, run_transfer, data, model, output_dir, given)
+
+
+def protein_imputation(
+    data: Given | Sequence[Given],
+    *,
+    model: str | Path,
+    output_dir: str | Path,
+    batch_key: str | None = None,
+    **settings: Any,
+) -> FineTuned:
+    """
+    Fine-tune a model to fill in proteins that panels lack, for `sf.impute`.
+
+    Parameters
+    ----------
+    data, model, output_dir, batch_key
+        As for `annotation`; several files, each with a panel of its own.
+    settings
+        Other settings of `ImputationConfig`, such as `test_groups`.
+
+    Returns
+    -------
+    Scores beside baselines on held-out cells, and where the model is.
+
+    Raises
+    ------
+    ValueError
+        If data or settings are refused.
+    """
+    return _run(ImputationConfig, run_imputation, data, model, output_dir, settings | {"batch_key": batch_key})
+
+
+def batch_integration(
+    data: Given | Sequence[Given],
+    *,
+    model: str | Path,
+    output_dir: str | Path,
+    batch_key: str | None = None,
+    labels_key: str | None = None,
+    **settings: Any,
+) -> FineTuned:
+    """
+    Fine-tune the embedding of a model so that batches mix and cell types stay apart, for `sf.embed`.
+
+    Parameters
+    ----------
+    data, model, output_dir
+        As for `annotation`.
+    batch_key
+        Column of obs with the batches; of several files, the files are where it is None.
+    labels_key
+        Column of obs with cell types to learn from; `types_key` names one that is scored by alone.
+    settings
+        Other settings of `IntegrationConfig`.
+
+    Returns
+    -------
+    Scores beside other methods on held-out cells, and where the model is.
+
+    Raises
+    ------
+    ValueError
+        If data or settings are refused.
+    """
+    given = settings | {"labels_key": labels_key, "batch_key": batch_key}
+    return _run(IntegrationConfig, run_integration, data, model, output_dir, given)
 
 
 def _run(

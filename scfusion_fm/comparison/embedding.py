@@ -7,13 +7,11 @@ from scfusion_fm.comparison.experiment import Experiment
 from scfusion_fm.comparison.scores import Scores
 from scfusion_fm.evaluation.baselines.features import build_inputs
 from scfusion_fm.evaluation.metrics.clusters import cluster_scores, separation_scores
-from scfusion_fm.evaluation.metrics.integration import integration_scores
+from scfusion_fm.evaluation.metrics.integration import integration_scores, overall_score
 from scfusion_fm.evaluation.partition import Partition
 from scfusion_fm.inference.batches import CellCollator, predict_rows
 from scfusion_fm.model import ScFusionTTTModel
 from scfusion_fm.tasks.annotation.baselines import show_features
-
-BIOLOGY, MIXING = ("label_asw", "clisi", "graph_connectivity"), ("batch_asw", "ilisi", "batch_entropy")
 
 
 def run_embedding(experiment: Experiment, partition: Partition, seed: int, scores: Scores) -> None:
@@ -27,7 +25,7 @@ def run_embedding(experiment: Experiment, partition: Partition, seed: int, score
             found = cluster_scores(embedding, truth, seed) | separation_scores(embedding, truth, seed=seed)
         else:
             found = integration_scores(embedding, batches, truth, seed)
-            found["overall"] = 0.6 * _mean(found, BIOLOGY) + 0.4 * _mean(found, MIXING)
+            found["overall"] = overall_score(found)
         scores.add(kind, method, inputs, found)
         scores.predictions[f"{method} ({inputs})"] = np.asarray(embedding, np.float32)
 
@@ -41,8 +39,3 @@ def run_embedding(experiment: Experiment, partition: Partition, seed: int, score
         model = weights.build(ScFusionTTTModel, seed)
         for inputs, shown in data.inputs.items():
             add("model", name, inputs, predict_rows(model, collator, test, "pooler_output", shown))
-
-
-def _mean(scores: dict[str, float], names: tuple[str, ...]) -> float:
-    """Average the scores that exist: without a type in two batches, some do not."""
-    return float(np.nanmean([scores[name] for name in names]))

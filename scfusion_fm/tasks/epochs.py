@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -30,6 +30,13 @@ TELL_EVERY_S = 60.0
 _STEP = Whole(0, 2**53)
 
 
+class Hides(Protocol):
+    """Hides parts of what training cells show; see `InputDropout`."""
+
+    def hide(self, batch: dict[str, Tensor], rows: NDArray[np.int64], epoch: int) -> dict[str, Tensor]:
+        """Give the arguments of the model with less shown."""
+
+
 @dataclass(frozen=True)
 class Objective:
     """
@@ -38,16 +45,19 @@ class Objective:
     Attributes
     ----------
     score
-        Turns the logits of the cells that choose into {"score": higher is better, ...}.
+        Turns the output for the cells that choose into {"score": higher is better, ...}.
     loss
         Called with outputs and labels instead of taking the loss of the model; a mean over cells, as that is.
     dropout
         What training cells lose.
+    output
+        Field of the output of the model that is scored.
     """
 
     score: Callable[[NDArray[np.float32]], dict[str, float]]
     loss: Callable[[Any, Tensor], Tensor] | None = None
-    dropout: InputDropout = field(default_factory=InputDropout)
+    dropout: Hides = field(default_factory=InputDropout)
+    output: str = "logits"
 
 
 @dataclass
@@ -224,7 +234,8 @@ class EpochLoop:
         rows, size, logits = self.partition.val, self.settings.optim.batch_size, None
         for start in range(0, len(rows), size):
             places, counted = deal(np.arange(start, min(start + size, len(rows))))
-            found = self.engine(**self._to_device(self.collate(rows[places]))).logits.float()
+            output = self.engine(**self._to_device(self.collate(rows[places])))
+            found = output[self.objective.output].float()
             if logits is None:
                 logits = found.new_zeros((len(rows), *found.shape[1:]))
             logits[places[:counted]] = found[:counted]

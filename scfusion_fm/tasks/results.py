@@ -113,7 +113,7 @@ def finish_run(
     fitted: Fitted,
     seen: SeenByModel,
     facts: dict[str, str],
-    calibration: dict[str, str],
+    calibration: dict[str, str | bytes],
     results: dict[str, Any],
     report: bool = False,
 ) -> FineTuned:
@@ -131,13 +131,13 @@ def finish_run(
     facts
         What the model card tells, by name.
     calibration
-        Files that stand beside the weights: their text by name.
+        Files that stand beside the weights: their text or content by name.
     results
         What `results.json` tells, but for the parameters and the test cells that were seen.
     report
         Whether to write `report.html`.
     """
-    files = {name: text.encode() for name, text in calibration.items()}
+    files = {name: text if isinstance(text, bytes) else text.encode() for name, text in calibration.items()}
     export_model(fitted.model, fitted.extractor, run.path / "model", facts, seen.cells, files)
     trained, total = fitted.num_trained, fitted.model.num_parameters()
     results = results | {"parameters": {"trained": trained, "total": total}, "seen_test_cells": seen.test_cells}

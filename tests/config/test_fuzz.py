@@ -8,6 +8,8 @@ from launch import ROOT
 
 from scfusion_fm.config.comparison import EvaluateConfig
 from scfusion_fm.config.finetune import AnnotationConfig, CrossModalConfig, UnimodalTransferConfig
+from scfusion_fm.config.imputation import ImputationConfig
+from scfusion_fm.config.integration import IntegrationConfig
 from scfusion_fm.config.loading import load_config
 from scfusion_fm.config.prepare import PrepareConfig
 from scfusion_fm.config.pretrain import PretrainConfig
@@ -19,6 +21,8 @@ FILES = {
     AnnotationConfig: "configs/finetune/cell_type_annotation.yaml",
     CrossModalConfig: "configs/finetune/cross_modal_prediction.yaml",
     UnimodalTransferConfig: "configs/finetune/unimodal_transfer.yaml",
+    ImputationConfig: "configs/finetune/protein_imputation.yaml",
+    IntegrationConfig: "configs/finetune/batch_integration.yaml",
     EvaluateConfig: "configs/evaluate/demo.yaml",
 }
 STRANGE = ["", "null", "-1", "1e400", "nan", "[1, 2]", "{a: 1}", "abc", "9" * 30, "é\u202e", "${x}", "'${'", "[[[]]]"]

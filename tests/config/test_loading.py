@@ -7,6 +7,8 @@ import yaml
 
 from scfusion_fm.config.comparison import EvaluateConfig
 from scfusion_fm.config.finetune import AnnotationConfig, CrossModalConfig, UnimodalTransferConfig
+from scfusion_fm.config.imputation import ImputationConfig
+from scfusion_fm.config.integration import IntegrationConfig
 from scfusion_fm.config.loading import config_differences, load_config, save_config
 from scfusion_fm.config.prepare import PrepareConfig
 from scfusion_fm.config.pretrain import PretrainConfig
@@ -19,6 +21,8 @@ SCHEMAS = {
     "cell_type_annotation": AnnotationConfig,
     "cross_modal_prediction": CrossModalConfig,
     "unimodal_transfer": UnimodalTransferConfig,
+    "protein_imputation": ImputationConfig,
+    "batch_integration": IntegrationConfig,
 }
 FILES = sorted(ROOT.glob("configs/**/*.yaml"))
 
@@ -34,7 +38,7 @@ def test_every_yaml_loads_and_saves(path, tmp_path):
     assert load_config(schema_of(path), tmp_path / "again.yaml") == config
 
 
-@pytest.mark.parametrize("stem", ["cell_type_annotation", "cross_modal_prediction", "unimodal_transfer"])
+@pytest.mark.parametrize("stem", [p.stem for p in FILES if p.parent.name == "finetune"])
 def test_one_stem_per_task(stem):
     assert (ROOT / "finetune" / f"{stem}.py").is_file()
     assert (ROOT / "configs" / "finetune" / f"{stem}.yaml").is_file()

@@ -4,6 +4,8 @@ Shapes: n cells, D embedding width, k neighbours. All scores lie in [0, 1], high
 (Luecken et al. 2022, Nature Methods 19:41) where it has them, always by Euclidean distance in all D dimensions.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
@@ -55,6 +57,26 @@ def integration_scores(embedding: ArrayLike, batch: ArrayLike, labels: ArrayLike
         "clisi": clisi(embedding, labels),
         "graph_connectivity": graph_connectivity(embedding, labels),
     }
+
+
+def overall_score(scores: Mapping[str, float]) -> float:
+    """Return 0.6 of the mean of what tells types apart and 0.4 of that of what mixes batches, as scIB weighs them."""
+    return 0.6 * keeping_score(scores) + 0.4 * mixing_score(scores)
+
+
+def keeping_score(scores: Mapping[str, float]) -> float:
+    """Return the mean of the scores of types that exist."""
+    return _mean_of(scores, ("label_asw", "clisi", "graph_connectivity"))
+
+
+def mixing_score(scores: Mapping[str, float]) -> float:
+    """Return the mean of the scores of batches that exist: without a type in two batches, some do not."""
+    return _mean_of(scores, ("batch_asw", "ilisi", "batch_entropy"))
+
+
+def _mean_of(scores: Mapping[str, float], names: tuple[str, ...]) -> float:
+    values = [scores[name] for name in names if np.isfinite(scores[name])]
+    return float(np.mean(values)) if values else float("nan")
 
 
 def label_asw(embedding: ArrayLike, labels: ArrayLike) -> float:

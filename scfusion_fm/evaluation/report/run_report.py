@@ -28,6 +28,7 @@ from scfusion_fm.evaluation.report.run_files import (
     replace_file,
 )
 from scfusion_fm.evaluation.report.section import Section, render_readings
+from scfusion_fm.evaluation.report.task_sections import build_imputation_section, build_integration_section
 from scfusion_fm.evaluation.report.text import (
     ANNOTATION_METRICS,
     EMBEDDING_READINGS,
@@ -251,6 +252,8 @@ TASK_SECTIONS: dict[str, Callable[[Path], Section]] = {
     "cell_type_annotation": build_annotation_section,
     "unimodal_transfer": build_annotation_section,
     "cross_modal_prediction": build_cross_modal_section,
+    "protein_imputation": build_imputation_section,
+    "batch_integration": build_integration_section,
 }
 
 

@@ -1,0 +1,1 @@
+"""An embedding in which batches mix and cell types stay apart."""
