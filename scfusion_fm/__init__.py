@@ -13,6 +13,7 @@ from scfusion_fm._auto_classes import register_when_needed
 
 if TYPE_CHECKING:
     from scfusion_fm import finetune as finetune
+    from scfusion_fm import pl as pl
     from scfusion_fm.config.prepare import PrepareConfig as PrepareConfig
     from scfusion_fm.config.prepare import SourceConfig as SourceConfig
     from scfusion_fm.config.pretrain import LoaderConfig as LoaderConfig
@@ -85,7 +86,7 @@ _HOMES = {
     "MaskingConfig": "config.pretrain",
     "ScFusionWarning": "notices",
 }
-_MODULES = ("finetune",)  # that hold verbs of their own: `sf.finetune.annotation`
+_MODULES = ("finetune", "pl")  # that hold verbs of their own: `sf.finetune.annotation`, `sf.pl.umap`
 __all__ = [*_HOMES, *_MODULES]
 
 

@@ -216,8 +216,9 @@ def judge_command(name: str, found: dict[str, Any], is_refused: bool) -> str:
         return f"{name}: exit code {found['code']}"
     if (found["code"] == 2) != is_refused:
         return f"{name}: doctor disagrees"
-    errors = [line for line in found["err"].splitlines() if not line.startswith(("warning: ", "genes: "))]
-    if is_refused and (len(errors) != 1 or not errors[0].startswith("error: ")):
+    lines = found["err"].splitlines()
+    errors = [line for line in lines if line.startswith("error: ")]
+    if is_refused and (len(errors) != 1 or lines[-1] != errors[0]):
         return f"{name}: more than one line"
     return f"{name}: left {found['left']}" if len(found["left"]) != (not is_refused) else ""
 

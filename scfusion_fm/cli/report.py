@@ -82,9 +82,9 @@ def _add_report(commands: argparse._SubParsersAction) -> None:
 
 
 def _report(args: argparse.Namespace) -> None:
-    from scfusion_fm.data.locations import check_suffix
-    from scfusion_fm.evaluation.report.run_report import write_report
+    from scfusion_fm.pl import report
 
-    check_suffix(args.output, "--output", ".html")
-    write_report(args.output, args.pretraining, args.annotation, args.cross_modal)
-    print(f"wrote {args.output}")
+    written = report(
+        args.output, pretraining=args.pretraining, annotation=args.annotation, cross_modal=args.cross_modal
+    )
+    print(f"wrote {written}")

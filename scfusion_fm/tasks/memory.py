@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-import scfusion_fm
 from scfusion_fm.config.loading import config_differences
 from scfusion_fm.data.files.stack import ReadRows
 from scfusion_fm.data.schema import AlignedCells
@@ -43,7 +43,7 @@ def identify_run(config: Any, aligned: AlignedCells) -> dict[str, Any]:
         "precision": {} if file is None else precision(read_deepspeed_settings(file)),
         "cells": fingerprint_aligned(aligned),
         "model": fingerprint_directory(Path(config.model)),
-        "version": scfusion_fm.__version__,
+        "version": version("scfusion-fm"),
     }
 
 

@@ -18,8 +18,8 @@ from scfusion_fm.config.split import SplitConfig
 from scfusion_fm.data.fingerprints.seen import SeenCells
 from scfusion_fm.data.split import assign_split
 
-COMMANDS = ["prepare", "synthesize", "verify", "doctor", "inspect", "embed", "annotate", "predict-protein", "surprise"]
-COMMANDS += ["seen", "plan", "evaluate", "plot", "report"]
+COMMANDS = ["prepare", "synthesize", "verify", "doctor", "inspect", "embed", "annotate", "predict-protein", "impute"]
+COMMANDS += ["surprise", "seen", "plan", "evaluate", "plot", "report"]
 
 
 def call(monkeypatch, *arguments):
@@ -253,7 +253,7 @@ def test_arguments_cannot_steer_the_terminal(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("report", "--output"), "`--output` must end in .html"),
+        (("report", "--output"), "`output` must end in .html"),
         (("plot", "run", "--output"), "`--output` must end in .png"),
         (("inspect", "atlas.zarr", "--plot"), "`--plot` must end in .png"),
     ],

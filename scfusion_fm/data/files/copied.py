@@ -3,6 +3,7 @@
 The format on disk is that of anndata: a table is a group with an array per column, and tells their order.
 """
 
+import json
 import shutil
 import zlib
 from collections.abc import Iterator, Mapping
@@ -99,13 +100,24 @@ class FileCopy:
         self._scratch = Scratch(output)
         self._scratch.open()
         _copy(self._source, self._scratch.path)
-        self._root = _open(self._scratch.path)
+        self._root: Any = None
+
+    def open(self) -> bool:
+        """Make the places of the results in the copy; tell whether it can be written into and read as anndata does."""
+        try:
+            self._root = _open(self._scratch.path)
+            with writing():
+                for name in ("obsm", "uns", f"uns/{PROVENANCE}"):
+                    if name not in self._root:
+                        ad.io.write_elem(self._root, name, {})
+                self._consolidate()
+            return np.array_equal(ad.io.read_elem(self._root["obs"]).index, self._names)
+        except Exception:  # the libraries raise OSError, RuntimeError, TypeError and more on what is a little broken
+            return False
 
     def add_table(self, key: str, width: int, names: list[str] | None = None) -> "CopyTable":
         """Begin an array of obsm, (n, width); a table where its columns have names."""
         with writing():
-            if "obsm" not in self._root:
-                ad.io.write_elem(self._root, "obsm", {})
             self._tables[key] = CopyTable.create(self._root["obsm"], key, self._names, width, names)
         return self._tables[key]
 
@@ -123,12 +135,8 @@ class FileCopy:
                 values = pd.Series(values).array if isinstance(values, pd.Categorical) else np.asarray(values)
                 ad.io.write_elem(obs, key, values)
             obs.attrs["column-order"] = [*_columns(obs), *self._columns]
-            for name in ("uns", f"uns/{PROVENANCE}"):
-                if name not in self._root:
-                    ad.io.write_elem(self._root, name, {})
             ad.io.write_elem(self._root[f"uns/{PROVENANCE}"], verb, dict(record))
-            if isinstance(self._root, zarr.Group) and _is_consolidated(self._source):
-                zarr.consolidate_metadata(self._root.store)  # or readers would not see what is new
+            self._consolidate()
         self._close()
         self._read_back()
         self._scratch.publish()
@@ -137,6 +145,10 @@ class FileCopy:
         """Close the copy, and remove it if it was not finished."""
         self._close()
         self._scratch.close()
+
+    def _consolidate(self) -> None:
+        if isinstance(self._root, zarr.Group) and _is_consolidated(self._source):
+            zarr.consolidate_metadata(self._root.store)  # or readers would not see what is new
 
     def _close(self) -> None:
         if isinstance(self._root, h5py.File):
@@ -257,12 +269,15 @@ def _open(path: Path) -> Any:
 
 
 def _is_consolidated(path: Path) -> bool:
-    return zarr.open_group(path, mode="r").metadata.consolidated_metadata is not None
+    table = path / "zarr.json"
+    if not table.exists():
+        return (path / ".zmetadata").exists()
+    return json.loads(table.read_text()).get("consolidated_metadata") is not None
 
 
 @contextmanager
 def _reading(path: Path) -> Iterator[Any]:
-    root = h5py.File(path, "r") if path.is_file() else zarr.open_group(path, mode="r")
+    root = h5py.File(path, "r") if path.is_file() else zarr.open_group(path, mode="r", use_consolidated=False)
     try:
         yield root
     finally:

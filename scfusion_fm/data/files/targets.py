@@ -70,7 +70,10 @@ def open_target(file: OpenFile, output: Path | None, added: Added, copy: bool = 
         If a name is taken or none that a file can hold, or the output cannot be written.
     """
     if output is not None and can_copy(file, output):
-        return FileCopy(file, output, added)
+        target = FileCopy(file, output, added)
+        if target.open():
+            return target
+        target.close()
     is_file = file.reader is not None
     container = read_container(file)
     file.warn_lost()

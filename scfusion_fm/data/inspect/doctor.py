@@ -247,8 +247,8 @@ def _read(report: FileReport, given: Given, how: _Reading) -> AlignedCells:
         file = open_given(given)
         file.warn_lost()
         report.slots = describe_slots(file.parts)
-        if file.reader is not None and not can_copy(file, Path(file.path)):  # a copy is not written again
-            bad = find_unwritable(_tables(file.parts))
+        bad = [] if file.reader is None else find_unwritable(_tables(file.parts))
+        if bad and not can_copy(file, Path(report.path)):  # a copy keeps what cannot be written anew
             report.warnings += [f"{report.path}: embed and its like refuse it: {error}" for error in bad]
         cells = load_cells(select_cells(file, how.modality))
     report.num_cells = len(cells.obs)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from numpy.typing import ArrayLike, NDArray
 
 from scfusion_fm.evaluation.report.plots import MAX_NAME_LENGTH, shorten
@@ -42,13 +43,14 @@ def plot_overlap(names: Sequence[str], shared_genes: ArrayLike, shared_proteins:
     panels = figure.subplots(1, 2, sharey=True)
     image = None
     for axes, title, shared in zip(panels, ("Genes", "Proteins"), (shared_genes, shared_proteins), strict=True):
-        image = _draw(axes, names, np.asarray(shared))
+        image = draw_overlap(axes, names, np.asarray(shared))
         axes.set_title(title)
     figure.colorbar(image, ax=panels, label="share of the row's panel", shrink=0.8, pad=0.01)
     return figure
 
 
-def _draw(axes: Axes, names: Sequence[str], shared: NDArray):
+def draw_overlap(axes: Axes, names: Sequence[str], shared: NDArray) -> AxesImage:
+    """Draw which share of its panel each data set has in common with the others, see `plot_overlap`."""
     sizes = np.diag(shared).astype(float)
     measured = (sizes > 0)[:, None] & (sizes > 0)
     share = np.divide(shared, sizes[:, None], out=np.full(shared.shape, np.nan), where=measured)

@@ -1,6 +1,7 @@
 """Figures of a run: losses, embedding, confusions and predicted proteins.
 
-Every function returns a `matplotlib.figure.Figure` that belongs to no window and to no global state.
+`draw_*` draw into axes that are given. `plot_*` return a `matplotlib.figure.Figure` that belongs to no window and to no
+global state.
 
 Shapes: n cells, P proteins, D embedding width.
 """
@@ -20,7 +21,7 @@ from scfusion_fm.evaluation.metrics.umap import compute_umap
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
 MARKERS = ("o", "^", "s", "D", "v", "P")
 GREY = "#B8B8B8"
-LOSSES = (("loss", "Total loss"), ("rna_loss", "RNA loss"), ("adt_loss", "Protein loss"))
+LOSSES = {"loss": "Total loss", "rna_loss": "RNA loss", "adt_loss": "Protein loss"}
 MAX_NAME_LENGTH = 28
 MAX_UMAP_CELLS = 20_000
 MAX_NAMED_BARS = 70
@@ -41,23 +42,28 @@ def plot_losses(metrics: pd.DataFrame) -> Figure:
     ValueError
         If a column is missing or there is no loss at all.
     """
-    missing = [name for name in ("step", "split", *(name for name, _ in LOSSES)) if name not in metrics]
+    missing = [name for name in ("step", "split", *LOSSES) if name not in metrics]
     if missing:
         raise ValueError(f"`metrics` must have the column {missing[0]!r}, got {list(metrics)}; add it.")
-    panels = [(name, title) for name, title in LOSSES if metrics[name].notna().any()]
+    panels = [name for name in LOSSES if metrics[name].notna().any()]
     if not panels:
         raise ValueError("`metrics` must hold at least one loss, got none; log a step first.")
     figure = Figure(figsize=(4.2 * len(panels), 3.5), layout="constrained")
-    for axes, (name, title) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        for split, colour, label in (("train", COLOURS[0], "training"), ("val", COLOURS[3], "validation")):
-            rows = metrics.loc[metrics["split"] == split, ["step", name]].dropna().astype(float)
-            draw_curve(axes, rows.sort_values("step").to_numpy(), Curve(colour, label, dots=split == "val"))
-        axes.set(title=title, xlabel="step")
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        tidy(axes)
+    for axes, name in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        draw_losses(axes, metrics, name)
     figure.axes[0].set_ylabel("loss")
     figure.axes[0].legend(frameon=False)
     return figure
+
+
+def draw_losses(axes: Axes, metrics: pd.DataFrame, name: str) -> None:
+    """Draw training and validation loss over the steps; `name` is the column, see `plot_losses`."""
+    for split, colour, label in (("train", COLOURS[0], "training"), ("val", COLOURS[3], "validation")):
+        rows = metrics.loc[metrics["split"] == split, ["step", name]].dropna().astype(float)
+        draw_curve(axes, rows.sort_values("step").to_numpy(), Curve(colour, label, dots=split == "val"))
+    axes.set(title=LOSSES[name], xlabel="step")
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    tidy(axes)
 
 
 def plot_umap(embedding: np.ndarray, labels: np.ndarray, title: str, coloured: np.ndarray | None = None) -> Figure:
@@ -79,6 +85,16 @@ def plot_umap(embedding: np.ndarray, labels: np.ndarray, title: str, coloured: n
     ValueError
         If lengths differ or there are fewer than 4 cells.
     """
+    figure = Figure(figsize=(9.0, 5.6), layout="constrained")
+    axes = figure.subplots()
+    n_columns = draw_umap(axes, embedding, labels, coloured)
+    axes.set_title(title)
+    figure.set_figwidth(6.0 + 3.0 * n_columns)
+    return figure
+
+
+def draw_umap(axes: Axes, embedding: np.ndarray, labels: np.ndarray, coloured: np.ndarray | None = None) -> int:
+    """Draw the UMAP of an embedding, see `plot_umap`; return the number of columns of the legend beside it."""
     labels = np.asarray(labels).astype(str)
     coloured = np.ones(len(labels), bool) if coloured is None else np.asarray(coloured, bool)
     if not len(embedding) == len(labels) == len(coloured):
@@ -86,21 +102,15 @@ def plot_umap(embedding: np.ndarray, labels: np.ndarray, title: str, coloured: n
             f"`embedding`, `labels` and `coloured` must be of one length, got {len(embedding)}, "
             f"{len(labels)} and {len(coloured)}; select the same cells."
         )
-    if len(labels) > MAX_UMAP_CELLS:
-        chosen = np.sort(np.random.default_rng(0).choice(len(labels), MAX_UMAP_CELLS, replace=False))
-        embedding, labels, coloured = embedding[chosen], labels[chosen], coloured[chosen]
-    positions = compute_umap(embedding)
-    figure = Figure(figsize=(9.0, 5.6), layout="constrained")
-    axes = figure.subplots()
-    size = float(np.clip(8000 / max(coloured.sum(), 1), 4, 26))
+    chosen = choose_cells(len(labels))
+    labels, coloured, positions = labels[chosen], coloured[chosen], lay_out(embedding[chosen])
+    size = _size_of_dots(coloured.sum())
     if not coloured.all():
         rest = positions[~coloured]
         axes.scatter(*rest.T, s=size * 0.4, c=GREY, linewidths=0, label=f"other cells ({len(rest)})")
     _draw_cell_types(axes, positions[coloured], labels[coloured], size)
-    axes.set(title=title, xlabel="UMAP 1", ylabel="UMAP 2", xticks=[], yticks=[])
-    tidy(axes, grid=False)
+    _tidy_umap(axes)
     n_columns = 1 + (len(axes.get_legend_handles_labels()[0]) - 1) // 22
-    figure.set_figwidth(6.0 + 3.0 * n_columns)
     axes.legend(
         loc="center left",
         bbox_to_anchor=(1.01, 0.5),
@@ -108,7 +118,40 @@ def plot_umap(embedding: np.ndarray, labels: np.ndarray, title: str, coloured: n
         markerscale=(45 / size) ** 0.5,
         ncols=n_columns,
     )
-    return figure
+    return n_columns
+
+
+def draw_values(axes: Axes, embedding: np.ndarray, values: np.ndarray, name: str) -> None:
+    """Draw the UMAP of an embedding, coloured by numbers, (n,); cells without one are grey and below."""
+    chosen = choose_cells(len(values))
+    values, positions = np.asarray(values, float)[chosen], lay_out(embedding[chosen])
+    known = np.isfinite(values)
+    size = _size_of_dots(known.sum())
+    axes.scatter(*positions[~known].T, s=size * 0.4, c=GREY, linewidths=0)
+    image = axes.scatter(*positions[known].T, s=size, c=values[known], cmap="viridis", linewidths=0)
+    axes.figure.colorbar(image, ax=axes, label=shorten(name), fraction=0.04, pad=0.02)
+    _tidy_umap(axes)
+
+
+def choose_cells(number: int) -> np.ndarray:
+    """Choose the cells of a UMAP: all, or a random sample of many."""
+    if number <= MAX_UMAP_CELLS:
+        return np.arange(number)
+    return np.sort(np.random.default_rng(0).choice(number, MAX_UMAP_CELLS, replace=False))
+
+
+def lay_out(embedding: np.ndarray) -> np.ndarray:
+    """Give places in the plane, (n, 2); those of an embedding that is a layout stay."""
+    return embedding if embedding.shape[1] == 2 else compute_umap(embedding)
+
+
+def _size_of_dots(number: int) -> float:
+    return float(np.clip(8000 / max(number, 1), 4, 26))
+
+
+def _tidy_umap(axes: Axes) -> None:
+    axes.set(xlabel="UMAP 1", ylabel="UMAP 2", xticks=[], yticks=[])
+    tidy(axes, grid=False)
 
 
 def plot_confusion(labels: np.ndarray, predicted: np.ndarray) -> Figure:
@@ -126,12 +169,29 @@ def plot_confusion(labels: np.ndarray, predicted: np.ndarray) -> Figure:
     ValueError
         If the arrays are empty or differ in length.
     """
+    table = tabulate_confusions(labels, predicted)
+    figure = Figure(figsize=size_of_confusions(table), layout="constrained")
+    axes = figure.subplots()
+    draw_confusion(axes, table)
+    axes.set(ylabel="true (test cells)", title="Confusions on the test cells")
+    return figure
+
+
+def tabulate_confusions(labels: np.ndarray, predicted: np.ndarray) -> pd.DataFrame:
+    """Count pairs of true (rows) and predicted (columns) types; a type that was only predicted has no row."""
     table = confusion_table(labels, predicted)
-    table = table.loc[table.sum(axis=1) > 0]  # a class that was only predicted has no row, but a column
+    return table.loc[table.sum(axis=1) > 0]
+
+
+def size_of_confusions(table: pd.DataFrame) -> tuple[float, float]:
+    """Give the size of a figure in which the numbers of a table have room, in inches."""
+    return 3.4 + 0.5 * table.shape[1], 2.4 + 0.42 * table.shape[0]
+
+
+def draw_confusion(axes: Axes, table: pd.DataFrame) -> None:
+    """Draw which types are taken for which, see `plot_confusion`; the table is that of `tabulate_confusions`."""
     totals = table.sum(axis=1)
     shares = table.div(totals, axis=0).to_numpy()
-    figure = Figure(figsize=(3.4 + 0.5 * table.shape[1], 2.4 + 0.42 * table.shape[0]), layout="constrained")
-    axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for (row, column), count in np.ndenumerate(table.to_numpy()):
         if count:
@@ -139,14 +199,13 @@ def plot_confusion(labels: np.ndarray, predicted: np.ndarray) -> Figure:
             axes.text(column, row, f"{count}", ha="center", va="center", color=colour, fontsize=9)
     axes.set_xticks(range(table.shape[1]), [shorten(name) for name in table.columns], rotation=45, ha="right")
     axes.set_yticks(range(len(table)), [f"{shorten(name)} ({totals[name]})" for name in table.index])
-    axes.set(xlabel="predicted", ylabel="true (test cells)", title="Confusions on the test cells")
+    axes.set(xlabel="predicted", ylabel="true")
     axes.set_xticks(np.arange(0.5, table.shape[1] - 1), minor=True)
     axes.set_yticks(np.arange(0.5, len(table) - 1), minor=True)
     axes.grid(which="minor", color="white", linewidth=1.2)
     axes.tick_params(which="both", length=0)
     axes.spines[:].set_visible(False)
-    figure.colorbar(image, ax=axes, label="share of the true type", fraction=0.04, pad=0.02)
-    return figure
+    axes.figure.colorbar(image, ax=axes, label="share of the true type", fraction=0.04, pad=0.02)
 
 
 def plot_proteins(
@@ -191,11 +250,11 @@ def plot_proteins(
         if position is None:
             axes.set_axis_off()
             continue
-        _draw_protein(axes, np.asarray(measured)[:, position], np.asarray(predicted)[:, position])
+        draw_protein(axes, np.asarray(measured)[:, position], np.asarray(predicted)[:, position])
         axes.set_title(f"{shorten(names[position])}   ({rank}, r = {ranking[position]:.2f})", fontsize=11)
     upper.supxlabel("measured")
     upper.supylabel("predicted")
-    _draw_bars(lower.subplots(), ranking, names, baseline)
+    draw_correlations(lower.subplots(), ranking, names, baseline)
     return figure
 
 
@@ -320,7 +379,7 @@ def _draw_cell_types(axes: Axes, positions: np.ndarray, labels: np.ndarray, size
         axes.scatter(*points.T, s=size, c=GREY, marker="x", label=f"{len(rest)} rarer types ({len(points)})")
 
 
-def _draw_protein(axes: Axes, measured: np.ndarray, predicted: np.ndarray) -> None:
+def draw_protein(axes: Axes, measured: np.ndarray, predicted: np.ndarray) -> None:
     """Draw one protein's cells and the line on which prediction and measurement agree."""
     seen = np.isfinite(measured) & np.isfinite(predicted)
     measured, predicted = measured[seen], predicted[seen]
@@ -330,8 +389,8 @@ def _draw_protein(axes: Axes, measured: np.ndarray, predicted: np.ndarray) -> No
     tidy(axes)
 
 
-def _draw_bars(axes: Axes, ranking: pd.Series, names: list[str], baseline: pd.Series | None) -> None:
-    """Draw the correlation of every protein, the best on the left, and the baseline's as points."""
+def draw_correlations(axes: Axes, ranking: pd.Series, names: list[str], baseline: pd.Series | None = None) -> None:
+    """Draw the correlation of every protein, the best first, and the baseline's as points; see `plot_proteins`."""
     places = np.arange(len(ranking))
     axes.bar(places, ranking, color=COLOURS[0], width=0.75, label=f"scFusionTTT (mean {ranking.mean():.2f})")
     if baseline is not None:

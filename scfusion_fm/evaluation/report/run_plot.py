@@ -44,7 +44,7 @@ class Panel:
     average: str | None = "mean"
 
 
-LOSS_PANELS = tuple(Panel(column, title) for column, title in LOSSES)
+LOSS_PANELS = tuple(Panel(column, title) for column, title in LOSSES.items())
 PANELS = (
     *LOSS_PANELS,
     Panel("lr", "Learning rate", average=None),

@@ -324,19 +324,9 @@ def _add_proteins(
 ) -> None:
     """Add the picture of the proteins and the table with one row per protein."""
     names = [str(name) for name in arrays["names"]]
-    tables = {
-        method: table.drop_duplicates("protein").set_index("protein").reindex(names).reset_index()
-        for method, table in per_protein.groupby("method", sort=False)
-    }
-    own = next((method for method in tables if method.startswith(MODEL_NAME)), None)
-    if own is None:
-        raise ValueError(
-            f"`{path.parent / 'per_protein.csv'}` must have rows of {MODEL_NAME!r}, got {list(tables)}; add them."
-        )
-    others = [row for row in rows if row["method"] in tables and not row["method"].startswith(MODEL_NAME)]
-    baseline = find_best_row(others, "pearson_per_protein", True)["method"] if others else None
-    rival = None if baseline is None else tables[baseline]["pearson"].rename(baseline)
-    figure = plot_proteins(arrays["measured"], arrays["predicted"], names, tables[own], rival)
+    own, rival = compare_proteins(path.parent, rows, per_protein, names)
+    baseline = None if rival is None else str(rival.name)
+    figure = plot_proteins(arrays["measured"], arrays["predicted"], names, own, rival)
     section.add("<h3>Per protein</h3>")
     section.add_figure(
         "proteins.png",
@@ -345,11 +335,47 @@ def _add_proteins(
         "best, middle and worst proteins; on the dashed line they agree. Below: correlation of every protein"
         + (f", with the best baseline, {baseline}, as points." if baseline else "."),
     )
-    table = tables[own].sort_values("pearson", ascending=False)
+    table = own.sort_values("pearson", ascending=False)
     shown = table[["protein", "n", "pearson", "rmse"]].astype({"n": object})
     if rival is not None:
         shown["rival"] = rival.reindex(table.index)
     _add_protein_table(section, shown, baseline)
+
+
+def compare_proteins(
+    run: Path, rows: list[dict], per_protein: pd.DataFrame, names: list[str]
+) -> tuple[pd.DataFrame, pd.Series | None]:
+    """
+    Find the scores of the model and the correlations of the best baseline.
+
+    Parameters
+    ----------
+    run
+        Directory of the run, for errors.
+    rows, per_protein
+        Scores of all methods, and of all methods and proteins.
+    names
+        (P,), proteins in the order of the arrays.
+
+    Returns
+    -------
+    The model's scores, a row per protein in that order, and the baseline's, None where there is none.
+
+    Raises
+    ------
+    ValueError
+        If there are no scores of the model.
+    """
+    tables = {
+        method: table.drop_duplicates("protein").set_index("protein").reindex(names).reset_index()
+        for method, table in per_protein.groupby("method", sort=False)
+    }
+    own = next((method for method in tables if method.startswith(MODEL_NAME)), None)
+    if own is None:
+        raise ValueError(f"`{run / 'per_protein.csv'}` must have rows of {MODEL_NAME!r}, got {list(tables)}; add them.")
+    others = [row for row in rows if row["method"] in tables and not row["method"].startswith(MODEL_NAME)]
+    best = find_best_row(others, "pearson_per_protein", True)["method"] if others else None
+    return tables[own], None if best is None else tables[best]["pearson"].rename(best)
 
 
 def _add_protein_table(section: Section, shown: pd.DataFrame, baseline: str | None) -> None:
