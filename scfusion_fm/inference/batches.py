@@ -119,17 +119,23 @@ def predict_fields(
     An array for each field, (n, ...).
     """
     model.eval()
-    read = collate.sparse if type(collate) is CellCollator else collate
-
-    def show(part: NDArray[np.int64]) -> dict[str, torch.Tensor | SparsePatches]:
-        return {name: x for name, x in read(part).items() if name.split("_")[0] in modalities}
-
+    show = show_modalities(collate, modalities)
     found: list[list[NDArray[np.float32]]] = [[] for _ in fields]
     forward = partial(model, **leave_out(model, fields))
     for _, output in run_batches(forward, show, rows, model.device, batch_size, progress):
         for batches, field in zip(found, fields, strict=True):
             batches.append(output[field].float().cpu().numpy())
     return [np.concatenate(batches) for batches in found]
+
+
+def show_modalities(collate: Collate, modalities: tuple[str, ...]) -> Collate:
+    """Give what prepares the same cells and shows only the given modalities of them."""
+    read = collate.sparse if type(collate) is CellCollator else collate
+
+    def show(part: NDArray[np.int64]) -> dict[str, torch.Tensor | SparsePatches]:
+        return {name: x for name, x in read(part).items() if name.split("_")[0] in modalities}
+
+    return show
 
 
 def leave_out(model: PreTrainedModel, fields: Collection[str]) -> dict[str, bool]:

@@ -4,8 +4,10 @@ Fine-tuning from there changes the model less than fine-tuning from a random hea
 suffice. Letters: n cells, F features that a head reads, K coordinates.
 """
 
+import threading
 from collections.abc import Iterator
 from itertools import product
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +19,7 @@ from sklearn.utils.class_weight import compute_sample_weight
 from transformers import PreTrainedModel
 
 from scfusion_fm.evaluation.partition import Partition
-from scfusion_fm.inference.batches import CellCollator, predict_rows
+from scfusion_fm.inference.batches import CellCollator, run_batches, show_modalities
 from scfusion_fm.training.components import prepare_parts, start_coordinates
 
 START_PENALTIES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
@@ -137,13 +139,19 @@ def _read_features(
     model: PreTrainedModel, collator: CellCollator, rows: NDArray[np.int64], shown: tuple[str, ...]
 ) -> NDArray[np.float64]:
     """Give what the classifier reads of some cells, of which the given modalities are shown, (n, F)."""
-    found: list[torch.Tensor] = []
-    hook = model.classifier.register_forward_pre_hook(lambda _, given: found.append(given[0].float().cpu()))
+    own = threading.local()  # batches are calculated side by side, and one must not get what another one's head reads
+    hook = model.classifier.register_forward_pre_hook(lambda _, given: setattr(own, "read", given[0]))
+
+    def forward(**inputs: Any) -> torch.Tensor:
+        model(**inputs)
+        return own.read.float().cpu()
+
+    model.eval()
     try:
-        predict_rows(model, collator, rows, modalities=shown)
+        batches = run_batches(forward, show_modalities(collator, shown), rows, model.device)
+        return torch.cat([read for _, read in batches]).double().numpy()
     finally:
         hook.remove()
-    return torch.cat(found).double().numpy()
 
 
 def _copy_regression(

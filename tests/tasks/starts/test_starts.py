@@ -1,6 +1,7 @@
 """Heads that start from what a linear or kernel method makes of their training cells: against scikit-learn."""
 
 import dataclasses
+import time
 from itertools import product
 
 import numpy as np
@@ -24,6 +25,7 @@ from scfusion_fm.tasks.cross_modal.cells import PairedCells
 from scfusion_fm.tasks.cross_modal.fit import fit_cross_modal
 from scfusion_fm.tasks.epochs import Objective
 from scfusion_fm.tasks.settings import FitSettings
+from scfusion_fm.tasks.starts import classifier
 from scfusion_fm.tasks.starts.classifier import (
     LOG_SHARPNESS,
     POOLED_SPREAD,
@@ -76,6 +78,23 @@ def read_features(model, collator, rows, shown):
     predict_rows(model, collator, rows, modalities=shown)
     hook.remove()
     return torch.cat(found).double().numpy()
+
+
+def test_features_belong_to_their_cells_on_any_number_of_threads(model_dir, data, monkeypatch):
+    model, rows = build_classifier(model_dir), np.arange(160)
+    collator, prepare = CellCollator(data.aligned, data.extractor), CellCollator.sparse
+
+    def prepare_first_last(self, rows):
+        time.sleep(0.3 if rows[0] == 0 else 0)
+        return prepare(self, rows)
+
+    monkeypatch.setattr(CellCollator, "sparse", prepare_first_last)
+    threads, found = torch.get_num_threads(), []
+    for number in (1, 2):
+        torch.set_num_threads(number)
+        found.append(classifier._read_features(model, collator, rows, ("rna", "adt")))
+    torch.set_num_threads(threads)
+    np.testing.assert_array_equal(*found)
 
 
 def test_coordinates_are_principal_components_of_the_training_cells(model_dir, data):
