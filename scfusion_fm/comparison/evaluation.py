@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from omegaconf import OmegaConf
 
 from scfusion_fm.comparison.experiment import Experiment
@@ -137,6 +138,8 @@ class Evaluation:
 
     def _complete(self, file: UnitFile) -> None:
         """Compute the methods that a unit lacks."""
+        # A unit must not depend on what this process did before: sums depend on the number of threads.
+        torch.set_num_threads(self.experiments[file.unit.title].config.optim.threads)
         start = time.monotonic()
         experiment = self.experiments[file.unit.title].select(*file.list_missing())
         scores = run_fold(experiment, file.unit.fold.partition, file.unit.seed)

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
+import torch
+
 from scfusion_fm.config.finetune import FinetuneOptimConfig
 from scfusion_fm.training.collectives import from_rank_0, own_rank
 
@@ -34,6 +36,10 @@ class FitSettings:
     seed: int = 0
     directory: Path | None = None
     speaks: bool = True
+
+    def use_threads(self) -> None:
+        """Calculate with the threads that are asked for, from here on: sums depend on their number."""
+        torch.set_num_threads(self.optim.threads)
 
     def part(self, name: str) -> Self:
         """Give the settings of one of several fits of a run, with a place of its own, and without telling of it."""

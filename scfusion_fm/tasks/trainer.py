@@ -8,7 +8,6 @@ import copy
 import math
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -61,7 +60,7 @@ def train_best(
     Stopped
         If somebody asked to stop; the same call goes on where `settings` name a directory.
     """
-    torch.set_num_threads(settings.optim.threads)
+    settings.use_threads()
     if settings.optim.lora_rank:
         add_adapters(model, settings.optim.lora_rank, settings.seed)
     trained = copy.deepcopy(model)  # ZeRO takes it apart; and the other one is the start, for the case that it is best

@@ -104,6 +104,7 @@ def fit_annotation(
     settings
         How to train.
     """
+    settings.use_threads()
     model = weights.build(
         ScFusionTTTForCellTypeAnnotation,
         settings.seed,

@@ -91,6 +91,7 @@ def fit_cross_modal(
     settings
         How to train.
     """
+    settings.use_threads()
     train, val = partition.train, partition.val
     levelled, offsets = data.level(train)
     model = weights.build(

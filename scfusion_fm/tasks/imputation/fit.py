@@ -190,6 +190,7 @@ def fit_imputer(
     """
     train, val, optim = partition.train, partition.val, settings.optim
     turns = data.hide_in_turn(folds, settings.seed)
+    settings.use_threads()
     regression = fit_regression(data, train, max(optim.num_coordinates, 1), settings.seed)
     regression = choose_penalty(regression, data, val, turns)
     names = [name for name, known in zip(data.extractor.protein_names, regression.known, strict=True) if known]

@@ -193,6 +193,7 @@ def fit_integration(
     types = (
         cluster(coordinates[val], NUM_CLUSTERS, settings.seed) if data.labels is None else data.types[val].astype(str)
     )
+    settings.use_threads()
     model = weights.build(ScFusionTTTForPreTraining, settings.seed)
     collator = BatchCollator(data.aligned, data.extractor, modalities=data.modalities)
     codes = data.codes[val].astype(str)
