@@ -9,7 +9,6 @@ from typing import TypeVar
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from scfusion_fm.data.schema import AlignedCells
@@ -92,7 +91,6 @@ def predict_fields(
     fields: tuple[str, ...],
     modalities: tuple[str, ...] = ("rna", "adt"),
     batch_size: int = 64,
-    progress: bool = False,
 ) -> list[NDArray[np.float32]]:
     """
     Run a model over rows once, and give some fields of its output.
@@ -111,8 +109,6 @@ def predict_fields(
         What the model is shown of the cells.
     batch_size
         Cells per forward pass.
-    progress
-        Whether to draw a progress bar on a terminal.
 
     Returns
     -------
@@ -122,7 +118,7 @@ def predict_fields(
     show = show_modalities(collate, modalities)
     found: list[list[NDArray[np.float32]]] = [[] for _ in fields]
     forward = partial(model, **leave_out(model, fields))
-    for _, output in run_batches(forward, show, rows, model.device, batch_size, progress):
+    for _, output in run_batches(forward, show, rows, model.device, batch_size):
         for batches, field in zip(found, fields, strict=True):
             batches.append(output[field].float().cpu().numpy())
     return [np.concatenate(batches) for batches in found]
@@ -153,7 +149,6 @@ def run_batches(
     rows: NDArray[np.int64],
     device: torch.device,
     batch_size: int = 64,
-    progress: bool = False,
 ) -> Iterator[tuple[NDArray[np.int64], Output]]:
     """
     Call a model, or what takes its arguments, without gradients; the rows of each batch and what came of them.
@@ -169,10 +164,7 @@ def run_batches(
 
     parts = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
     workers = min(torch.get_num_threads(), MOST_WORKERS, len(parts)) if device.type == "cpu" else 1
-    with tqdm(total=len(rows), unit="cells", disable=None if progress else True) as bar:
-        for part, output in zip(parts, _map_in_order(run, parts, workers), strict=True):
-            yield part, output
-            bar.update(len(part))
+    yield from zip(parts, _map_in_order(run, parts, workers), strict=True)
 
 
 def _map_in_order(run: Callable[[NDArray[np.int64]], Output], parts: list, workers: int) -> Iterator[Output]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from scfusion_fm.data.files.align import AlignedFile
+from scfusion_fm.data.files.arrays import close_files
 from scfusion_fm.data.files.coverage import MIN_COVERAGE
 from scfusion_fm.data.files.readers import Container, Given, closing, open_given, select_cells
 from scfusion_fm.data.files.targets import Added, Table, Target, open_target
@@ -129,11 +130,15 @@ class Job:
         device = choose_device(use.device)
         loaded = load(model)
         network = loaded.network(model_class).to(device)
-        file = open_given(given)
-        cells = select_cells(file, use.modality)
-        source = open_for(cells, loaded.extractor, use.batch_key, use.min_coverage)
-        tell("; ".join(found.describe() for found in source.coverage))
-        target = open_target(file, None if use.output is None else Path(use.output), added, use.copy)
+        try:
+            file = open_given(given)
+            cells = select_cells(file, use.modality)
+            source = open_for(cells, loaded.extractor, use.batch_key, use.min_coverage)
+            tell("; ".join(found.describe() for found in source.coverage))
+            target = open_target(file, None if use.output is None else Path(use.output), added, use.copy)
+        except BaseException:
+            close_files()  # so that a refused file can be written anew
+            raise
         return cls(use, loaded, network, source, target)
 
     def __enter__(self) -> "Job":

@@ -8,7 +8,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from scfusion_fm.data.files.align import AlignedFile
 from scfusion_fm.data.files.coverage import MIN_COVERAGE
 from scfusion_fm.data.files.readers import Container, Given
 from scfusion_fm.data.schema import Modality, read_categories
@@ -17,6 +16,7 @@ from scfusion_fm.evaluation.calibration.intervals import ProteinIntervals
 from scfusion_fm.inference.job import Job, Use
 from scfusion_fm.inference.loaded import load
 from scfusion_fm.inference.model_files import ModelFiles
+from scfusion_fm.inference.names import name_proteins
 from scfusion_fm.model import ScFusionTTTForCrossModalPrediction
 
 
@@ -116,49 +116,6 @@ def predict_protein(
         facts |= {"model_proteins": [names[place] for place in panel.values()]}
         told = {} if intervals is None else _describe_intervals(intervals, wanted, {p: n for n, p in panel.items()})
         return job.finish("predict-protein", facts | told)
-
-
-def name_proteins(names: Sequence[str], source: AlignedFile, wanted: Sequence[str] | None = None) -> dict[str, int]:
-    """
-    Name the proteins of a model as a file does, where it measures them.
-
-    Parameters
-    ----------
-    names
-        Names in the model.
-    source
-        The file over the vocabulary of the model.
-    wanted
-        Names in the file or in the model; all when None.
-
-    Returns
-    -------
-    The place of each in `names`, by the name that it gets.
-
-    Raises
-    ------
-    ValueError
-        If a name is unknown, or there is none.
-    """
-    own = {name: name for name in names}
-    if source.cells.adt is not None and source.alignment.adt is not None:
-        pairs = zip(source.cells.adt.var.index.astype(str), source.alignment.adt, strict=True)
-        for given, place in reversed(list(pairs)):  # of several columns that are summed, the first names
-            name = source.vocabulary.protein_names[place] if place >= 0 else None
-            # A name that another protein of the model has, or that no column of a file can have, is not taken.
-            if name in own and "/" not in given and (given == name or given not in own):
-                own[name] = given
-    panel = {own[name]: place for place, name in enumerate(names)}
-    if wanted is None:
-        return panel
-    known = {name: place for place, name in enumerate(names)} | panel
-    unknown = [name for name in wanted if name not in known]
-    if unknown or not wanted:
-        raise ValueError(
-            f"`proteins` must name proteins that the model predicts ({', '.join(names[:5])}, ...), got "
-            f"{unknown or 'none'}."
-        )
-    return {own[names[known[name]]]: known[name] for name in wanted}
 
 
 def load_intervals(model: Path, wanted: IntervalRequest) -> ProteinIntervals | None:

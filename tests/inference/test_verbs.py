@@ -155,3 +155,16 @@ def test_an_interrupted_verb_leaves_nothing(loaded, rna, tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         sf.embed(tmp_path / "a.h5ad", loaded, output=tmp_path / "b.h5ad")
     assert [path.name for path in tmp_path.iterdir()] == ["a.h5ad"]
+    monkeypatch.setattr(copied, "_copy", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        sf.embed(tmp_path / "a.h5ad", loaded, output=tmp_path / "b.h5ad")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.h5ad"]
+
+
+def test_a_refused_file_can_be_written_anew(loaded, rna, tmp_path):
+    rna.X = rna.X * 0.5
+    rna.write_h5ad(tmp_path / "a.h5ad")
+    with pytest.raises(ValueError, match="must hold raw counts"):
+        sf.embed(tmp_path / "a.h5ad", loaded)
+    with h5py.File(tmp_path / "a.h5ad", "r+"):  # which HDF5 refuses where it is open for reading
+        assert KEY not in rna.obsm

@@ -81,7 +81,7 @@ class FileCopy:
     """
 
     def __init__(self, file: OpenFile, output: Path, added: Added):
-        self._source, self._output, self._added = Path(file.path), output, added
+        self._source = Path(file.path)
         root = open_root(file.path)
         check_suffix(output, is_mudata="mod" in root)
         for slot, key in added:
@@ -98,12 +98,19 @@ class FileCopy:
         self._tables: dict[str, CopyTable] = {}
         self._columns: dict[str, Any] = {}
         self._scratch = Scratch(output)
-        self._scratch.open()
-        _copy(self._source, self._scratch.path)
         self._root: Any = None
 
     def open(self) -> bool:
-        """Make the places of the results in the copy; tell whether it can be written into and read as anndata does."""
+        """
+        Copy the file, and make the places of the results; tell whether it can be written into and read as anndata does.
+
+        Raises
+        ------
+        ValueError
+            If another process is about to write the output.
+        """
+        self._scratch.open()
+        _copy(self._source, self._scratch.path)
         try:
             self._root = _open(self._scratch.path)
             with writing():

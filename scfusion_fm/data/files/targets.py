@@ -71,8 +71,12 @@ def open_target(file: OpenFile, output: Path | None, added: Added, copy: bool = 
     """
     if output is not None and can_copy(file, output):
         target = FileCopy(file, output, added)
-        if target.open():
-            return target
+        try:
+            if target.open():
+                return target
+        except BaseException:  # a full disk, or Ctrl-C: a half copy is in nobody's way
+            target.close()
+            raise
         target.close()
     is_file = file.reader is not None
     container = read_container(file)

@@ -23,26 +23,37 @@ BLOCK_CELLS = 4096  # that are read together
 
 
 @dataclass(frozen=True)
-class AtlasRna(ReadRows):
+class AtlasMatrix(ReadRows):
     """
-    RNA counts of an atlas by rows; `matrix[rows]` reads them, (B, G) CSR.
+    Counts of an atlas over a vocabulary by rows; `matrix[rows]` reads them.
 
     Attributes
     ----------
     atlas
         The atlas.
     columns
-        Place of each gene of the atlas in the vocabulary, -1 for none.
+        Place of each gene or protein of the atlas in the vocabulary, -1 for none.
     shape
-        (n, G) of the vocabulary.
+        (n, G) or (n, P) of the vocabulary.
     """
 
     atlas: Atlas
     columns: NDArray[np.int64]
     shape: tuple[int, int]
 
+    def identify(self) -> list[Any]:
+        """Give arrays that are the same where all rows are."""
+        return [np.frombuffer(self.atlas.fingerprint.encode(), np.uint8), self.columns]
+
+    def _numbers(self, rows: NDArray[np.int64] | slice) -> NDArray[np.int64]:
+        return np.arange(*rows.indices(self.shape[0])) if isinstance(rows, slice) else rows
+
+
+class AtlasRna(AtlasMatrix):
+    """RNA counts of an atlas by rows, (B, G) CSR; see `AtlasMatrix`."""
+
     def __getitem__(self, rows: NDArray[np.int64] | slice) -> sp.csr_matrix:
-        found = self.atlas.read_rna(np.arange(*rows.indices(self.shape[0])) if isinstance(rows, slice) else rows)
+        found = self.atlas.read_rna(self._numbers(rows))
         columns, indptr = self.columns[found.indices], found.indptr
         known = columns >= 0
         indptr = np.concatenate(([0], np.cumsum(known)))[indptr]
@@ -50,39 +61,15 @@ class AtlasRna(ReadRows):
         counts.sort_indices()
         return counts
 
-    def identify(self) -> list[Any]:
-        """Give arrays that are the same where all rows are."""
-        return [np.frombuffer(self.atlas.fingerprint.encode(), np.uint8), self.columns]
 
-
-@dataclass(frozen=True)
-class AtlasAdt(ReadRows):
-    """
-    Protein counts of an atlas by rows; `matrix[rows]` reads them, (B, P) dense.
-
-    Attributes
-    ----------
-    atlas
-        The atlas.
-    columns
-        Place of each protein of the atlas in the vocabulary, -1 for none.
-    shape
-        (n, P) of the vocabulary.
-    """
-
-    atlas: Atlas
-    columns: NDArray[np.int64]
-    shape: tuple[int, int]
+class AtlasAdt(AtlasMatrix):
+    """Protein counts of an atlas by rows, (B, P) dense; see `AtlasMatrix`."""
 
     def __getitem__(self, rows: NDArray[np.int64] | slice) -> NDArray[np.float32]:
-        found = self.atlas.read_adt(np.arange(*rows.indices(self.shape[0])) if isinstance(rows, slice) else rows)
+        found = self.atlas.read_adt(self._numbers(rows))
         counts, known = np.zeros((len(found), self.shape[1]), np.float32), self.columns >= 0
         counts[:, self.columns[known]] = found[:, known]
         return counts
-
-    def identify(self) -> list[Any]:
-        """Give arrays that are the same where all rows are."""
-        return [np.frombuffer(self.atlas.fingerprint.encode(), np.uint8), self.columns]
 
 
 def is_atlas(location: Location) -> bool:
