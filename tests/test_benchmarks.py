@@ -14,10 +14,17 @@ from launch import ROOT, run, start
 from make_cells import make_modalities
 
 import scfusion_fm
-from scfusion_fm import ScFusionTTTConfig, ScFusionTTTForPreTraining
+from scfusion_fm import (
+    ScFusionTTTConfig,
+    ScFusionTTTFeatureExtractor,
+    ScFusionTTTForCellTypeAnnotation,
+    ScFusionTTTForPreTraining,
+)
 from scfusion_fm.config.pretrain import MaskingConfig
 from scfusion_fm.data.atlas.atlas import Atlas
 from scfusion_fm.data.stream.collate import MaskingCollator
+from scfusion_fm.data.vocabulary.resolve import resolve_genes
+from scfusion_fm.inference.export import export_model
 
 
 def test_benchmark_of_the_ttt_layer(tmp_path):
@@ -50,6 +57,20 @@ def test_benchmark_of_coverage(model_dir, paired_file, tmp_path):
     assert all(part["moved"] > 0 and 0 <= part["right"] <= 1 for part in parts)
     by_name = {name: [part["counts"] for part in parts if part["genes"] == name] for name in ("highest", "lowest")}
     assert all(high > low for high, low in zip(*by_name.values(), strict=True))
+
+
+def test_benchmark_of_agreement(model_dir, tmp_path):
+    head = ScFusionTTTForCellTypeAnnotation.from_pretrained(model_dir, num_labels=2)
+    export_model(head, ScFusionTTTFeatureExtractor.from_pretrained(model_dir), tmp_path / "head", {})
+    rna, _ = make_modalities(20, seed=1)
+    rna.var["gene_ids"] = resolve_genes(rna.var_names)["gene_id"].to_numpy()
+    rna.write_h5ad(tmp_path / "rna.h5ad")
+    command = [sys.executable, "benchmarks/agreement.py", tmp_path / "head", model_dir, tmp_path / "rna.h5ad"]
+    run(*command, "--json", tmp_path / "rows.json")
+    by_id, by_name, *fewer = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert by_id["types"] == by_name["types"] == 1
+    assert [row["what"] for row in fewer] == ["bfloat16", "float16"]
+    assert all(row["types"] > 0.9 and 0 < row["moved"] < 0.1 for row in fewer)
 
 
 def test_benchmark_of_memory_in_use(model_dir, tmp_path):
