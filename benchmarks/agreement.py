@@ -4,8 +4,8 @@
 
 The RNA of an h5ad or h5mu file is used; `--ids` is the column of var with Ensembl ids. "Types" is the share of cells
 that get the type that `annotate` gives them, from columns named by id, by the names of the file, and by a model of
-fewer bits, which is compared with the pipeline in float32. "Moved" is the distance of embeddings to those in float32, as a
-share of their distance to the mean embedding (root mean squares).
+fewer bits, which is compared with the pipeline in float32. "Moved" is the distance of embeddings to those in float32,
+as a share of their distance to the mean embedding (root mean squares).
 """
 
 import argparse
