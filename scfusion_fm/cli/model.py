@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,7 @@ def _add_embed(commands: argparse._SubParsersAction) -> None:
 def _embed(args: argparse.Namespace) -> None:
     from scfusion_fm.inference.embed import embed
 
-    embed(args.input, args.model, **_options(args))
-    print(f"wrote {args.output}")
+    _use(embed, args)
 
 
 def _add_annotate(commands: argparse._SubParsersAction) -> None:
@@ -48,8 +48,7 @@ def _annotate(args: argparse.Namespace) -> None:
     from scfusion_fm.inference.annotate import annotate
 
     own = {name: getattr(args, name) for name in ("reject_rate", "ontology", "min_probability")}
-    annotate(args.input, args.model, **own, **_options(args))
-    print(f"wrote {args.output}")
+    _use(annotate, args, **own)
 
 
 def _add_predict_protein(commands: argparse._SubParsersAction) -> None:
@@ -72,8 +71,7 @@ def _predict_protein(args: argparse.Namespace) -> None:
     from scfusion_fm.inference.predict_protein import predict_protein
 
     own = {name: getattr(args, name) for name in ("proteins", "level", "group_key", "drop_undetermined")}
-    predict_protein(args.input, args.model, **own, **_options(args))
-    print(f"wrote {args.output}")
+    _use(predict_protein, args, **own)
 
 
 def _add_impute(commands: argparse._SubParsersAction) -> None:
@@ -94,7 +92,7 @@ def _impute(args: argparse.Namespace) -> None:
     from scfusion_fm.inference.impute import impute
 
     own = {name: getattr(args, name) for name in ("target", "proteins", "genes", "level")}
-    impute(args.input, args.model, **own, **_options(args))
+    _use(impute, args, **own)
 
 
 def _add_surprise(commands: argparse._SubParsersAction) -> None:
@@ -110,8 +108,7 @@ def _add_surprise(commands: argparse._SubParsersAction) -> None:
 def _surprise(args: argparse.Namespace) -> None:
     from scfusion_fm.inference.surprise import surprise
 
-    surprise(args.input, args.model, reference=args.reference, draws=args.draws, **_options(args))
-    print(f"wrote {args.output}")
+    _use(surprise, args, reference=args.reference, draws=args.draws)
 
 
 def _add_seen(commands: argparse._SubParsersAction) -> None:
@@ -147,6 +144,12 @@ def _add_request(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, help="cells per forward pass; chosen by the device by default")
     parser.add_argument("--device", help="torch device; cuda where there is one by default")
     add_limits(parser)
+
+
+def _use(verb: Callable[..., object], args: argparse.Namespace, **own: Any) -> None:
+    """Call a verb with what all share and what is its own, and say what was written."""
+    verb(args.input, args.model, **own, **_options(args))
+    print(f"wrote {args.output}")
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:

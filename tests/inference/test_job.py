@@ -1,5 +1,6 @@
 """Commands that use a model on a file: what they keep, what they refuse, and that nothing is left half-written."""
 
+import sys
 import warnings
 
 import anndata as ad
@@ -10,6 +11,7 @@ from make_cells import make_modalities, write_h5mu
 from safetensors.torch import load_file, save_file
 from seal import copy_model, seal
 
+from scfusion_fm.cli.main import main
 from scfusion_fm.inference.annotate import annotate
 from scfusion_fm.inference.embed import embed
 from scfusion_fm.inference.predict_protein import predict_protein
@@ -18,17 +20,21 @@ from scfusion_fm.model import ScFusionTTTForCrossModalPrediction
 pytestmark = pytest.mark.filterwarnings("ignore:.*(pull_on_update|will be removed|Observation names).*")
 
 
-def test_commands_follow_one_another_on_a_paired_file(model_dir, annotator, predictor, tmp_path):
-    source = write_h5mu(tmp_path / "in.h5mu", 15, seed=4)
-    embed(source, model_dir, output=tmp_path / "1.h5mu")
-    annotate(tmp_path / "1.h5mu", annotator, output=tmp_path / "2.h5mu")
-    predict_protein(tmp_path / "2.h5mu", predictor, output=tmp_path / "3.h5mu")
+def test_commands_follow_one_another_on_a_paired_file(monkeypatch, capsys, model_dir, annotator, predictor, tmp_path):
+    source = given = write_h5mu(tmp_path / "in.h5mu", 15, seed=4)
+    verbs = {"embed": model_dir, "annotate": annotator, "impute": model_dir, "predict-protein": predictor}
+    for number, (verb, model) in enumerate(verbs.items()):
+        output = tmp_path / f"{number}.h5mu"
+        monkeypatch.setattr(sys, "argv", ["scfusion", verb, str(model), str(given), str(output)])
+        main()
+        assert capsys.readouterr().out.endswith(f"wrote {output}\n")
+        given = output
     with warnings.catch_warnings(action="ignore"):
-        after, before = md.read_h5mu(tmp_path / "3.h5mu"), md.read_h5mu(source)
+        after, before = md.read_h5mu(given), md.read_h5mu(source)
     assert set(after.obs["cell_type_pred"]) <= {"B", "T", "Mono"}
     assert after.obs["cell_type_pred_probability"].between(1 / 3, 1).all()
     assert list(after.obsm["protein_scfusion_ttt"].columns) == ["CD3", "CD19"]
-    assert set(after.uns["scfusion_ttt"]) == {"embed", "annotate", "predict-protein"}
+    assert set(after.uns["scfusion_ttt"]) == set(verbs)
     assert after.uns["scfusion_ttt"]["embed"]["panel_coverage"] == {"genes": 1.0, "proteins": 1.0}
     for modality in ("rna", "adt"):
         assert np.array_equal(after[modality].X.toarray(), before[modality].X.toarray())
