@@ -6,7 +6,9 @@ import mudata as md
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from make_cells import make_modalities
+from safetensors.torch import load_file
 
 import scfusion_fm as sf
 from scfusion_fm.evaluation.report import plots
@@ -53,13 +55,23 @@ def test_an_atlas_that_is_read_from_disk_gives_what_one_in_memory_gives(atlas_pa
     found = []
     for memory in (0, 1):
         where = {"model": model_dir, "output_dir": tmp_path / f"run{memory}", "memory_gib": memory}
-        found.append(sf.finetune.protein_prediction(atlas_path, **where, test_fraction=0, column=None, **SMALL))
+        split = {"test_fraction": 0, "column": None, "final": memory == 0}
+        found.append(sf.finetune.protein_prediction(atlas_path, **where, **split, **SMALL))
     pd.testing.assert_frame_equal(found[0].scores, found[1].scores)
     results = found[0].results
     assert results["scored_on"] == "calibration"
     assert results["cells"].keys() == {"train", "val", "calibration"}
     assert "coverage" not in results["intervals"]
     assert "for want of test cells" in found[0].report.read_text()
+    # One of them keeps a model that learned from all cells, which changes no figure.
+    told = results["final"]["told"]
+    assert f"learned anew from all {sum(results['cells'].values())} cells" in told
+    assert "has the intervals of that" in told
+    assert told in found[0].report.read_text()
+    assert "final" not in found[1].results
+    kept, tested = (load_file(run.model / "model.safetensors") for run in found)
+    assert torch.equal(kept["kernel_readout.share"], tested["kernel_readout.share"])
+    assert not torch.equal(kept["kernel_readout.weight"], tested["kernel_readout.weight"])
 
 
 def test_settings_of_verbs_are_checked_by_name(model_dir, tmp_path):

@@ -155,6 +155,9 @@ class FinetuneConfig:
     """Share of the validation cells that calibrates, and does not choose the epoch; in (0, 1)."""
     split: FinetuneSplitConfig = field(default_factory=FinetuneSplitConfig)
     """Held-out cells; of data of the model's own atlas, as the atlas holds them out."""
+    final: bool = False
+    """Whether the model that is kept learns from all cells, those of the test too, with what a run on the parts of
+    `split` chose; all figures are of that run. False: the model that was tested is kept."""
     allow_seen_test_cells: bool = False
     """Whether to go on, and say so in the results, when the model was trained on some of the test cells."""
     memory_gib: float | None = None
@@ -180,6 +183,21 @@ class FinetuneConfig:
         if len(set(self.data)) < len(self.data):
             raise ValueError(f"`data` must name each file once, got {self.data}.")
         check_ranges(self, FITS)
+
+    def refuse_final(self, task: str) -> None:
+        """
+        Refuse what a task does not do.
+
+        Raises
+        ------
+        ValueError
+            If the kept model is to learn from all cells.
+        """
+        if self.final:
+            raise ValueError(
+                f"`final` must be false for {task}, got true: it is for cell types and for proteins from RNA. Leave it "
+                "out, or hold out fewer cells by `split`."
+            )
 
     @property
     def data_names(self) -> str:

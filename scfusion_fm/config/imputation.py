@@ -18,4 +18,5 @@ class ImputationConfig(FinetuneConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        self.refuse_final("proteins that panels lack")
         check_ranges(self, {"folds": "[2, 100]"})

@@ -32,6 +32,7 @@ class IntegrationConfig(FinetuneConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        self.refuse_final("batches that mix")
         ranges = {"num_neighbours": "[1, 1000]", "temperature": "(0, 100]", "mask_ratio": BELOW_ONE}
         check_ranges(self, ranges | {"pair_weight": NOT_NEGATIVE})
         if not self.modalities or set(self.modalities) - {"rna", "adt"}:

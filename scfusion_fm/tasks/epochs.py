@@ -110,6 +110,8 @@ class EpochLoop:
         Where checkpoints go.
     stop
         Whether this process was asked to stop.
+    epochs
+        Passes after which to end before the last; None ends with the last, or by patience.
     """
 
     engine: Any
@@ -119,6 +121,7 @@ class EpochLoop:
     settings: FitSettings
     store: CheckpointStore
     stop: StopRequest
+    epochs: float | None = None
 
     def __post_init__(self):
         optim, cells = self.settings.optim, len(self.partition.train)
@@ -126,6 +129,12 @@ class EpochLoop:
         self.steps_per_epoch = math.ceil(cells / optim.batch_size)
         self.total_steps = max(math.ceil(optim.epochs * self.steps_per_epoch), 1)
         self.warmup_steps = math.ceil(optim.warmup_ratio * self.total_steps)
+        # What ends early has the learning rates of the whole length until then: a schedule that is shortened would have
+        # come down to 0 where the run that found this number of passes still learned at a high rate. Passes are counted
+        # and not steps, so that with more cells each cell is met as often, at the same places of the schedule.
+        self.last_step = self.total_steps
+        if self.epochs is not None:
+            self.last_step = min(math.ceil(round(self.epochs * self.steps_per_epoch, 6)), self.total_steps)
         self.at = Standing()
 
     def run(self, newest: Checkpoint | None) -> Checkpoint | None:
@@ -141,7 +150,7 @@ class EpochLoop:
             self.at = read_standing(newest)
             restore(self.engine, newest, self.at.updates)
             done = "training is done already, by" if self.finished else "training goes on from"
-            self._tell(f"{done} step {self.at.step} of at most {self.total_steps}")
+            self._tell(f"{done} step {self.at.step} of at most {self.last_step}")
         elif len(self.partition.val):
             self.at.start_score = self._evaluate()["score"]
         self._began = self._saved = self._told = time.monotonic()
@@ -151,19 +160,19 @@ class EpochLoop:
         self.engine.destroy()
         at = self.at
         if len(self.partition.val) == 0:
-            return self.store.open(at.step)
+            return self.store.open(at.step) if at.step else None
         is_better = at.best_score is not None and (at.start_score is None or at.best_score >= at.start_score)
         return self.store.open(at.best_step) if is_better else None
 
     @property
     def finished(self) -> bool:
         """Whether there is nothing left to do."""
-        return self.at.step >= self.total_steps or self.at.waited >= self.settings.optim.patience
+        return self.at.step >= self.last_step or self.at.waited >= self.settings.optim.patience
 
     def _advance(self) -> None:
         """Take a step, with what is due after it."""
         asked, due = self._train_step()
-        at_end = self.at.step % self.steps_per_epoch == 0 or self.at.step == self.total_steps
+        at_end = self.at.step % self.steps_per_epoch == 0 or self.at.step == self.last_step
         if at_end:
             self._end_epoch()
         elif own_rank() == 0 and time.monotonic() - self._told > TELL_EVERY_S:
@@ -173,7 +182,7 @@ class EpochLoop:
             self.store.keep(self.at.step, self.at.best_step)
             self._saved = time.monotonic()
         if asked and not self.finished:
-            where = f"stopped at step {self.at.step} of at most {self.total_steps}"
+            where = f"stopped at step {self.at.step} of at most {self.last_step}"
             raise Stopped(f"{where}; the same command goes on from there")
 
     def _train_step(self) -> tuple[bool, bool]:
@@ -244,10 +253,11 @@ class EpochLoop:
 
     def _tell_progress(self, scores: str) -> None:
         at, seconds = self.at, time.monotonic() - self._began
-        left = format_seconds((self.total_steps - at.step) * seconds / max(at.step - self._first, 1))
+        left = format_seconds((self.last_step - at.step) * seconds / max(at.step - self._first, 1))
         loss = math.nan if at.loss is None else at.loss / max(at.cells, 1)
-        epochs = f"epoch {at.step / self.steps_per_epoch:.1f} of {self.settings.optim.epochs:g}"
-        self._tell(f"{epochs} | loss {loss:.4f}{scores} | at most {left} left")
+        most = self.settings.optim.epochs if self.epochs is None else self.epochs
+        epoch = f"epoch {at.step / self.steps_per_epoch:.1f} of {most:g}"
+        self._tell(f"{epoch} | loss {loss:.4f}{scores} | at most {left} left")
         self._told = time.monotonic()
 
     def _tell(self, text: str) -> None:

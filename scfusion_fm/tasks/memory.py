@@ -31,12 +31,13 @@ def identify_run(config: Any, aligned: AlignedCells) -> dict[str, Any]:
     Parameters
     ----------
     config
-        Its settings, with `model` and `optim`. Where results go, and what shares the work, may change.
+        Its settings, with `model` and `optim`. Where results go, what shares the work, and
+        whether another model is trained after the one that is tested, may change.
     aligned
         Its cells.
     """
     settings = dataclasses.asdict(config)
-    del settings["output_dir"], settings["optim"]["threads"], settings["optim"]["deepspeed"]
+    del settings["output_dir"], settings["final"], settings["optim"]["threads"], settings["optim"]["deepspeed"]
     file = config.optim.deepspeed
     return {
         "settings": json.loads(json.dumps(settings)),  # as it is read

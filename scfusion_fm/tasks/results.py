@@ -77,6 +77,7 @@ class FineTuned:
         trained, total = (self.results["parameters"][name] for name in ("trained", "total"))
         lines = (
             show_text(self.scores.round(3).to_string(index=False), keep="\n"),
+            *([self.results["final"]["told"]] if "final" in self.results else []),
             f"{trained:,} of {total:,} parameters were trained",
             f"results, predictions and model are in {self.output_dir}",
         )
@@ -137,6 +138,8 @@ def finish_run(
     report
         Whether to write `report.html`.
     """
+    if "final" in results:
+        facts = facts | {"how it was trained": results["final"]["told"]}
     files = {name: text if isinstance(text, bytes) else text.encode() for name, text in calibration.items()}
     export_model(fitted.model, fitted.extractor, run.path / "model", facts, seen.cells, files)
     trained, total = fitted.num_trained, fitted.model.num_parameters()

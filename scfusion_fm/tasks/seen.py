@@ -36,6 +36,7 @@ def check_test_cells(
     aligned: AlignedCells,
     extractor: ScFusionTTTFeatureExtractor,
     partition: Partition,
+    whole: Partition | None = None,
 ) -> SeenByModel:
     """
     Refuse test cells that the model was trained on; without a test, cells that are scored in their stead.
@@ -50,6 +51,8 @@ def check_test_cells(
         Vocabulary of the model.
     partition
         Which cells are for what.
+    whole
+        The same without limits on very large parts: what the model that is kept learns from where that is all.
 
     Raises
     ------
@@ -69,8 +72,9 @@ def check_test_cells(
     answer = seen.look_up(prints[partition.scored])
     names = ", ".join(Path(name).name for name in config.data)
     refuse_seen_cells(answer, config.allow_seen_test_cells)
+    learned = whole.rows if config.final and whole is not None else partition.known
     return SeenByModel(
-        seen + SeenPart.build(f"fine-tuning on {names}", prints[partition.known]),
+        seen + SeenPart.build(f"fine-tuning on {names}", prints[learned]),
         {
             "known": True,
             "seen": answer.seen,

@@ -41,10 +41,10 @@ class FitSettings:
         """Calculate with the threads that are asked for, from here on: sums depend on their number."""
         torch.set_num_threads(self.optim.threads)
 
-    def part(self, name: str) -> Self:
-        """Give the settings of one of several fits of a run, with a place of its own, and without telling of it."""
+    def part(self, name: str, speaks: bool = False) -> Self:
+        """Give the settings of one of several fits of a run, with a place of its own."""
         directory = None if self.directory is None else self.directory.with_name(name)
-        return dataclasses.replace(self, directory=directory, speaks=False)
+        return dataclasses.replace(self, directory=directory, speaks=speaks)
 
     @contextmanager
     def open_directory(self) -> Iterator[Path]:

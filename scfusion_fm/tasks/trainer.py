@@ -6,7 +6,7 @@ change nothing but the last digits, for all chance is drawn from (seed, epoch, c
 
 import copy
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -32,15 +32,32 @@ from scfusion_fm.training.stop import StopRequest
 MAX_GRAD_NORM = 1.0
 
 
+class Trained(NamedTuple):
+    """
+    What a training says of itself.
+
+    Attributes
+    ----------
+    parameters
+        How many parameters were trained.
+    epochs
+        After how many passes over the training cells the model was as it is kept; 0 where that is the start.
+    """
+
+    parameters: int
+    epochs: float
+
+
 def train_best(
     model: PreTrainedModel,
     partition: Partition,
     collate: Collate,
     objective: Objective,
     settings: FitSettings,
-) -> int:
+    epochs: float | None = None,
+) -> Trained:
     """
-    Fine-tune and keep what has the best validation score, the start or an epoch; give the number of trained parameters.
+    Fine-tune and keep what has the best validation score, the start or an epoch.
 
     Parameters
     ----------
@@ -54,6 +71,8 @@ def train_best(
         What is learned, and what is best.
     settings
         Optimisation, seed, and the directory for checkpoints.
+    epochs
+        Passes over the training cells after which to end; see `EpochLoop`. None trains as long as `settings` say.
 
     Raises
     ------
@@ -71,16 +90,17 @@ def train_best(
             _load_trained(trained, newest)
         draw_features(trained, settings.seed)
         engine = _build_engine(trained, settings.optim)
-        loop = EpochLoop(engine, partition, collate, objective, settings, store, stop)
+        loop = EpochLoop(engine, partition, collate, objective, settings, store, stop, epochs)
         best = loop.run(newest)
         if best is not None:
             _load_trained(model, best)
+        kept = 0.0 if best is None else read_standing(best).step / loop.steps_per_epoch
         gather(None)  # nobody removes what others read
     model.to(loop.device)
     num_trained = count_trained(model)
     if settings.optim.lora_rank:
         merge_adapters(model)
-    return num_trained
+    return Trained(num_trained, kept)
 
 
 def fine_tuning_groups(model: nn.Module, optim: FinetuneOptimConfig) -> list[dict[str, Any]]:

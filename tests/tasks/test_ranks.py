@@ -96,7 +96,7 @@ LAUNCHERS = {
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "override"),
-    [(ANNOTATION, "leave_out_types=[B]"), (TRANSFER, "seed=1"), (CROSS_MODAL, "interval_left_out_key=donor")],
+    [(ANNOTATION, "leave_out_types=[B]"), (TRANSFER, "final=true"), (CROSS_MODAL, "interval_left_out_key=donor")],
 )
 def test_every_launcher_gives_what_one_rank_gives(settings, tmp_path, script, override):
     run(sys.executable, script, "--config", settings, override, f"output_dir={tmp_path / 'one'}")

@@ -264,6 +264,8 @@ def _describe_split(results: dict) -> dict[str, Any]:
         facts["divided by"] = results["split"]["divided_by"]
     if results.get("scored_on") == "calibration":
         facts["scored on"] = "the cells set apart for calibration, for want of test cells"
+    if "final" in results:
+        facts["the model that is kept"] = results["final"]["told"]
     return facts
 
 

@@ -86,6 +86,8 @@ def _fill(
 ) -> None:
     facts = {name.replace("_", " "): results[name] for name in SHOWN_FACTS if results.get(name)}
     facts["test cells that the model was trained on"] = describe_seen_cells(results.get("seen_test_cells"))
+    if "final" in results:
+        facts["the model that is kept"] = results["final"]["told"]
     directions = {key: metric.more_is_better for key, metric in metrics.items()}
     table = render_table(results["table"], headings, directions, MODEL_NAME)
     section.add(f"<p>{lead}</p>", render_facts(facts), table, render_readings(metrics))

@@ -1,5 +1,6 @@
 """Calibrate a fine-tuned classifier on held-out cells, and tell how it does on cells of types that it does not know."""
 
+import dataclasses
 import itertools
 from typing import Any
 
@@ -17,6 +18,8 @@ from scfusion_fm.tasks.annotation.baselines import show_features
 from scfusion_fm.tasks.annotation.cells import LabelledCells
 from scfusion_fm.tasks.annotation.fit import AnnotationSettings, FittedAnnotation, fit_annotation
 from scfusion_fm.tasks.weights import Weights
+
+CALIBRATED = "temperatures and thresholds"
 
 
 def calibrate_annotation(
@@ -43,12 +46,29 @@ def calibrate_annotation(
             continue
         gaussians = None
         if score == "mahalanobis":
-            training = _having(data, partition.train, inputs)
-            embedding = fitted.run(data.aligned, training, inputs).embedding
-            gaussians = ClassGaussians.fit(embedding, data.codes[training])
+            gaussians = _fit_gaussians(fitted, data, _having(data, partition.train, inputs), inputs)
         cells = fitted.run(data.aligned, held_out, inputs)
         found[name] = calibrate_input(cells, data.codes[held_out], score, gaussians)
     return AnnotationCalibration(data.classes, score, found)
+
+
+def adopt_calibration(
+    calibration: AnnotationCalibration, fitted: FittedAnnotation, data: LabelledCells, rows: NDArray[np.int64]
+) -> AnnotationCalibration:
+    """
+    Give temperatures and thresholds of another classifier to one that has learned from the cells that calibrated.
+
+    Its own features of its training cells stand for those of the other one, where unknown cells are recognised by them.
+    """
+    found = {
+        name: own
+        if own.gaussians is None
+        else dataclasses.replace(
+            own, gaussians=_fit_gaussians(fitted, data, _having(data, rows, data.inputs[name]), data.inputs[name])
+        )
+        for name, own in calibration.inputs.items()
+    }
+    return dataclasses.replace(calibration, inputs=found)
 
 
 def describe_calibration(
@@ -117,6 +137,12 @@ def describe_open_set(table: pd.DataFrame) -> dict[str, Any]:
         "false_reject_rate": OpenSetTask.rate,
         "table": means.to_dict("records"),
     }
+
+
+def _fit_gaussians(
+    fitted: FittedAnnotation, data: LabelledCells, rows: NDArray[np.int64], inputs: tuple[str, ...]
+) -> ClassGaussians:
+    return ClassGaussians.fit(fitted.run(data.aligned, rows, inputs).embedding, data.codes[rows])
 
 
 def _having(data: LabelledCells, rows: NDArray[np.int64], inputs: tuple[str, ...]) -> NDArray[np.int64]:

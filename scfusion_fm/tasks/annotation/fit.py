@@ -20,7 +20,7 @@ from scfusion_fm.tasks.dropout import InputDropout, check_modality_dropout
 from scfusion_fm.tasks.epochs import Objective
 from scfusion_fm.tasks.loss import BalancedCrossEntropy
 from scfusion_fm.tasks.settings import FitSettings
-from scfusion_fm.tasks.starts.classifier import start_classifier
+from scfusion_fm.tasks.starts.classifier import ClassifierStart, start_classifier
 from scfusion_fm.tasks.trainer import train_best
 from scfusion_fm.tasks.weights import Weights
 
@@ -61,12 +61,14 @@ class AnnotationSettings(FitSettings):
 
 @dataclass(frozen=True)
 class FittedAnnotation:
-    """A fitted classifier, with the number of parameters that were trained."""
+    """A fitted classifier, with the number of parameters that were trained, and what its validation cells chose."""
 
     model: PreTrainedModel
     extractor: ScFusionTTTFeatureExtractor
     modalities: tuple[str, ...]
     num_trained: int
+    epochs: float = 0.0
+    start: ClassifierStart | None = None
 
     def predict(
         self, aligned: AlignedCells, rows: NDArray[np.int64], modalities: tuple[str, ...] = ("rna", "adt")
@@ -88,7 +90,11 @@ class FittedAnnotation:
 
 
 def fit_annotation(
-    weights: Weights, data: LabelledCells, partition: Partition, settings: AnnotationSettings
+    weights: Weights,
+    data: LabelledCells,
+    partition: Partition,
+    settings: AnnotationSettings,
+    tested: FittedAnnotation | None = None,
 ) -> FittedAnnotation:
     """
     Fine-tune a classifier that starts as a logistic regression; what did best on the validation cells is kept.
@@ -103,6 +109,8 @@ def fit_annotation(
         Which cells train, and which choose.
     settings
         How to train.
+    tested
+        A fit whose choices are taken over where no cells choose.
     """
     settings.use_threads()
     model = weights.build(
@@ -124,12 +132,15 @@ def fit_annotation(
         scores = annotation_scores(data.labels[partition.val], data.names_of(logits))
         return {"score": scores["macro_f1"], **scores}
 
-    start_classifier(model, collator, data.codes, partition, data.inputs, settings.balance_classes, settings.seed)
+    taken, epochs = (None, None) if tested is None else (tested.start, tested.epochs)
+    shown, balanced = data.inputs, settings.balance_classes
+    start = start_classifier(model, collator, data.codes, partition, shown, balanced, settings.seed, taken)
     codes = data.codes[partition.train]
-    loss = BalancedCrossEntropy(codes, len(data.classes)) if settings.balance_classes else None
+    loss = BalancedCrossEntropy(codes, len(data.classes)) if balanced else None
     dropout = InputDropout(settings.seed, settings.modality_dropout, settings.optim.token_dropout)
-    num_trained = train_best(model, partition, collator, Objective(score, loss, dropout), weights.suit(settings))
-    return FittedAnnotation(model, data.extractor, settings.modalities, num_trained)
+    objective = Objective(score, loss, dropout)
+    trained = train_best(model, partition, collator, objective, weights.suit(settings), epochs)
+    return FittedAnnotation(model, data.extractor, settings.modalities, *trained, start)
 
 
 def choose_projected(data: LabelledCells, proteins: list[str] | None) -> list[int]:

@@ -37,10 +37,12 @@ class LabelledFile:
         The same with labels.
     left_out
         Cells of classes that are too small, by class.
-    split
+    whole
         Which cells are for what; those that calibrate are among `val`.
     rule
         How they were divided.
+    split
+        The same without cells of very large parts that are not needed.
     partition
         The same with the cells that calibrate in a part of their own.
     """
@@ -49,10 +51,11 @@ class LabelledFile:
     cells: GivenCells
     data: LabelledCells
     left_out: dict[str, int]
-    split: Partition
+    whole: Partition
     rule: str = ""
 
     def __post_init__(self):
+        self.split = limit_parts(self.whole, self.config.split.seed)
         self.partition = self.split.set_apart_calibration(self.config.calibration_fraction, self.config.seed)
 
     @classmethod
@@ -80,7 +83,7 @@ class LabelledFile:
         split = split.keep(labels != "", "`min_cells_per_class` must leave cells of each part", advice)
         rule = f"`data` must hold {' or '.join(modalities)} of labelled cells in each part"
         split = split.keep(data.readable, rule, "choose another file, or change `split`")
-        found = cls(config, cells, data, left_out, limit_parts(split, config.split.seed), told)
+        found = cls(config, cells, data, left_out, split, told)
         tell(
             f"{len(data.classes)} classes, cells: {found.partition.counts}, divided by {told}, "
             f"classes with too few cells: {left_out}"

@@ -16,6 +16,8 @@ from scfusion_fm.inference.model_directory import load_pretrained
 from scfusion_fm.model import ScFusionTTTModel
 from scfusion_fm.tasks.annotation.baselines import name_by_baselines
 from scfusion_fm.tasks.annotation.calibrate import (
+    CALIBRATED,
+    adopt_calibration,
     calibrate_annotation,
     describe_calibration,
     describe_open_set,
@@ -23,6 +25,7 @@ from scfusion_fm.tasks.annotation.calibrate import (
 )
 from scfusion_fm.tasks.annotation.fit import AnnotationSettings, fit_annotation
 from scfusion_fm.tasks.annotation.labelled_file import LabelledFile
+from scfusion_fm.tasks.final import describe_final, join_all
 from scfusion_fm.tasks.given import read_given
 from scfusion_fm.tasks.ranks import by_all_ranks, leave_rest_to_rank_0
 from scfusion_fm.tasks.results import FineTuned, finish_run, start_run
@@ -52,7 +55,7 @@ def run_annotation(config: AnnotationConfig, objects: Sequence[Any] | None = Non
     file = LabelledFile.divide(config, read_given(config, extractor, objects), extractor)
     data, partition = file.data, file.partition
     check_left_out(config.leave_out_types, data.classes, data.labels[partition.test])
-    seen = check_test_cells(config, data.aligned, extractor, partition)
+    seen = check_test_cells(config, data.aligned, extractor, partition, file.whole)
 
     # Fine-tune; each modality is hidden now and then, so that the model also serves cells that lack it.
     fits = start_run(run, config, data.aligned)
@@ -64,11 +67,15 @@ def run_annotation(config: AnnotationConfig, objects: Sequence[Any] | None = Non
         modality_dropout=config.modality_dropout,
     )
     weights = Weights(Path(config.model))
-    fitted = fit_annotation(weights, data, partition, settings)
+    fitted = kept = fit_annotation(weights, data, partition, settings)
     told = {}
     if config.leave_out_types:  # what becomes of types that training did not have
         open_set = score_open_set(weights, data, partition, settings, config.leave_out_types)
         told["open_set"] = describe_open_set(open_set)
+    if config.final:
+        everything = join_all(file.whole, fitted.epochs)
+        kept = fit_annotation(weights, data, everything, settings.part("final", speaks=True), fitted)
+        told["final"] = describe_final(partition, everything, kept.epochs, CALIBRATED)
     leave_rest_to_rank_0()
     if config.leave_out_types:
         open_set.to_csv(run.path / "open_set.csv", index=False)
@@ -95,5 +102,7 @@ def run_annotation(config: AnnotationConfig, objects: Sequence[Any] | None = Non
 
     # The model with its card and calibration, and the results.
     facts = {"task": "cell-type annotation", "classes": ", ".join(data.classes), "fine-tuned on": config.data_names}
+    if config.final:
+        calibration = adopt_calibration(calibration, kept, data, everything.train)
     files = {ANNOTATION_CALIBRATION: calibration.to_json()}
-    return finish_run(run, fitted, seen, facts, files, results, config.report)
+    return finish_run(run, kept, seen, facts, files, results, config.report)

@@ -13,9 +13,15 @@ from scfusion_fm.evaluation.report.text import MODEL_NAME
 from scfusion_fm.inference.model_directory import load_pretrained
 from scfusion_fm.model import ScFusionTTTModel
 from scfusion_fm.tasks.annotation.baselines import name_by_baselines
-from scfusion_fm.tasks.annotation.calibrate import calibrate_annotation, describe_calibration
+from scfusion_fm.tasks.annotation.calibrate import (
+    CALIBRATED,
+    adopt_calibration,
+    calibrate_annotation,
+    describe_calibration,
+)
 from scfusion_fm.tasks.annotation.fit import AnnotationSettings, choose_projected, fit_annotation
 from scfusion_fm.tasks.annotation.labelled_file import LabelledFile
+from scfusion_fm.tasks.final import describe_final, join_all
 from scfusion_fm.tasks.given import read_given
 from scfusion_fm.tasks.ranks import by_all_ranks, leave_rest_to_rank_0
 from scfusion_fm.tasks.results import FineTuned, finish_run, start_run
@@ -44,7 +50,7 @@ def run_transfer(config: UnimodalTransferConfig, objects: Sequence[Any] | None =
     _, extractor = load_pretrained(Path(config.model), ScFusionTTTModel)
     file = LabelledFile.divide(config, read_given(config, extractor, objects), extractor, ("rna",))
     data, partition = file.data, file.partition
-    seen = check_test_cells(config, data.aligned, extractor, partition)
+    seen = check_test_cells(config, data.aligned, extractor, partition, file.whole)
     projected = choose_projected(data, config.proteins) if config.projected_proteins else []
     proteins = [extractor.protein_names[place] for place in projected]
 
@@ -58,8 +64,13 @@ def run_transfer(config: UnimodalTransferConfig, objects: Sequence[Any] | None =
         projected=projected,
         trained=("adt_projection",) if projected else (),
     )
-
-    fitted = fit_annotation(Weights(Path(config.model)), data, partition, settings)
+    weights = Weights(Path(config.model))
+    fitted = kept = fit_annotation(weights, data, partition, settings)
+    final = {}
+    if config.final:
+        everything = join_all(file.whole, fitted.epochs)
+        kept = fit_annotation(weights, data, everything, settings.part("final", speaks=True), fitted)
+        final = {"final": describe_final(partition, everything, kept.epochs, CALIBRATED)}
     leave_rest_to_rank_0()
 
     # Temperature and thresholds from held-out cells.
@@ -79,6 +90,7 @@ def run_transfer(config: UnimodalTransferConfig, objects: Sequence[Any] | None =
         "table": table,
         "embedding": separation_scores(embedding, data.labels[file.shown]),
         "calibration": describe_calibration(calibration, fitted, data, partition.test),
+        **final,
     }
 
     # The model with its card and calibration, and the results.
@@ -88,5 +100,7 @@ def run_transfer(config: UnimodalTransferConfig, objects: Sequence[Any] | None =
         "proteins projected from RNA": ", ".join(proteins) or "none",
         "fine-tuned on": config.data_names,
     }
+    if config.final:
+        calibration = adopt_calibration(calibration, kept, data, everything.train)
     files = {ANNOTATION_CALIBRATION: calibration.to_json()}
-    return finish_run(run, fitted, seen, facts, files, results, config.report)
+    return finish_run(run, kept, seen, facts, files, results, config.report)

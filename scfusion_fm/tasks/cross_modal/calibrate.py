@@ -20,6 +20,7 @@ from scfusion_fm.tasks.weights import Weights
 from scfusion_fm.untrusted.text import show_text
 
 MIN_LEFT_OUT = 3
+CALIBRATED = "intervals"
 
 
 def read_groups(obs: pd.DataFrame, key: str | None) -> NDArray[np.object_] | None:

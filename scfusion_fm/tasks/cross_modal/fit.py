@@ -3,6 +3,7 @@
 Letters: n cells, T targets (measured proteins or genes of the panel).
 """
 
+import dataclasses
 import warnings
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ from scfusion_fm.tasks.cross_modal.cells import SOURCE_OF, PairedCells
 from scfusion_fm.tasks.dropout import InputDropout
 from scfusion_fm.tasks.epochs import Objective
 from scfusion_fm.tasks.settings import FitSettings
-from scfusion_fm.tasks.starts.kernel import KernelTargets, choose_share, fit_kernel, size_kernel
+from scfusion_fm.tasks.starts.kernel import KernelChoice, KernelTargets, choose_share, fit_kernel, size_kernel
 from scfusion_fm.tasks.trainer import train_best
 from scfusion_fm.tasks.weights import Weights
 
@@ -52,11 +53,26 @@ class TargetCollator(CellCollator):
 
 @dataclass(frozen=True)
 class FittedCrossModal:
-    """A fitted predictor of the panel, at the level that batches share, with the number of trained parameters."""
+    """
+    A fitted predictor of the panel, at the level that batches share.
+
+    Attributes
+    ----------
+    model
+        The model.
+    data
+        The cells that it was made for.
+    num_trained
+        How many parameters were trained.
+    epochs, kernel
+        What validation cells chose; without a kernel regression None.
+    """
 
     model: PreTrainedModel
     data: PairedCells
     num_trained: int
+    epochs: float = 0.0
+    kernel: KernelChoice | None = None
 
     @property
     def extractor(self) -> ScFusionTTTFeatureExtractor:
@@ -71,7 +87,11 @@ class FittedCrossModal:
 
 
 def fit_cross_modal(
-    weights: Weights, data: PairedCells, partition: Partition, settings: FitSettings
+    weights: Weights,
+    data: PairedCells,
+    partition: Partition,
+    settings: FitSettings,
+    tested: FittedCrossModal | None = None,
 ) -> FittedCrossModal:
     """
     Fine-tune the pretraining pass with the target hidden; the epoch with the best validation correlation is kept.
@@ -90,6 +110,8 @@ def fit_cross_modal(
         Which cells train, and which choose.
     settings
         How to train.
+    tested
+        A fit whose choices are taken over where no cells choose.
     """
     settings.use_threads()
     train, val = partition.train, partition.val
@@ -110,15 +132,21 @@ def fit_cross_modal(
         return {"score": mean_correlation(levelled, val, guess), **levelled.score(val, guess)[1]}
 
     dropout = InputDropout(settings.seed, 0.0, settings.optim.token_dropout, spared=f"{data.target}_observed")
-    num_trained = train_best(model, partition, collator, Objective(score, None, dropout), weights.suit(settings))
-    fitted = FittedCrossModal(model, data, num_trained)
-    if model.config.num_landmarks:
-        targets = KernelTargets(levelled.measured, levelled.observed, levelled.panel)
-        fit_kernel(model, collator, targets, partition, settings.seed)
-        choose_share(
-            model, data.panel, lambda: fitted.predict(val), lambda guess: mean_correlation(levelled, val, guess)
-        )
-    return fitted
+    objective, epochs = Objective(score, None, dropout), None if tested is None else tested.epochs
+    trained = train_best(model, partition, collator, objective, weights.suit(settings), epochs)
+    fitted = FittedCrossModal(model, data, *trained)
+    if not model.config.num_landmarks:
+        return fitted
+    targets = KernelTargets(levelled.measured, levelled.observed, levelled.panel)
+    taken = None if tested is None else tested.kernel
+    found = fit_kernel(model, collator, targets, partition, settings.seed, taken)
+    if taken is not None:
+        model.kernel_readout.share[data.panel] = taken.share
+        return dataclasses.replace(fitted, kernel=taken)
+    share = choose_share(
+        model, data.panel, lambda: fitted.predict(val), lambda guess: mean_correlation(levelled, val, guess)
+    )
+    return dataclasses.replace(fitted, kernel=KernelChoice(*found, share))
 
 
 def mean_correlation(data: PairedCells, rows: NDArray[np.int64], predicted: NDArray[np.float32]) -> float:

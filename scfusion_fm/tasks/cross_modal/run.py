@@ -16,6 +16,7 @@ from scfusion_fm.model import ScFusionTTTModel
 from scfusion_fm.notices import tell
 from scfusion_fm.tasks.cross_modal.baselines import predict_by_baselines
 from scfusion_fm.tasks.cross_modal.calibrate import (
+    CALIBRATED,
     calibrate_for_new_groups,
     calibrate_intervals,
     describe_intervals,
@@ -25,6 +26,7 @@ from scfusion_fm.tasks.cross_modal.calibrate import (
 )
 from scfusion_fm.tasks.cross_modal.cells import PairedCells
 from scfusion_fm.tasks.cross_modal.fit import fit_cross_modal
+from scfusion_fm.tasks.final import describe_final, join_all
 from scfusion_fm.tasks.given import read_given
 from scfusion_fm.tasks.ranks import by_all_ranks, leave_rest_to_rank_0
 from scfusion_fm.tasks.results import FineTuned, describe_split, finish_run, start_run
@@ -55,11 +57,12 @@ def run_cross_modal(config: CrossModalConfig, objects: Sequence[Any] | None = No
     cells = read_given(config, extractor, objects)
     data = PairedCells(cells.aligned, extractor, batches=read_groups(cells.obs, config.background_key))
     partition, rule = divide_cells(cells.obs, cells.own_names, config.split, config.batch_key)
-    partition = limit_parts(data.keep_paired(partition), config.split.seed)
+    whole = data.keep_paired(partition)
+    partition = limit_parts(whole, config.split.seed)
     left_out = read_left_out(cells.obs, config, partition)
     if left_out is None:
         partition = partition.set_apart_calibration(config.calibration_fraction, config.seed)
-    seen = check_test_cells(config, cells.aligned, extractor, partition)
+    seen = check_test_cells(config, cells.aligned, extractor, partition, whole)
     groups, donors = (read_groups(cells.obs, key) for key in (config.interval_group_key, config.coverage_key))
     tell(f"{len(data.names)} proteins, cells: {partition.counts}, divided by {rule}")
 
@@ -67,11 +70,16 @@ def run_cross_modal(config: CrossModalConfig, objects: Sequence[Any] | None = No
     optim = config.optim.settle(len(partition.train), USUAL_LR)
     settings = FitSettings(optim, config.seed, start_run(run, config, cells.aligned) / "main")
     weights = Weights(Path(config.model))
-    fitted = fit_cross_modal(weights, data, partition, settings)
+    fitted = kept = fit_cross_modal(weights, data, partition, settings)
     if left_out is None:
         intervals = calibrate_intervals(data, partition.calibration, fitted, groups)
     else:
         intervals = calibrate_for_new_groups(weights, data, partition, settings, left_out)
+    final = {}
+    if config.final:
+        everything = join_all(whole, fitted.epochs)
+        kept = fit_cross_modal(weights, data, everything, settings.part("final", speaks=True), fitted)
+        final = {"final": describe_final(partition, everything, kept.epochs, CALIBRATED)}
     leave_rest_to_rank_0()
 
     # Held-out figures beside baselines that got the same cells.
@@ -97,9 +105,10 @@ def run_cross_modal(config: CrossModalConfig, objects: Sequence[Any] | None = No
         "optim": dataclasses.asdict(settings.optim),
         "table": table,
         "intervals": describe_intervals(intervals, coverage),
+        **final,
     }
 
     # The model with its card and intervals, and the results.
     facts = {"task": "protein from RNA", "proteins": ", ".join(data.names), "fine-tuned on": config.data_names}
     files = {PROTEIN_INTERVALS: write_intervals(intervals)}
-    return finish_run(run, fitted, seen, facts, files, results, config.report)
+    return finish_run(run, kept, seen, facts, files, results, config.report)

@@ -210,8 +210,8 @@ def fit_imputer(
     loss = PanelLoss(_weigh_proteins(data, train, offsets), model.config.rna_loss_weight)
     dropout = PanelDropout(settings.seed, optim.token_dropout)
     objective = Objective(score, loss, dropout, "adt_reconstruction")
-    num_trained = train_best(model, partition, collator, objective, weights.suit(settings))
-    fitted = FittedImputer(model, regression, data, num_trained)
+    trained = train_best(model, partition, collator, objective, weights.suit(settings))
+    fitted = FittedImputer(model, regression, data, trained.parameters)
     return dataclasses.replace(fitted, regression=_choose_share(fitted, val, turns))
 
 

@@ -206,5 +206,5 @@ def fit_integration(
     dropout = PairDropout(data, collator, pairs, settings)
     objective = Objective(score, loss, dropout, "pooler_output")
     plain = FitSettings(settings.optim, settings.seed, settings.directory, settings.speaks)
-    num_trained = train_best(model, partition, collator, objective, weights.suit(plain))
-    return FittedIntegration(model, data, num_trained)
+    trained = train_best(model, partition, collator, objective, weights.suit(plain))
+    return FittedIntegration(model, data, trained.parameters)

@@ -5,7 +5,7 @@ suffice. Letters: n cells, F features that a head reads, K coordinates.
 """
 
 import threading
-from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -30,6 +30,26 @@ POOLED_SPREAD = 5.0
 ABSENT = 50.0
 
 
+@dataclass(frozen=True)
+class ClassifierStart:
+    """
+    What validation cells chose for the regression that a classifier starts as.
+
+    Attributes
+    ----------
+    penalty
+        Inverse strength of the penalty on weights, `C` of scikit-learn.
+    protein_scale
+        How much the coordinates of proteins count.
+    sharpness
+        What logits are multiplied by.
+    """
+
+    penalty: float
+    protein_scale: float
+    sharpness: float
+
+
 def choose_cells(rows: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
     """Choose some rows, where there are more than a start needs."""
     if len(rows) <= MOST_CELLS:
@@ -45,7 +65,8 @@ def start_classifier(
     inputs: dict[str, tuple[str, ...]],
     balanced: bool,
     seed: int,
-) -> None:
+    taken: ClassifierStart | None = None,
+) -> ClassifierStart | None:
     """
     Let the classifier of a model start as a logistic regression on what it reads, in place.
 
@@ -66,6 +87,12 @@ def start_classifier(
         Whether all classes weigh the same.
     seed
         Of the principal components, and of the choice among very many cells.
+    taken
+        What another start chose, to take over where there are no validation cells.
+
+    Returns
+    -------
+    What was chosen; None where there is nothing to tell apart or to choose by, and the classifier stays as it is.
 
     Notes
     -----
@@ -76,35 +103,42 @@ def start_classifier(
     train, val = choose_cells(partition.train, seed), partition.val
     if model.config.num_coordinates:
         start_coordinates(model, prepare_parts(collator, train), seed)
-    if len(np.unique(codes[train])) < 2:
-        return
-    read = {
-        part: [_read_features(model, collator, r, shown) for shown in inputs.values()]
-        for part, r in (("train", train), ("val", val))
-    }
-    means = np.concatenate(read["train"]).mean(0)
+    if len(np.unique(codes[train])) < 2 or (taken is None and not len(val)):
+        return None
+    x = np.concatenate([_read_features(model, collator, train, shown) for shown in inputs.values()])
+    means, truth = x.mean(0), np.tile(codes[train], len(inputs))
     weights = "balanced" if balanced else None
-    best, best_loss = None, np.inf
-    for scale, penalty in product(_scale_features(model, read["train"]), START_PENALTIES):
-        x, x_val = (np.concatenate([(part - means) * scale for part in read[name]]) for name in ("train", "val"))
+
+    def fit(protein_scale: float, penalty: float) -> tuple[LogisticRegression, NDArray[np.float64]]:
+        scale = _scale_features(model, x, protein_scale)
         fitted = LogisticRegression(C=penalty, class_weight=weights, max_iter=2000)
-        fitted.fit(x, np.tile(codes[train], len(inputs)))
-        logits = _complete_logits(fitted.decision_function(x_val))
+        return fitted.fit((x - means) * scale, truth), scale
+
+    if taken is not None:
+        _copy_regression(model, *fit(taken.protein_scale, taken.penalty), taken.sharpness, means)
+        return taken
+    x_val = np.concatenate([_read_features(model, collator, val, shown) for shown in inputs.values()])
+    scales = PROTEIN_SCALES if x[:, x.shape[1] - model.config.num_coordinates :].any() else (1.0,)
+    best, best_loss = None, np.inf
+    for protein_scale, penalty in product(scales, START_PENALTIES):
+        fitted, scale = fit(protein_scale, penalty)
+        logits = _complete_logits(fitted.decision_function((x_val - means) * scale))
         loss, sharpness = _measure_loss(logits, fitted.classes_, np.tile(codes[val], len(inputs)), weights)
         if loss < best_loss:
-            best, best_loss = (fitted, scale, sharpness), loss
-    _copy_regression(model, *best, means)
+            best, best_loss = (fitted, scale, ClassifierStart(penalty, protein_scale, sharpness)), loss
+    fitted, scale, chosen = best
+    _copy_regression(model, fitted, scale, chosen.sharpness, means)
+    return chosen
 
 
-def _scale_features(model: PreTrainedModel, parts: list[NDArray[np.float64]]) -> Iterator[NDArray[np.float64]]:
-    """Give candidates for the scales (F,) of what the classifier reads."""
-    number, x = model.config.num_coordinates, np.concatenate(parts)
+def _scale_features(model: PreTrainedModel, x: NDArray[np.float64], protein_scale: float) -> NDArray[np.float64]:
+    """Give the scales (F,) of what the classifier reads, of which x (n, F) are examples."""
+    number = model.config.num_coordinates
     pooled = slice(0, x.shape[1] - 2 * number)
-    for protein_scale in PROTEIN_SCALES if x[:, x.shape[1] - number :].any() else (1.0,):
-        scale = np.ones(x.shape[1])
-        scale[pooled] = POOLED_SPREAD / max(np.sqrt(x[:, pooled].var(0).sum()), 1e-12)
-        scale[x.shape[1] - number :] = protein_scale
-        yield scale
+    scale = np.ones(x.shape[1])
+    scale[pooled] = POOLED_SPREAD / max(np.sqrt(x[:, pooled].var(0).sum()), 1e-12)
+    scale[x.shape[1] - number :] = protein_scale
+    return scale
 
 
 def _complete_logits(found: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -35,6 +35,26 @@ class KernelTargets:
     panel: NDArray[np.int64]
 
 
+@dataclass(frozen=True)
+class KernelChoice:
+    """
+    What validation cells chose for a kernel regression.
+
+    Attributes
+    ----------
+    width
+        Of the kernel, as its inverse relative to the spread of the coordinates.
+    penalty
+        On the weights of landmarks.
+    share
+        Of the regression in the targets.
+    """
+
+    width: float
+    penalty: float
+    share: float
+
+
 def size_kernel(optim: FinetuneOptimConfig, target: str, num_train: int) -> dict[str, Any]:
     """Give the settings of a model for a kernel regression on some training cells; none where there is no such part."""
     if target != "adt" or not optim.num_landmarks or not optim.num_coordinates:
@@ -48,7 +68,8 @@ def fit_kernel(
     targets: KernelTargets,
     partition: Partition,
     seed: int,
-) -> None:
+    taken: KernelChoice | None = None,
+) -> tuple[float, float]:
     """
     Fit the kernel regression of a model, in place; width and penalty are those that do best on the validation cells.
 
@@ -64,6 +85,12 @@ def fit_kernel(
         Which cells train, and which choose.
     seed
         Of components and landmarks.
+    taken
+        What another regression chose, to take its width and penalty over where there are no validation cells.
+
+    Returns
+    -------
+    Width and penalty.
 
     Notes
     -----
@@ -73,26 +100,26 @@ def fit_kernel(
     """
     readout, train, val = model.kernel_readout, choose_cells(partition.train, seed), partition.val
     start_coordinates(model, prepare_parts(collator, train), seed)
-    found = {"train": _find_coordinates(model, collator, train), "val": _find_coordinates(model, collator, val)}
+    x = _find_coordinates(model, collator, train)
+    x_val = None if taken is not None else _find_coordinates(model, collator, val)
     chosen = np.sort(np.random.default_rng(seed).permutation(len(train))[: len(readout.landmarks)])
-    readout.landmarks.copy_(found["train"][chosen])
+    readout.landmarks.copy_(x[chosen])
     values, observed = targets.values[train].astype(np.float64), targets.observed[train]
     best, best_score = None, -np.inf
-    for width in READOUT_WIDTHS:
+    for width in READOUT_WIDTHS if taken is None else (taken.width,):
         readout.inverse_width.fill_(width / (2 * SPREAD**2))
-        kernels = {part: readout.kernel(x).double().numpy() for part, x in found.items()}
-        between = readout.kernel(readout.landmarks).double().numpy()
-        for penalty in READOUT_PENALTIES:
-            weight, bias = _solve(kernels["train"], between, values, observed, penalty)
-            predicted = kernels["val"] @ weight + bias
-            summary = protein_scores(targets.values[val], predicted, targets.observed[val])[1]
-            score = np.nan_to_num(summary["pearson_per_protein"], nan=-1.0)
+        kernel, between = (readout.kernel(rows).double().numpy() for rows in (x, readout.landmarks))
+        kernel_val = None if x_val is None else readout.kernel(x_val).double().numpy()
+        for penalty in READOUT_PENALTIES if taken is None else (taken.penalty,):
+            weight, bias = _solve(kernel, between, values, observed, penalty)
+            score = 0.0 if kernel_val is None else _score(kernel_val @ weight + bias, targets, val)
             if score > best_score:
-                best, best_score = (float(readout.inverse_width), weight, bias), score
-    readout.inverse_width.fill_(best[0])
+                best, best_score = (width, penalty, weight, bias), score
+    readout.inverse_width.fill_(best[0] / (2 * SPREAD**2))
     readout.weight.zero_()
-    readout.weight[:, targets.panel] = torch.from_numpy(best[1]).to(readout.weight)
-    readout.bias[targets.panel] = torch.from_numpy(best[2]).to(readout.bias)
+    readout.weight[:, targets.panel] = torch.from_numpy(best[2]).to(readout.weight)
+    readout.bias[targets.panel] = torch.from_numpy(best[3]).to(readout.bias)
+    return best[:2]
 
 
 def choose_share(
@@ -100,9 +127,9 @@ def choose_share(
     panel: NDArray[np.int64],
     predict: Callable[[], NDArray[np.float32]],
     score: Callable[[NDArray], float],
-) -> None:
+) -> float:
     """
-    Let the kernel regression have the share in the targets that scores best, in place; the smallest of equals.
+    Let the kernel regression have the share in the targets that scores best, in place; give the smallest of equals.
 
     Parameters
     ----------
@@ -120,7 +147,15 @@ def choose_share(
         model.kernel_readout.share[panel] = share
         ends.append(predict())
     scores = [score(ends[0] + share * (ends[1] - ends[0])) for share in SHARES]
-    model.kernel_readout.share[panel] = float(SHARES[int(np.argmax(scores))])
+    share = float(SHARES[int(np.argmax(scores))])
+    model.kernel_readout.share[panel] = share
+    return share
+
+
+def _score(predicted: NDArray[np.float64], targets: KernelTargets, rows: NDArray[np.int64]) -> float:
+    """Score predictions for some cells as the whole model is scored; -1 where there is no correlation."""
+    summary = protein_scores(targets.values[rows], predicted, targets.observed[rows])[1]
+    return float(np.nan_to_num(summary["pearson_per_protein"], nan=-1.0))
 
 
 def _find_coordinates(model: PreTrainedModel, collator: CellCollator, rows: NDArray[np.int64]) -> torch.Tensor:

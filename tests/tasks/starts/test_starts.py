@@ -34,7 +34,7 @@ from scfusion_fm.tasks.starts.classifier import (
     choose_cells,
     start_classifier,
 )
-from scfusion_fm.tasks.starts.kernel import READOUT_PENALTIES, KernelTargets, choose_share, fit_kernel
+from scfusion_fm.tasks.starts.kernel import READOUT_PENALTIES, KernelChoice, KernelTargets, choose_share, fit_kernel
 from scfusion_fm.tasks.trainer import train_best
 from scfusion_fm.tasks.weights import Weights
 from scfusion_fm.training.components import start_coordinates
@@ -160,6 +160,23 @@ def test_a_classifier_that_gets_a_few_cells_right_does_not_start_sure(model_dir,
     found = special.softmax(predict_rows(model, collator, partition.val), axis=1)
     assert found.argmax(1).tolist() == data.codes[partition.val].tolist()
     assert 0.6 < found.max(1).mean() < 0.99
+
+
+def test_choices_of_another_start_are_taken_over_without_validation_cells(model_dir, data, pairs):
+    collator = CellCollator(data.aligned, data.extractor, data.codes)
+    models, rest = [build_classifier(model_dir) for _ in range(3)], (data.inputs, True, 0)
+    chosen = start_classifier(models[0], collator, data.codes, CELLS, *rest)
+    assert chosen.penalty in START_PENALTIES
+    assert start_classifier(models[1], collator, data.codes, Partition(CELLS.train), *rest, chosen) is chosen
+    assert all(torch.equal(value, models[1].state_dict()[name]) for name, value in models[0].state_dict().items())
+    assert start_classifier(models[2], collator, data.codes, Partition(CELLS.train), *rest) is None
+
+    collator = CellCollator(pairs.aligned, pairs.extractor)
+    one, other = (build_predictor(model_dir, 30) for _ in range(2))
+    targets = KernelTargets(pairs.measured, pairs.observed, pairs.panel)
+    found = fit_kernel(one, collator, targets, CELLS, 0)
+    assert fit_kernel(other, collator, targets, Partition(CELLS.train), 0, KernelChoice(*found, 0.3)) == found
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
 
 
 def test_a_class_without_training_cells_starts_as_the_least_likely(model_dir, data):
