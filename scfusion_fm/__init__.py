@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from scfusion_fm.config.pretrain import MaskingConfig as MaskingConfig
     from scfusion_fm.config.split import SplitConfig as SplitConfig
     from scfusion_fm.data.atlas.atlas import Atlas as Atlas
+    from scfusion_fm.data.fetch.fetch import fetch as fetch
     from scfusion_fm.data.files.align import align_cells as align_cells
     from scfusion_fm.data.files.readers import read_cells as read_cells
     from scfusion_fm.data.prepare.prepare import prepare as prepare
@@ -70,6 +71,7 @@ _HOMES = {
     "read_aligned": "inference.inputs",
     "doctor": "inference.doctor",
     "push_to_hub": "inference.export",
+    "fetch": "data.fetch.fetch",
     "read_cells": "data.files.readers",
     "align_cells": "data.files.align",
     "Vocabulary": "data.vocabulary.vocabulary",

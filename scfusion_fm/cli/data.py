@@ -10,9 +10,27 @@ from scfusion_fm.untrusted.text import show_text
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
-    """Add `prepare`, `synthesize`, `verify`, `doctor` and `inspect`."""
-    for add in (_add_prepare, _add_synthesize, _add_verify, _add_doctor, _add_inspect):
+    """Add `fetch`, `prepare`, `synthesize`, `verify`, `doctor` and `inspect`."""
+    for add in (_add_fetch, _add_prepare, _add_synthesize, _add_verify, _add_doctor, _add_inspect):
         add(commands)
+
+
+def _add_fetch(commands: argparse._SubParsersAction) -> None:
+    fetch = commands.add_parser("fetch", help="download public CITE-seq data sets by name")
+    fetch.add_argument("names", nargs="*", metavar="NAME", help="which; --list tells what there is")
+    fetch.add_argument("--list", action="store_true", help="say what can be fetched, and stop")
+    fetch.add_argument("--directory", type=Path, default=Path("data"), help="where the files go (data)")
+    fetch.set_defaults(run=_fetch)
+
+
+def _fetch(args: argparse.Namespace) -> None:
+    from scfusion_fm.data.fetch.fetch import fetch, list_datasets
+
+    if args.list or not args.names:
+        print(list_datasets(args.names))
+        return
+    for path in fetch(*args.names, directory=args.directory):
+        print(f"wrote {path}")
 
 
 def _add_prepare(commands: argparse._SubParsersAction) -> None:

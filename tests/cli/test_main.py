@@ -18,8 +18,8 @@ from scfusion_fm.config.split import SplitConfig
 from scfusion_fm.data.fingerprints.seen import SeenCells
 from scfusion_fm.data.split import assign_split
 
-COMMANDS = ["prepare", "synthesize", "verify", "doctor", "inspect", "embed", "annotate", "predict-protein", "impute"]
-COMMANDS += ["surprise", "seen", "plan", "evaluate", "plot", "report"]
+COMMANDS = ["fetch", "prepare", "synthesize", "verify", "doctor", "inspect", "embed", "annotate", "predict-protein"]
+COMMANDS += ["impute", "surprise", "seen", "plan", "evaluate", "plot", "report"]
 
 
 def call(monkeypatch, *arguments):
@@ -264,3 +264,13 @@ def test_pages_and_pictures_are_never_written_over_data(arguments, message, monk
         call(monkeypatch, *arguments, tmp_path / "cells.h5ad")
     assert message in capsys.readouterr().err
     assert (tmp_path / "cells.h5ad").read_text() == "precious"
+
+
+def test_fetch_lists_and_fetches(monkeypatch, capsys, tmp_path):
+    from scfusion_fm.data.fetch import fetch as fetching
+
+    call(monkeypatch, "fetch")
+    assert "neurips_bmmc" in capsys.readouterr().out
+    monkeypatch.setattr(fetching, "fetch", lambda *names, directory: [directory / name for name in names])
+    call(monkeypatch, "fetch", "pbmc_1k_10x", "--directory", str(tmp_path))
+    assert f"wrote {tmp_path}/pbmc_1k_10x" in capsys.readouterr().out

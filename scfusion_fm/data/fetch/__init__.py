@@ -1,0 +1,1 @@
+"""`scfusion fetch`: public data sets by name."""
