@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from scfusion_fm.inference.loaded import load as load
     from scfusion_fm.inference.model_directory import load_pretrained as load_pretrained
     from scfusion_fm.inference.predict_protein import predict_protein as predict_protein
+    from scfusion_fm.inference.seen import seen as seen
     from scfusion_fm.inference.surprise import surprise as surprise
     from scfusion_fm.model import ScFusionTTTConfig as ScFusionTTTConfig
     from scfusion_fm.model import ScFusionTTTFeatureExtractor as ScFusionTTTFeatureExtractor
@@ -70,6 +71,7 @@ _HOMES = {
     "load_pretrained": "inference.model_directory",
     "read_aligned": "inference.inputs",
     "doctor": "inference.doctor",
+    "seen": "inference.seen",
     "push_to_hub": "inference.export",
     "fetch": "data.fetch.fetch",
     "read_cells": "data.files.readers",

@@ -103,7 +103,7 @@ def _verify(args: argparse.Namespace) -> None:
 def _add_doctor(commands: argparse._SubParsersAction) -> None:
     doctor = commands.add_parser("doctor", help="say what files hold and whether they can be used; writes nothing")
     doctor.add_argument("files", type=Path, nargs="+", metavar="FILE", help=".h5ad, .h5mu, 10x .h5 or zarr")
-    doctor.add_argument("--model", type=Path, help="model directory whose vocabulary counts; all human genes if absent")
+    doctor.add_argument("--model", help="model directory or id whose vocabulary counts; all human genes if absent")
     doctor.add_argument("--modality", choices=("auto", "rna", "adt"), default="auto", help="of a single AnnData")
     doctor.add_argument("--batch-key", help="column of obs; what has no count in a batch is not measured there")
     doctor.add_argument("--min-coverage", type=float, help="with --model: as the commands that use it, 0.01 by default")

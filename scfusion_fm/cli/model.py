@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from scfusion_fm.cli.limits import add_limits
-from scfusion_fm.untrusted.text import show_text
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
-    """Add `embed`, `annotate`, `predict-protein`, `impute`, `surprise` and `seen`."""
-    for add in (_add_embed, _add_annotate, _add_predict_protein, _add_impute, _add_surprise, _add_seen):
+    """Add `embed`, `annotate`, `predict-protein`, `impute`, `surprise`, `seen` and `push`."""
+    for add in (_add_embed, _add_annotate, _add_predict_protein, _add_impute, _add_surprise, _add_seen, _add_push):
         add(commands)
 
 
@@ -113,7 +112,7 @@ def _surprise(args: argparse.Namespace) -> None:
 
 def _add_seen(commands: argparse._SubParsersAction) -> None:
     seen = commands.add_parser("seen", help="tell how many cells of a file a model was trained on; exit code 1 if any")
-    seen.add_argument("model", type=Path, help="model directory")
+    seen.add_argument("model", help="model directory, or id on the Hugging Face hub")
     seen.add_argument("file", type=Path, help=".h5ad, .h5mu, 10x .h5 or zarr with raw counts")
     seen.add_argument("--modality", choices=("auto", "rna", "adt"), default="auto", help="of a single AnnData")
     seen.add_argument("--json", action="store_true", help="print JSON")
@@ -122,12 +121,26 @@ def _add_seen(commands: argparse._SubParsersAction) -> None:
 
 
 def _seen(args: argparse.Namespace) -> None:
-    from scfusion_fm.inference.seen import count_seen
+    from scfusion_fm.inference.seen import seen
 
-    answer = count_seen(args.model, args.file, args.modality)
-    print(json.dumps(answer.to_dict(), indent=1) if args.json else show_text(answer.to_text(), keep="\n"))
+    answer = seen(args.file, args.model, modality=args.modality)
+    print(json.dumps(answer.to_dict(), indent=1) if args.json else answer)
     if answer.beyond_chance:
         sys.exit(1)
+
+
+def _add_push(commands: argparse._SubParsersAction) -> None:
+    push = commands.add_parser("push", help="upload a model directory to the Hugging Face Hub")
+    push.add_argument("model", type=Path, help="model directory")
+    push.add_argument("repo", help="name on the Hub, such as lab/blood; made if need be")
+    push.add_argument("--private", action="store_true", help="if it is made, for those alone who may read it")
+    push.set_defaults(run=_push)
+
+
+def _push(args: argparse.Namespace) -> None:
+    from scfusion_fm.inference.export import push_to_hub
+
+    print(push_to_hub(args.model, args.repo, **({"private": True} if args.private else {})))
 
 
 def _add_request(parser: argparse.ArgumentParser) -> None:

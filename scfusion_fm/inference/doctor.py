@@ -9,7 +9,7 @@ from scfusion_fm.data.files.readers import Given
 from scfusion_fm.data.inspect.doctor import Examination, examine_files
 from scfusion_fm.data.schema import Modality
 from scfusion_fm.data.vocabulary.vocabulary import Vocabulary, build_vocabulary
-from scfusion_fm.inference.model_files import read_vocabulary
+from scfusion_fm.inference.model_files import find_model, read_vocabulary
 
 
 def doctor(
@@ -29,7 +29,8 @@ def doctor(
         AnnData or MuData, in memory, backed or lazy, or the path of a file; or several of these, which are also
         compared for the same cells.
     model
-        Whose genes and proteins count: a model directory, or what `load` gives. All human genes when None.
+        Whose genes and proteins count: a model directory, an id on the Hugging Face hub, or what `load`
+        gives. All human genes when None.
     modality
         What a single AnnData holds where its names do not tell: `rna` or `adt`.
     batch_key
@@ -56,7 +57,7 @@ def doctor(
 
 def _read_model(model: Any, min_coverage: float | None) -> tuple[Vocabulary, float | None]:
     if model is not None:
-        path = getattr(model, "path", model)  # of a loaded model
+        path = find_model(getattr(model, "path", model))  # of a loaded model
         return read_vocabulary(path), MIN_COVERAGE if min_coverage is None else min_coverage
     if min_coverage is not None:
         raise ValueError("`min_coverage` is about a model, got none; give `model` too.")

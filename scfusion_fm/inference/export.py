@@ -100,7 +100,8 @@ def push_to_hub(model: str | Path, repo_id: str, **options: Any) -> str:
     Raises
     ------
     ValueError
-        If the directory is no model, is damaged, has no checksums, or holds files that are not in their list.
+        If the directory is no model, is damaged, has no checksums, or holds files that are not in their list; or if the
+        Hub cannot be reached or does not let you write.
     """
     path = ModelFiles.open(model).path
     verify_model(path)
@@ -112,7 +113,16 @@ def push_to_hub(model: str | Path, repo_id: str, **options: Any) -> str:
         )
     if not (path / WEIGHTS).is_file():
         raise ValueError(f"`model` must hold all weights in {WEIGHTS}, got none in {str(path)!r}. Export it again.")
-    return push_directory(path, repo_id, ("*",), **({"commit_message": "Upload model directory"} | options))
+    try:
+        return push_directory(path, repo_id, ("*",), **({"commit_message": "Upload model directory"} | options))
+    except Exception as error:  # of many kinds: no network, no token, no access
+        if type(error) is ValueError:  # our own, of an option
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"`repo_id` must be a name on the Hugging Face Hub that you may write to, got {repo_id!r} ({reason}). "
+            "`hf auth login` logs in."
+        ) from error
 
 
 def describe_seen(seen: SeenCells) -> str:

@@ -9,10 +9,8 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from scfusion_fm.inference.model_directory import CLASSES, load_pretrained, refuse_class
-from scfusion_fm.inference.model_files import WEIGHTS, ModelFiles
+from scfusion_fm.inference.model_files import WEIGHTS, ModelFiles, find_model
 from scfusion_fm.model import ScFusionTTTFeatureExtractor, ScFusionTTTModel
-
-HUB_FILES = ["*.json", "*.safetensors", "*.npz", "SHA256SUMS", "README.md"]  # no code, and no pickles
 
 
 @dataclass
@@ -92,30 +90,3 @@ def load(model: Any, *, revision: str | None = None) -> LoadedModel:
     name = ModelFiles.open(path).read_config().architecture
     (model_class,) = (c for c in CLASSES if c.__name__ == name)
     return LoadedModel(path, *load_pretrained(path, model_class))
-
-
-def find_model(model: str | Path, revision: str | None = None) -> Path:
-    """
-    Give the directory of a model, which is downloaded if the hub has it.
-
-    Raises
-    ------
-    ValueError
-        If there is none.
-    """
-    path, text = Path(model).expanduser(), str(model)
-    is_id = isinstance(model, str) and text.count("/") == 1 and not text.startswith((".", "/", "~"))
-    if path.exists() or not is_id:
-        if revision is not None:
-            raise ValueError(f"`revision` must be left out where `model` is a directory, got {revision!r}.")
-        return path
-    from huggingface_hub import snapshot_download  # slow to import
-
-    try:
-        return Path(snapshot_download(text, revision=revision, allow_patterns=HUB_FILES))
-    except Exception as error:  # of many kinds: no network, no such model, no access
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(
-            f"`model` must be a directory, or the id of a model on the Hugging Face hub, got {text!r}, which is no "
-            f"directory here and cannot be downloaded ({reason})."
-        ) from error

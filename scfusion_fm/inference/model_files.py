@@ -23,6 +23,7 @@ from scfusion_fm.untrusted.weights_file import read_metadata
 CONFIG, EXTRACTOR, WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors"
 WEIGHTS_CHECKSUM = "weights_sha256"  # in a calibration: of the weights that it was made for
 LARGEST_CALIBRATION = 1 << 26
+HUB_FILES = ["*.json", "*.safetensors", "*.npz", "SHA256SUMS", "README.md"]  # no code, and no pickles
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,33 @@ def _read_named_json(path: Path) -> Any:
     except ValueError as error:
         told = str(error).rstrip(".")
         raise ValueError(f"{str(path)!r}: {told}. The file is damaged: copy or export it again.") from error
+
+
+def find_model(model: str | Path, revision: str | None = None) -> Path:
+    """
+    Give the directory of a model, which is downloaded if the hub has it.
+
+    Raises
+    ------
+    ValueError
+        If there is none.
+    """
+    path, text = Path(model).expanduser(), str(model)
+    is_id = isinstance(model, str) and text.count("/") == 1 and not text.startswith((".", "/", "~"))
+    if path.exists() or not is_id:
+        if revision is not None:
+            raise ValueError(f"`revision` must be left out where `model` is a directory, got {revision!r}.")
+        return path
+    from huggingface_hub import snapshot_download  # slow to import
+
+    try:
+        return Path(snapshot_download(text, revision=revision, allow_patterns=HUB_FILES))
+    except Exception as error:  # of many kinds: no network, no such model, no access
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"`model` must be a directory, or the id of a model on the Hugging Face hub, got {text!r}, which is no "
+            f"directory here and cannot be downloaded ({reason})."
+        ) from error
 
 
 def read_vocabulary(model: Path) -> Vocabulary:

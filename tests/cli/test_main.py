@@ -19,7 +19,7 @@ from scfusion_fm.data.fingerprints.seen import SeenCells
 from scfusion_fm.data.split import assign_split
 
 COMMANDS = ["fetch", "prepare", "synthesize", "verify", "doctor", "inspect", "embed", "annotate", "predict-protein"]
-COMMANDS += ["impute", "surprise", "seen", "plan", "evaluate", "plot", "report"]
+COMMANDS += ["impute", "surprise", "seen", "push", "plan", "evaluate", "plot", "report"]
 
 
 def call(monkeypatch, *arguments):

@@ -2,6 +2,7 @@
 
 import inspect
 import shutil
+import sys
 from fnmatch import fnmatch
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import HfApi
+from huggingface_hub.errors import HFValidationError
 from seal import copy_model
 
 import scfusion_fm
 from scfusion_fm import ScFusionTTTFeatureExtractor, ScFusionTTTForPreTraining, ScFusionTTTModel, load_pretrained
+from scfusion_fm.cli.main import main
 from scfusion_fm.inference.model_files import verify_model
 from scfusion_fm.model import hub_scfusion_ttt
 
@@ -136,3 +139,24 @@ def test_what_should_not_be_pushed_is_refused(hub, model_dir, tmp_path):
     with pytest.raises(ValueError, match=r"`model` must hold all weights in model.safetensors, got none in"):
         scfusion_fm.push_to_hub(tmp_path / "parts", "blood")
     assert not (hub.root / "main").exists()
+
+
+def test_the_command_pushes_as_the_verb_does(hub, model_dir, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["scfusion", "push", str(model_dir), "blood", "--private"])
+    main()
+    assert capsys.readouterr().out == "https://hub/lab/blood/commit/1\n"
+    assert hub.calls == [None, True, "Upload model directory"]
+    assert files(hub.root / "main") == files(model_dir)
+
+
+@pytest.mark.parametrize("error", [OSError("Token is required\nto write"), HFValidationError("Token is required")])
+def test_who_may_not_write_is_told_in_one_line(hub, model_dir, monkeypatch, capsys, error):
+    def refuse(*given, **how):
+        raise error
+
+    monkeypatch.setattr(hub, "create_repo", refuse)
+    monkeypatch.setattr(sys, "argv", ["scfusion", "push", str(model_dir), "blood"])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    told = "error: `repo_id` must be a name on the Hugging Face Hub that you may write to, got 'blood' "
+    assert capsys.readouterr().err == told + "(Token is required). `hf auth login` logs in.\n"

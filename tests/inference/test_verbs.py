@@ -13,7 +13,7 @@ from scfusion_fm.data.files import align, copied
 from scfusion_fm.data.files.arrays import close_files
 from scfusion_fm.data.files.copied import can_copy
 from scfusion_fm.data.files.readers import open_file
-from scfusion_fm.inference import loaded as loading
+from scfusion_fm.inference import model_files
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*(pull_on_update|will be removed|Observation names|names are intersecting).*"
@@ -144,7 +144,7 @@ def test_a_model_is_found_or_refused(loaded, model_dir, monkeypatch):
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     assert sf.load("group/model", revision="v1").path == model_dir
-    assert asked == [("group/model", "v1", loading.HUB_FILES)]
+    assert asked == [("group/model", "v1", model_files.HUB_FILES)]
     with pytest.raises(ValueError, match=r"cannot be downloaded \(offline\)"):
         sf.embed(make_modalities(5, seed=1)[0], "nobody/nothing")
 

@@ -10,6 +10,7 @@ round. So 'seen' is sure up to the false-positive rate, and 'not seen' means tha
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -183,10 +184,10 @@ class SeenPart:
         return cls(name, len(fingerprints), *filters)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SeenAnswer:
     """
-    How many cells of a file a model has seen.
+    How many cells of a file a model has seen; prints as `scfusion seen` does, and shows as a table in a notebook.
 
     Attributes
     ----------
@@ -222,8 +223,8 @@ class SeenAnswer:
         """Give all of it for a JSON file."""
         return asdict(self) | {"beyond_chance": self.beyond_chance}
 
-    def to_text(self) -> str:
-        """Say it in a few lines."""
+    def list_facts(self) -> list[tuple[str, str]]:
+        """Say it in a few lines: what each is about, and the text."""
         rates = [max(rate.values()) for rate in self.false_positive_rates.values()]
         parts = ", ".join(f"{count:,} in {show_text(name)}" for name, count in self.seen_in.items())
         if self.with_fingerprint == 0:
@@ -232,16 +233,21 @@ class SeenAnswer:
             verdict = "none seen"
         else:
             verdict = "more than chance explains" if self.beyond_chance else "no more than chance explains"
-        return "\n".join(
-            [
-                f"cells             {self.num_cells:,}, of which {self.with_fingerprint:,} can be known again",
-                f"seen              {self.seen:,} ({parts})",
-                f"  by RNA counts   {self.seen_by_rna:,} of {self.with_rna_fingerprint:,}",
-                f"  by ADT counts   {self.seen_by_adt:,} of {self.with_adt_fingerprint:,}",
-                f"false positives   {self.expected_by_chance:.2g} cells expected, at most {sum(rates):.2g} per look-up",
-                f"verdict           {verdict}",
-            ]
-        )
+        return [
+            ("cells", f"{self.num_cells:,}, of which {self.with_fingerprint:,} can be known again"),
+            ("seen", f"{self.seen:,} ({parts})"),
+            ("  by RNA counts", f"{self.seen_by_rna:,} of {self.with_rna_fingerprint:,}"),
+            ("  by ADT counts", f"{self.seen_by_adt:,} of {self.with_adt_fingerprint:,}"),
+            ("false positives", f"{self.expected_by_chance:.2g} cells expected, at most {sum(rates):.2g} per look-up"),
+            ("verdict", verdict),
+        ]
+
+    def __repr__(self) -> str:
+        return "\n".join(f"{name:<18}{text}" for name, text in self.list_facts())
+
+    def _repr_html_(self) -> str:
+        rows = (f"<tr><th>{name}</th><td>{escape(text)}</td></tr>" for name, text in self.list_facts())
+        return f"<table>{''.join(rows)}</table>"
 
 
 @dataclass(frozen=True)

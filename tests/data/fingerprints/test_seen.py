@@ -81,12 +81,12 @@ def test_chance_explains_a_false_positive_but_not_many():
     assert answer.seen > 50
     assert not answer.beyond_chance
     assert answer.to_dict()["beyond_chance"] is False
-    assert answer.to_text().endswith("no more than chance explains")
+    assert str(answer).endswith("no more than chance explains")
     some = CellFingerprints(*(np.concatenate([keys(40, s), keys(960, s + 1)]) for s in (1, 1001)))
     assert seen.look_up(some).beyond_chance
-    assert seen.look_up(some).to_text().endswith(" more than chance explains")
+    assert str(seen.look_up(some)).endswith(" more than chance explains")
     nothing = CellFingerprints(np.zeros(9, np.uint64), np.zeros(9, np.uint64))
-    assert "cannot tell: no cell has enough counts" in seen.look_up(nothing).to_text()
+    assert "cannot tell: no cell has enough counts" in str(seen.look_up(nothing))
 
 
 def test_file_gives_the_same_set_again(tmp_path):
