@@ -76,28 +76,37 @@ def list_proteins(source: AlignedFile, learned: Sequence[str] | None, wanted: Se
     return {name: chosen[place] for name, place in found.items()}
 
 
-def list_genes(source: AlignedFile, wanted: Sequence[str] | None) -> dict[str, int]:
+def name_genes(source: AlignedFile) -> list[str]:
     """
-    Give the genes of a table: their places in the vocabulary by the names that they get; as `list_proteins`.
+    Name the genes of a model as a file does, where it measures them; no name twice.
 
     Genes that the file did not measure are named by symbol where the file names its own so, and else by Ensembl id.
-
-    Raises
-    ------
-    ValueError
-        If a name is unknown, or there is none.
     """
     ids, symbols = source.vocabulary.gene_ids, source.vocabulary.gene_symbols
     own: dict[int, str] = {}
     if source.cells.rna is not None and source.alignment.rna is not None:
         pairs = zip(source.cells.rna.var.index.astype(str), source.alignment.rna, strict=True)
-        own = {int(place): given for given, place in reversed(list(pairs)) if place >= 0 and "/" not in given}
+        first = {given: int(place) for given, place in reversed(list(pairs)) if place >= 0 and "/" not in given}
+        own = {place: given for given, place in first.items()}
     by_symbol = sum(name == ids[place] for place, name in own.items()) * 2 <= len(own)
     names, taken = [], set(own.values())
     for place, gene in enumerate(ids):
         usual = symbols[place] if by_symbol and symbols[place] and symbols[place] not in taken else gene
         names.append(own.get(place, usual))
         taken.add(names[-1])
+    return names
+
+
+def list_genes(source: AlignedFile, wanted: Sequence[str] | None) -> dict[str, int]:
+    """
+    Give the genes of a table: their places in the vocabulary by the names that they get; as `list_proteins`.
+
+    Raises
+    ------
+    ValueError
+        If a name is unknown, or there is none.
+    """
+    ids, symbols, names = source.vocabulary.gene_ids, source.vocabulary.gene_symbols, name_genes(source)
     panel = {name: place for place, name in enumerate(names)}
     if wanted is None:
         return panel

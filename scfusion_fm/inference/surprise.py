@@ -19,6 +19,7 @@ from scfusion_fm.evaluation.calibration.percentiles import draw_masks, surprise_
 from scfusion_fm.inference.batches import CellCollator, run_batches
 from scfusion_fm.inference.inputs import open_for
 from scfusion_fm.inference.job import Job, Use
+from scfusion_fm.inference.names import name_genes, name_proteins
 from scfusion_fm.model import ScFusionTTTForPreTraining, ScFusionTTTModel
 from scfusion_fm.notices import warn
 
@@ -226,19 +227,24 @@ def reconstruction_error(
 
 
 def describe_tokens(job: Job, found: Strangeness, known: Strangeness | None) -> pd.DataFrame:
-    """Give a table of all tokens: modality, genes or protein, mean inner loss, cells, and that of the reference."""
+    """
+    Give a table of all tokens: modality, genes or protein, mean inner loss, cells, and that of the reference.
+
+    Genes and proteins have the names of the file where it measures them; those of the model stand beside them.
+    """
     extractor = job.extractor
-    symbols = [*extractor.gene_symbols, ""]
-    names = [",".join(symbols[g] for g in patch if g < len(symbols) - 1) for patch in extractor.patch_genes()]
+    symbols, own = extractor.gene_symbols, name_genes(job.source)
+    patches = [[g for g in patch if g < len(symbols)] for patch in extractor.patch_genes()]
     proteins = list(extractor.protein_names)
     table = pd.DataFrame(
         {
-            "modality": ["rna"] * len(names) + ["adt"] * len(proteins),
-            "features": names + proteins,
+            "modality": ["rna"] * len(patches) + ["adt"] * len(proteins),
+            "features": [",".join(own[g] for g in patch) for patch in patches] + [*name_proteins(proteins, job.source)],
+            "model_features": [",".join(symbols[g] for g in patch) for patch in patches] + proteins,
             "mean": found.token_mean,
             "cells": found.token_cells,
         },
-        index=[f"token{i}" for i in range(len(names) + len(proteins))],
+        index=[f"token{i}" for i in range(len(patches) + len(proteins))],
     )
     return table if known is None else table.assign(reference_mean=known.token_mean)
 

@@ -46,7 +46,7 @@ def test_command_adds_columns_and_a_table_and_keeps_the_rest(monkeypatch, model_
     tokens = record["tokens"]
     extractor = load_extractor(model_dir)
     assert len(tokens) == extractor.num_rna_tokens + extractor.num_proteins
-    assert sorted(",".join(tokens["features"]).split(",")) == sorted(
+    assert sorted(",".join(tokens["model_features"]).split(",")) == sorted(
         [*extractor.gene_symbols, *extractor.protein_names]
     )
     assert (tokens["cells"] == 30).all()
@@ -58,6 +58,7 @@ def test_command_adds_columns_and_a_table_and_keeps_the_rest(monkeypatch, model_
 def test_score_depends_neither_on_batch_mates_nor_on_absent_genes(model_dir, tmp_path):
     rna, _ = make_modalities(20, seed=3)
     part = rna[:, :25].copy()
+    part.var_names = [f"hg19-{name}" for name in part.var_names]
     part.write_h5ad(tmp_path / "in.h5ad")
     part[::-1].copy().write_h5ad(tmp_path / "back.h5ad")
     for name, size in (("in", 64), ("back", 3)):
@@ -71,6 +72,9 @@ def test_score_depends_neither_on_batch_mates_nor_on_absent_genes(model_dir, tmp
     tokens = read(tmp_path / "in_out.h5ad").uns["scfusion_ttt"]["surprise"]["tokens"]
     assert tokens.loc[tokens["modality"] == "adt", "mean"].isna().all()
     assert tokens["mean"].isna().sum() == (tokens["cells"] == 0).sum() > 5
+    own, known = (set(",".join(tokens[column]).split(",")) for column in ("features", "model_features"))
+    assert own - known == set(part.var_names)
+    assert {name.removeprefix("hg19-") for name in own} == known
 
 
 @pytest.mark.filterwarnings("ignore:.*have no count in any modality, and are kept")

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from scfusion_fm.data.schema import AlignedCells, Cells
 from scfusion_fm.notices import warn
 
 # Of random genes of the demo file, the demo model read 300 cells with 30% of its genes 0.4 of the mean distance between
@@ -51,21 +50,6 @@ class PanelCoverage:
         return f"{text} with {self.count_share:.0%} of the counts"
 
 
-def measure_panel(cells: Cells, aligned: AlignedCells) -> list[PanelCoverage]:
-    """Measure the coverage of each modality that a file has."""
-    parts = (
-        ("genes", cells.rna, aligned.rna_observed, aligned.rna),
-        ("proteins", cells.adt, aligned.adt_observed, aligned.adt),
-    )
-    return [
-        PanelCoverage.of(
-            noun, observed, float(counts.sum(dtype=np.float64)), float(modality.counts.sum(dtype=np.float64))
-        )
-        for noun, modality, observed, counts in parts
-        if modality is not None
-    ]
-
-
 def check_panel(coverage: list[PanelCoverage], path: str, min_coverage: float = MIN_COVERAGE) -> None:
     """
     Refuse a file of which a model knows almost nothing, and warn of one of which it knows little.
@@ -73,7 +57,7 @@ def check_panel(coverage: list[PanelCoverage], path: str, min_coverage: float = 
     Parameters
     ----------
     coverage
-        As `measure_panel` gives it. Few proteins beside genes are no reason to warn.
+        Of each modality, as a file over a vocabulary has it. Few proteins beside genes are no reason to warn.
     path
         What to call the file.
     min_coverage

@@ -12,20 +12,22 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 from mudata import MuData
+from numpy.typing import NDArray
 
-from scfusion_fm.data.files.align import align_cells
+from scfusion_fm.data.files.align import open_aligned
 from scfusion_fm.data.files.copied import can_copy
-from scfusion_fm.data.files.coverage import check_panel, measure_panel
+from scfusion_fm.data.files.counts import CellsFile, StoredModality
+from scfusion_fm.data.files.coverage import check_panel
 from scfusion_fm.data.files.panels import GROUP_COLUMNS
-from scfusion_fm.data.files.readers import Given, check_modality, closing, load_cells, open_given, select_cells
+from scfusion_fm.data.files.readers import Given, check_modality, closing, open_given, select_cells
 from scfusion_fm.data.files.stored import StoredAnnData
 from scfusion_fm.data.files.writers import find_unwritable
-from scfusion_fm.data.fingerprints.cells import CellFingerprints, fingerprint_cells
+from scfusion_fm.data.fingerprints.cells import CellFingerprints, fingerprint_file
 from scfusion_fm.data.fingerprints.shared import SharedCells, barcode_cores, compare_cells
 from scfusion_fm.data.inspect.doctor_text import render_examination, render_html
 from scfusion_fm.data.inspect.slots import SlotContent, describe_slots, is_constant
 from scfusion_fm.data.locations import is_remote, suffix_of
-from scfusion_fm.data.schema import AlignedCells, Cells, Modality, ModalityCounts, as_text, read_categories
+from scfusion_fm.data.schema import Modality, as_text, read_categories
 from scfusion_fm.data.vocabulary.names import MOUSE_ID
 from scfusion_fm.data.vocabulary.reference import load_gene_table
 from scfusion_fm.data.vocabulary.resolve import resolve_antibody_features, resolve_gene_features
@@ -195,8 +197,9 @@ def examine_files(
         files.append(_start(one))
         contents.append(_examine(files[-1], one, how))
     shared = []
-    for i, first in enumerate(contents):
-        for j, second in enumerate(contents[:i]):
+    compared = [None if found is None else (barcode_cores(found[0]), found[1]) for found in contents if len(files) > 1]
+    for i, first in enumerate(compared):
+        for j, second in enumerate(compared[:i]):
             if first is None or second is None:
                 continue
             found = compare_cells((files[j].path, *second), (files[i].path, *first))
@@ -226,23 +229,23 @@ def _start(given: Given) -> FileReport:
     return FileReport("mdata" if isinstance(given, MuData) else "adata", f"{type(given).__name__} {where}")
 
 
-def _examine(report: FileReport, given: Given, how: _Reading) -> tuple[frozenset[str], CellFingerprints] | None:
-    """Fill in the report; the cells' barcodes and fingerprints, or None for a refused file."""
+def _examine(report: FileReport, given: Given, how: _Reading) -> tuple[pd.Index, CellFingerprints] | None:
+    """Fill in the report; the cells' names and fingerprints, or None for a refused file."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            aligned = _read(report, given, how)
+            names, prints, totals = _read(report, given, how)
         except ValueError as error:
             report.refusal = str(error)
             return None
     own = [str(w.message) for w in caught if w.category is ScFusionWarning]
     report.warnings += [message for message in own if message.startswith(report.path)]
-    prints = fingerprint_cells(aligned, how.vocabulary.gene_ids, how.vocabulary.protein_names)
-    report.warnings += _find_oddities(report, aligned, prints)
-    return barcode_cores(aligned.obs.index), prints
+    report.warnings += _find_oddities(report, totals, prints)
+    return names, prints
 
 
-def _read(report: FileReport, given: Given, how: _Reading) -> AlignedCells:
+def _read(report: FileReport, given: Given, how: _Reading) -> tuple[pd.Index, CellFingerprints, NDArray[np.float64]]:
+    """Read a file block by block; the names of its cells, their fingerprints and their totals of RNA."""
     with closing():
         file = open_given(given)
         file.warn_lost()
@@ -250,19 +253,24 @@ def _read(report: FileReport, given: Given, how: _Reading) -> AlignedCells:
         bad = [] if file.reader is None else find_unwritable(_tables(file.parts))
         if bad and not can_copy(file, Path(report.path)):  # a copy keeps what cannot be written anew
             report.warnings += [f"{report.path}: embed and its like refuse it: {error}" for error in bad]
-        cells = load_cells(select_cells(file, how.modality))
-    report.num_cells = len(cells.obs)
-    report.columns = describe_columns(cells.obs)
-    report.modalities = _describe_modalities(cells)
-    aligned = align_cells(cells, how.vocabulary, how.batch_key)
-    report.num_empty = int((~(aligned.rna_present | aligned.adt_present)).sum())
-    coverage = measure_panel(cells, aligned)
-    for found, share in zip(report.modalities, coverage, strict=True):
-        found.in_vocabulary, found.vocabulary_size = share.measured, share.known
-        found.count_share = share.count_share
-    if how.min_coverage is not None:
-        check_panel(coverage, cells.path, how.min_coverage)
-    return aligned
+        cells = select_cells(file, how.modality)
+        rna, adt = (np.empty(0) if modality is None else _sum_cells(modality) for modality in (cells.rna, cells.adt))
+        report.num_cells = len(cells.obs)
+        report.columns = describe_columns(cells.obs)
+        report.modalities = _describe_modalities(cells, rna, adt)
+        aligned = open_aligned(cells, how.vocabulary, how.batch_key)
+        report.num_empty = int((~(aligned.rna_present | aligned.adt_present)).sum())
+        for found, share in zip(report.modalities, aligned.coverage, strict=True):
+            found.in_vocabulary, found.vocabulary_size = share.measured, share.known
+            found.count_share = share.count_share
+        if how.min_coverage is not None:
+            check_panel(aligned.coverage, cells.path, how.min_coverage)
+        return cells.obs.index, fingerprint_file(aligned), rna
+
+
+def _sum_cells(modality: StoredModality) -> NDArray[np.float64]:
+    """Sum the counts of each cell."""
+    return np.concatenate([np.asarray(block.sum(axis=1, dtype=np.float64)).ravel() for block in modality.blocks()])
 
 
 def _tables(parts: StoredAnnData | dict[str, StoredAnnData]) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -275,27 +283,29 @@ def _tables(parts: StoredAnnData | dict[str, StoredAnnData]) -> Iterator[tuple[s
             yield f"{beginning}raw/var", part.raw.var
 
 
-def _describe_modalities(cells: Cells) -> list[ModalityReport]:
+def _describe_modalities(
+    cells: CellsFile, rna_totals: NDArray[np.float64], adt_totals: NDArray[np.float64]
+) -> list[ModalityReport]:
     reports = []
     if cells.rna is not None:
-        report = _start_report("rna", cells.rna)
+        report = _start_report("rna", cells.rna, rna_totals)
         genes = resolve_gene_features(cells.rna.var)
         report.naming, report.species = name_genes(cells.rna.var.index), guess_species(cells.rna.var, genes)
         symbols = load_gene_table().symbol.reindex(genes.gene_id).fillna("").to_numpy()
         _count_matches(report, genes, symbols, plain=("id", "symbol"))
         reports.append(report)
     if cells.adt is not None:
-        report = _start_report("adt", cells.adt)
+        report = _start_report("adt", cells.adt, adt_totals)
         antibodies = resolve_antibody_features(cells.adt.var)
         _count_matches(report, antibodies, antibodies.protein.to_numpy(), plain=("table",))
         reports.append(report)
     return reports
 
 
-def _start_report(name: str, modality: ModalityCounts) -> ModalityReport:
-    totals = np.asarray(modality.counts.sum(axis=1, dtype=np.float64)).ravel()[modality.present]
+def _start_report(name: str, modality: StoredModality, totals: NDArray[np.float64]) -> ModalityReport:
+    totals = totals[totals > 0]
     median = float(np.median(totals)) if len(totals) else 0.0
-    return ModalityReport(name, modality.slot, len(totals), modality.counts.shape[1], median)
+    return ModalityReport(name, modality.slot, len(totals), len(modality.var), median)
 
 
 def _count_matches(report: ModalityReport, found: pd.DataFrame, became: np.ndarray, plain: tuple[str, ...]) -> None:
@@ -349,7 +359,7 @@ def describe_columns(obs: pd.DataFrame) -> list[ColumnReport]:
     return reports
 
 
-def _find_oddities(report: FileReport, aligned: AlignedCells, prints: CellFingerprints) -> list[str]:
+def _find_oddities(report: FileReport, rna_totals: NDArray[np.float64], prints: CellFingerprints) -> list[str]:
     """Find what is allowed but seldom meant: cells that are there twice, and totals that are all the same."""
     found = []
     for name, values in (("RNA", prints.rna), ("ADT", prints.adt)):
@@ -357,9 +367,9 @@ def _find_oddities(report: FileReport, aligned: AlignedCells, prints: CellFinger
         copies = len(known) - len(np.unique(known))
         if copies:
             found.append(f"{report.path}: {copies:,} cells have the same {name} counts as another cell of the file.")
-    if is_constant(aligned.rna_total_counts[aligned.rna_present]):
+    if is_constant(rna_totals[rna_totals > 0]):
         found.append(
-            f"{report.path}: all cells have the same RNA total, {aligned.rna_total_counts.max():,.0f}: these may be "
+            f"{report.path}: all cells have the same RNA total, {rna_totals.max():,.0f}: these may be "
             "rounded normalised values and not counts."
         )
     return found

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from make_files import make_cells
 
-from scfusion_fm.data.files.align import align_cells
-from scfusion_fm.data.files.coverage import PanelCoverage, check_panel, measure_panel
+from scfusion_fm.data.files.align import open_aligned
+from scfusion_fm.data.files.coverage import PanelCoverage, check_panel
 from scfusion_fm.data.vocabulary.reference import load_gene_table
 from scfusion_fm.data.vocabulary.vocabulary import build_vocabulary
 
@@ -18,7 +18,7 @@ def test_shares_of_genes_and_of_counts_are_measured():
     vocabulary = build_vocabulary([make_cells(genes=SYMBOLS[:8], antibodies=["CD4", "CD19"])])
     counts = np.tile([3.0, 0, 1], (7, 1))
     cells = make_cells(genes=[*SYMBOLS[:2], SYMBOLS[9]], rna=counts, antibodies=["CD4"])
-    genes, proteins = measure_panel(cells, align_cells(cells, vocabulary))
+    genes, proteins = open_aligned(cells, vocabulary).coverage
     assert genes == PanelCoverage("genes", 2, 8, 0.75)
     assert (proteins.share, proteins.count_share) == (0.5, 1.0)
     assert genes.describe() == "2 of the model's 8 genes (25.0%) with 75% of the counts"
