@@ -87,7 +87,7 @@ def _part(reader: ElementReader, group: Any, key: str, prefix: str) -> Any:
 
 
 def _keys(group: Any, slot: str) -> list[str]:
-    return list(group[slot]) if slot in group and isinstance(group[slot], Group) else []
+    return sorted(group[slot]) if slot in group and isinstance(group[slot], Group) else []  # zarr has no order
 
 
 def _open_raw(reader: ElementReader, raw: Any, prefix: str, num_obs: int) -> StoredRaw | None:
