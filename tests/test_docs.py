@@ -64,7 +64,12 @@ def find_inline(page):
 
 
 def find_commands(page):
-    lines = [line for language, code in read_blocks(page) if language != "python" for line in code.splitlines()]
+    lines = [
+        line
+        for language, code in read_blocks(page)
+        if language != "python"
+        for line in code.replace("\\\n", "").splitlines()
+    ]
     texts = [re.sub(r"^\$ |\s#.*| [|>&].*", "", text) for text in [*lines, *find_inline(page)]]
     texts = [re.sub(r"^([A-Z_]+=\S* )+", "", text) for text in texts]
     return [shlex.split(text) for text in texts if text.partition(" ")[0] in PROGRAMS]
