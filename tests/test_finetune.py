@@ -66,7 +66,7 @@ def test_an_atlas_that_is_read_from_disk_gives_what_one_in_memory_gives(atlas_pa
     # One of them keeps a model that learned from all cells, which changes no figure.
     told = results["final"]["told"]
     assert f"learned anew from all {sum(results['cells'].values())} cells" in told
-    assert "has the intervals of that" in told
+    assert "has the intervals of the tested one" in told
     assert told in found[0].report.read_text()
     assert "final" not in found[1].results
     kept, tested = (load_file(run.model / "model.safetensors") for run in found)

@@ -4,6 +4,7 @@ import fcntl
 import os
 import shutil
 import tempfile
+import threading
 from pathlib import Path
 from types import TracebackType
 
@@ -36,6 +37,17 @@ def check_destination(output: Path, name: str = "output") -> None:
             f"`{name}` must lie in a directory that can be written, got {str(output)!r} "
             f"({error.strerror}: {str(parent)!r}). Choose another path."
         ) from error
+
+
+def leave_scratch(output: str | Path) -> None:
+    """
+    Let the next call have the place of an output that one of this thread opened and did not bring to its end.
+
+    What is there stays. The lock would else be held as long as the process lives, which in a notebook is long.
+    """
+    found = _OPEN.pop(_name_place(Path(output)), None)
+    if found is not None:
+        found.leave()
 
 
 class Scratch:
@@ -85,6 +97,7 @@ class Scratch:
         while self._lock is None:
             self._directory.mkdir(parents=True, exist_ok=True)
             self._lock = self._try_lock()
+        _OPEN[_name_place(self.output)] = self
         for left in self._directory.iterdir():
             is_directory = left.is_dir() and not left.is_symlink()
             if not (is_directory and left == self.memory):
@@ -107,8 +120,14 @@ class Scratch:
         """Remove the place with all that is in it."""
         if self._lock is not None:
             shutil.rmtree(self._directory)
+            self.leave()
+
+    def leave(self) -> None:
+        """Let another one have the place, with what is in it."""
+        if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+        _OPEN.pop(_name_place(self.output), None)
 
     def __enter__(self) -> "Scratch":
         self.open()
@@ -134,3 +153,10 @@ class Scratch:
             return lock
         os.close(lock)
         return None
+
+
+def _name_place(output: Path) -> tuple[Path, int]:
+    return output.absolute(), threading.get_ident()
+
+
+_OPEN: dict[tuple[Path, int], Scratch] = {}

@@ -9,10 +9,7 @@ from scfusion_fm.notices import tell
 def join_all(whole: Partition, epochs: float) -> Partition:
     """Put the cells of all parts together to train on, and say so; `epochs` are those that the tested model took."""
     everything = Partition(train=whole.rows)
-    tell(
-        f"the tested model is that of epoch {epochs:g}; the one that is kept is trained as long, on all "
-        f"{len(everything.train):,} cells"
-    )
+    tell(f"now the model that is kept: {_describe_length(epochs)}, with all {len(everything.train):,} cells")
     return everything
 
 
@@ -37,7 +34,13 @@ def describe_final(learned: Partition, everything: Partition, epochs: float, cal
         "epochs": epochs,
         "told": (
             f"All figures are of the tested model, which learned from {len(learned.train):,} cells; the model that is "
-            f"kept learned anew from all {number:,} cells for {epochs:g} epochs, as many as were best for the tested "
-            f"one, has the {calibrated} of that, and was not tested itself."
+            f"kept learned anew from all {number:,} cells of the split ({_describe_length(epochs)}), has the "
+            f"{calibrated} of the tested one, and was not tested itself."
         ),
     }
+
+
+def _describe_length(epochs: float) -> str:
+    if not epochs:
+        return "its head alone, for no epoch was better than the start"
+    return f"{epochs:g} epoch{'' if epochs == 1 else 's'}, as many as were best for the tested one"

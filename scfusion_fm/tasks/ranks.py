@@ -10,6 +10,7 @@ from typing import Concatenate, ParamSpec, Protocol, TypeVar
 from torch import distributed
 
 from scfusion_fm.config.finetune import FinetuneOptimConfig
+from scfusion_fm.data.scratch import leave_scratch
 from scfusion_fm.notices import ScFusionWarning, settings
 from scfusion_fm.training.collectives import own_rank
 from scfusion_fm.training.launch import is_launched
@@ -20,11 +21,12 @@ HEARTBEAT_S = 5.0
 P, T = ParamSpec("P"), TypeVar("T")
 
 
-class _WithOptim(Protocol):
+class _Settings(Protocol):
     optim: FinetuneOptimConfig
+    output_dir: str
 
 
-Config = TypeVar("Config", bound=_WithOptim)
+Config = TypeVar("Config", bound=_Settings)
 
 
 class _Released(Exception):
@@ -73,7 +75,8 @@ def by_all_ranks(run: Callable[Concatenate[Config, P], T]) -> Callable[Concatena
     Parameters
     ----------
     run
-        Called with a configuration that has `optim`; what it keeps when it is interrupted, another call goes on from.
+        Called with a configuration that has `optim` and `output_dir`. Another call goes on from what it keeps when it
+        is interrupted, in the same process, too.
     """
 
     @functools.wraps(run)
@@ -85,6 +88,8 @@ def by_all_ranks(run: Callable[Concatenate[Config, P], T]) -> Callable[Concatena
             if interruption.args:
                 raise
             raise KeyboardInterrupt("interrupted; the same command goes on from the newest checkpoint") from None
+        finally:
+            leave_scratch(config.output_dir)
         return None
 
     return run_with_others

@@ -2,10 +2,11 @@
 
 import errno
 import fcntl
+import threading
 
 import pytest
 
-from scfusion_fm.data.scratch import Scratch, check_destination
+from scfusion_fm.data.scratch import Scratch, check_destination, leave_scratch
 
 
 def test_result_gets_its_name_when_it_is_done(tmp_path):
@@ -51,6 +52,24 @@ def test_what_others_use_or_made_is_left_alone(tmp_path):
     assert first.path.read_text() == "first"
     first.close()
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+def test_place_that_a_call_left_by_an_error_is_for_the_next_one_of_its_thread(tmp_path):
+    first, second = Scratch(tmp_path / "run"), Scratch(tmp_path / "run")
+    first.open()
+    first.memory.mkdir()
+    other = threading.Thread(target=leave_scratch, args=[tmp_path / "run"])
+    other.start()
+    other.join()
+    with pytest.raises(ValueError, match="`output` must not be in use"):
+        second.open()
+    leave_scratch(tmp_path / "run")
+    leave_scratch(tmp_path / "run")
+    second.open()
+    assert second.memory.is_dir()
+    first.close()  # it has nothing any more
+    assert second.memory.is_dir()
+    second.close()
 
 
 def test_directory_that_was_removed_while_it_was_opened_is_made_again(monkeypatch, tmp_path):

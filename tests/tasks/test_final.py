@@ -15,7 +15,6 @@ from scfusion_fm import ScFusionTTTFeatureExtractor, ScFusionTTTForCellTypeAnnot
 from scfusion_fm.config.finetune import AnnotationConfig, FinetuneOptimConfig
 from scfusion_fm.config.imputation import ImputationConfig
 from scfusion_fm.config.integration import IntegrationConfig
-from scfusion_fm.data import scratch
 from scfusion_fm.data.fingerprints.seen import SeenCells
 from scfusion_fm.evaluation.calibration.classifier import AnnotationCalibration
 from scfusion_fm.evaluation.partition import Partition
@@ -96,7 +95,9 @@ def annotate_all(model_dir, paired_file):
             paired_file, labels_key="cell_type", model=model_dir, output_dir=output, final=True, **SMALL
         )
 
-    return run
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("scfusion_fm.tasks.splits.MOST_TEST_CELLS", 20)
+        yield run
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +108,7 @@ def undisturbed(annotate_all, tmp_path_factory):
 def test_kept_model_has_seen_all_cells_and_says_that_it_was_not_tested(undisturbed, model_dir, paired_file):
     results, cells = undisturbed.results, undisturbed.results["cells"]
     final = results["final"]
-    assert final["cells"] == sum(cells.values()) == 160
+    assert final["cells"] == 160 > sum(cells.values())  # a test needs no more of them
     assert f"learned from {cells['train']} cells; the model that is kept learned anew from all 160" in final["told"]
     assert final["told"] in str(undisturbed)
     assert final["told"] in (undisturbed.model / "README.md").read_text()
@@ -142,7 +143,6 @@ def test_killed_while_the_kept_model_learns_it_goes_on_to_the_same_bits(
             raise Killed
         return step(self)
 
-    monkeypatch.setattr(scratch.fcntl, "flock", lambda *_: None)  # a process that was killed has no lock
     monkeypatch.setattr(epochs, "SAVE_EVERY_S", -1.0)
     monkeypatch.setattr(EpochLoop, "_train_step", die_late)
     with pytest.raises(Killed):
