@@ -17,6 +17,8 @@ from scfusion_fm.model.sparse_scfusion_ttt import SparsePatches
 
 Collate = Callable[[NDArray[np.int64]], Mapping[str, torch.Tensor | SparsePatches]]
 Output = TypeVar("Output")
+MOST_CELLS = {"cpu": (64, 2**24), "gpu": (512, 2**30)}  # of a batch, and bytes of its largest intermediate result
+LEAST_CELLS = 8
 MOST_WORKERS = 8  # batches side by side; with more, Python is in the way
 
 
@@ -186,9 +188,23 @@ def _map_in_order(run: Callable[[NDArray[np.int64]], Output], parts: list, worke
         torch.set_num_threads(threads)  # what a thread sets for itself is what later threads start with
 
 
-def choose_batch_size(device: torch.device) -> int:
-    """Give the number of cells of a forward pass that is about fastest on a device."""
-    return 64 if device.type == "cpu" else 512
+def choose_batch_size(model: PreTrainedModel, num_tokens: int) -> int:
+    """
+    Give the number of cells of a forward pass that is about fastest.
+
+    With more, the largest intermediate result leaves the cache of a processor; of a GPU, it would fill the memory.
+
+    Parameters
+    ----------
+    model
+        On its device.
+    num_tokens
+        Tokens that it reads of a cell, at most.
+    """
+    most, room = MOST_CELLS["cpu" if model.device.type == "cpu" else "gpu"]
+    config = model.config
+    width = max(3 * config.hidden_size, config.intermediate_size)
+    return min(max(room // (4 * width * max(num_tokens, 1)) // LEAST_CELLS * LEAST_CELLS, LEAST_CELLS), most)
 
 
 def choose_device(name: str | None = None) -> torch.device:

@@ -24,7 +24,11 @@ from scfusion_fm.data.scratch import check_destination
 from scfusion_fm.inference.batches import CellCollator, choose_batch_size, choose_device, predict_fields
 from scfusion_fm.inference.inputs import open_for
 from scfusion_fm.inference.loaded import LoadedModel, load
-from scfusion_fm.model import ScFusionTTTFeatureExtractor
+from scfusion_fm.model import (
+    ScFusionTTTFeatureExtractor,
+    ScFusionTTTForCrossModalPrediction,
+    ScFusionTTTForPreTraining,
+)
 from scfusion_fm.notices import progress, tell, warn
 
 BOTH = ("rna", "adt")
@@ -169,7 +173,16 @@ class Job:
     @property
     def batch_size(self) -> int:
         """Cells per forward pass."""
-        return choose_batch_size(self.model.device) if self.use.batch_size == "auto" else self.use.batch_size
+        return choose_batch_size(self.model, self.num_tokens) if self.use.batch_size == "auto" else self.use.batch_size
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the model reads of a cell, at most: what the file measures, and what the model fills in."""
+        config, panels = self.model.config, self.source.panels
+        proteins = max(int(panels.adt.any(0).sum()), len(config.projected_proteins or ()))
+        if isinstance(self.model, ScFusionTTTForCrossModalPrediction | ScFusionTTTForPreTraining):
+            proteins = config.num_proteins
+        return proteins + config.num_rna_tokens * int(panels.rna.any())
 
     def forward(
         self, fields: tuple[str, ...], readable: NDArray[np.bool_], modalities: tuple[str, ...] = BOTH

@@ -190,7 +190,8 @@ def measure_strangeness(job: Job, source: AlignedFile, draws: int = 0) -> Strang
 
     for part, cells, rows in job.read(source, readable):
         collator = CellCollator(cells, job.extractor)
-        for batch, (output, error) in run_batches(forward, collator, rows, job.model.device, job.batch_size):
+        collate = collator if draws else collator.sparse  # values that were hidden are compared with dense ones
+        for batch, (output, error) in run_batches(forward, collate, rows, job.model.device, job.batch_size):
             places = batch + part.start
             read = torch.stack([x.any(1) for x in output.attention_mask.split(sizes, 1)], 1)
             result.modalities[places] = output.modality_inner_loss.masked_fill(~read, torch.nan).double().cpu().numpy()

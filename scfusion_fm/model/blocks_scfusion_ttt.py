@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .compiled_scfusion_ttt import normalise
 from .configuration_scfusion_ttt import TTT_DIRECTIONS, ScFusionTTTConfig
 from .linear_scfusion_ttt import Linear, is_plain, multiply, runs_on_onednn
 from .sparse_scfusion_ttt import SparsePatches
@@ -180,9 +181,10 @@ class ScFusionTTTBlock(GradientCheckpointingLayer):
 
     def forward(self, x: Tensor, mask: Tensor, with_inner_loss: bool = False) -> MixedTokens:
         """Transform tokens (B, L, D); those where the mask (B, L) is false change nothing elsewhere."""
-        mixed = self.ttt(self.ttt_norm(x), mask, return_inner_loss=with_inner_loss)
+        shown = normalise(self.ttt_norm, x, mask)
+        mixed = self.ttt(shown, mask, return_inner_loss=with_inner_loss, is_masked=True)
         x = x + mixed.tokens
-        x = x + self.mlp(self.mlp_norm(x))
+        x = x + self.mlp(normalise(self.mlp_norm, x))
         return MixedTokens(x, mixed.inner_loss.mean(-1) if with_inner_loss else None)
 
 

@@ -139,7 +139,11 @@ class ScFusionTTTModel(ScFusionTTTPreTrainedModel):
         roles = TokenRoles.of(given.measured_tokens().unsqueeze(-1), given.masked)
         # Of a hidden modality, the tokens that will be projected take the places of the visible ones.
         subset = TokenSubset.select(roles.read, self.config.ttt_mini_batch_size, longest)
-        tokens = ModalityTokens(roles, subset, subset.take(embed(given.values, given.observed)))
+        if runs_alone() and bool(roles.hidden.all()):
+            latents = embed.position_embeddings.new_zeros(*subset.mask.shape, self.config.hidden_size)
+        else:
+            latents = subset.take(embed(given.values, given.observed))
+        tokens = ModalityTokens(roles, subset, latents)
         latents, inner_loss = encode(tokens.latents, tokens.encoded, with_inner_loss)
         return tokens._replace(latents=latents, inner_loss=inner_loss)
 

@@ -139,14 +139,14 @@ class TokenSubset(NamedTuple):
     Attributes
     ----------
     index
-        (B, min(L, N)) places of the tokens.
+        (B, min(L, N)) places of the tokens; None where all are kept.
     mask
         (B, L) true where there is one.
     num_tokens
         Places that there are (N).
     """
 
-    index: Tensor
+    index: Tensor | None
     mask: Tensor
     num_tokens: int
 
@@ -180,17 +180,23 @@ class TokenSubset(NamedTuple):
             torch._assert_async((count <= longest).all(), "`max_lengths` are smaller than what is to be read.")
         least = 0 if runs_alone() else 1
         length = -(-max(longest, least) // mini_batch_size) * mini_batch_size
-        index = torch.argsort((~keep).to(torch.uint8), dim=1, stable=True)[:, :length]
+        index = None
+        if not (runs_alone() and keep.all()):
+            index = torch.argsort((~keep).to(torch.uint8), dim=1, stable=True)[:, :length]
         return cls(index, torch.arange(length, device=keep.device) < count, keep.shape[1])
 
     def take(self, tokens: Tensor) -> Tensor:
         """Pick the subset (B, L, D) of (B, N, D); 0 where the mask is false."""
+        if self.index is None:
+            return F.pad(tokens, (0, 0, 0, self.mask.shape[1] - tokens.shape[1]))
         picked = tokens.gather(1, self.index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
         picked = F.pad(picked, (0, 0, 0, self.mask.shape[1] - self.index.shape[1]))
         return picked.masked_fill(~self.mask.unsqueeze(-1), 0.0)
 
     def put_back(self, picked: Tensor) -> Tensor:
         """Lay (B, L, D) out on all places, (B, N, D); 0 elsewhere."""
+        if self.index is None:
+            return picked[:, : self.num_tokens]
         picked = picked.masked_fill(~self.mask.unsqueeze(-1), 0.0)[:, : self.index.shape[1]]
         grid = picked.new_zeros(picked.shape[0], self.num_tokens, picked.shape[-1])
         return grid.scatter(1, self.index.unsqueeze(-1).expand_as(picked), picked)

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .compiled_scfusion_ttt import normalise_and_gate
 from .configuration_scfusion_ttt import ScFusionTTTConfig
 from .linear_scfusion_ttt import Linear, gelu_of
 from .ttt_linear import TTTNorm, TTTState, ttt_linear_packed
+from .ttt_linear_lanes import runs_on_lanes
 from .ttt_mlp import TTTMLPState, ttt_mlp
 
 DIRECTIONS = ("forward", "reverse", "both")
@@ -97,8 +99,13 @@ class TTTLayer(nn.Module, ABC):
         """
         Run the inner model over whole mini-batches; outputs (B, L, H, K) and the fast weights at the end.
 
-        The inner loss of each token is written into `inner_loss` (B, L, H), if there is one.
+        The inner loss of each token is written into `inner_loss` (B, L, H), if there is one. Tokens come in the order
+        of reading, except where the inner model `turns`.
         """
+
+    def turns(self, qkv: Tensor, token_scale: Tensor) -> bool:
+        """Tell whether `scan` itself reads projections from the last token to the first, if that is the direction."""
+        return False
 
     def token_scale(self) -> Tensor:
         """Give the factor of each position in a mini-batch, max(1 / (i + 1) + learned, 0), shape (M,)."""
@@ -123,6 +130,7 @@ class TTTLayer(nn.Module, ABC):
         mask: Tensor,
         state: TTTState | TTTMLPState | None = None,
         return_inner_loss: bool = False,
+        is_masked: bool = False,
     ) -> TTTOutput:
         """
         Read a sequence.
@@ -140,6 +148,8 @@ class TTTLayer(nn.Module, ABC):
             Whether to give the inner loss of each token, at the fast weights that entered its mini-batch: how badly
             they predicted it; the mean of both ways where there are two. It carries no gradient, and is 0 where
             the mask is false.
+        is_masked
+            Whether tokens are 0 already where the mask is false.
 
         Returns
         -------
@@ -159,11 +169,10 @@ class TTTLayer(nn.Module, ABC):
         missing = -length % self.config.ttt_mini_batch_size
         if missing:
             x, mask = F.pad(x, (0, 0, 0, missing)), F.pad(mask, (0, missing))
-        x = torch.where(mask.unsqueeze(-1), x, 0.0)
+        x = x if is_masked else torch.where(mask.unsqueeze(-1), x, 0.0)
         out, state, inner_loss = self._mix(x, mask, state, return_inner_loss)
-        out = self.post_norm(out.flatten(2).to(x.dtype))
-        if self.gate_proj is not None:
-            out = out * gelu_of(self.gate_proj, x)
+        gate = None if self.gate_proj is None else gelu_of(self.gate_proj, x)
+        out = normalise_and_gate(self.post_norm, out.flatten(2).to(x.dtype), gate)
         if inner_loss is not None:
             inner_loss = inner_loss.masked_fill(~mask.unsqueeze(-1), 0.0)[:, :length]
         return TTTOutput(self.o_proj(out)[:, :length], state._replace(at_border=not missing), inner_loss)
@@ -182,11 +191,13 @@ class TTTLayer(nn.Module, ABC):
             state = state._make((*map(torch.cat, zip(state[:-1], back[:-1], strict=True)), True))
         norm = TTTNorm(self.norm_weight.to(dtype), self.norm_bias.to(dtype), self.config.rms_norm_eps)
         with torch.autocast(x.device.type, enabled=False):
-            qkv, inner_lr = (self._turn(y.to(dtype)) for y in (qkv, inner_lr))
+            qkv, inner_lr, token_scale = qkv.to(dtype), inner_lr.to(dtype), self.token_scale().to(dtype)
+            turns = self.turns(qkv, token_scale)
+            if not turns:
+                qkv, inner_lr = self._turn(qkv), self._turn(inner_lr)
             inner_loss = torch.empty_like(inner_lr) if with_loss else None
-            projections = TTTProjections(qkv, inner_lr, self.token_scale().to(dtype))
-            out, state = self.scan(projections, state, norm, inner_loss)
-            return self._turn_back(out, state, inner_loss)
+            out, state = self.scan(TTTProjections(qkv, inner_lr, token_scale), state, norm, inner_loss)
+            return (out, state, inner_loss) if turns else self._turn_back(out, state, inner_loss)
 
     def _turn(self, x: Tensor) -> Tensor:
         """Put tokens (B, L, ...) into the order of reading; forward and reverse below each other if it is both."""
@@ -228,7 +239,12 @@ class TTTLinear(TTTLayer):
         self, projections: TTTProjections, state: TTTState, norm: TTTNorm, inner_loss: Tensor | None
     ) -> tuple[Tensor, TTTState]:
         """Run the inner model over whole mini-batches; outputs (B, L, H, K) and the fast weights at the end."""
-        return ttt_linear_packed(*projections, state, norm, self.rotation(projections.qkv), inner_loss)
+        turns = self.turns(projections.qkv, projections.token_scale)
+        return ttt_linear_packed(*projections, state, norm, self.rotation(projections.qkv), inner_loss, turns)
+
+    def turns(self, qkv: Tensor, token_scale: Tensor) -> bool:
+        """Tell whether `scan` itself reads projections from the last token to the first, if that is the direction."""
+        return self.direction == "reverse" and runs_on_lanes(qkv, token_scale)
 
 
 class TTTMLP(TTTLayer):

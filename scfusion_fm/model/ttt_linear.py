@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from .ttt_linear_backward import BackwardGroup, Gradients
 from .ttt_linear_groups import Kept, Options, Settings, make_groups
+from .ttt_linear_lanes import runs_on_lanes, scan_lanes
 from .ttt_linear_triton import TritonTTTLinear, runs_on_triton
 
 
@@ -96,6 +97,7 @@ def ttt_linear_packed(
     norm: TTTNorm,
     rotation: Tensor | None = None,
     inner_loss: Tensor | None = None,
+    backwards: bool = False,
 ) -> tuple[Tensor, TTTState]:
     """
     Run TTT-Linear over whole mini-batches in the layout that a projection of the tokens has.
@@ -112,18 +114,23 @@ def ttt_linear_packed(
         (2, M, K / 2) cosine and sine by which queries and keys are still to be rotated; None when they are.
     inner_loss
         (B, L, H) filled as by `ttt_linear`.
+    backwards
+        Whether tokens are read from the last to the first; only where `runs_on_lanes`.
 
     Returns
     -------
-    (B, L, H, K) outputs, and the fast weights after the last token.
+    (B, L, H, K) outputs, and the fast weights after the token that is read last.
     """
     assert qkv.shape[1] % token_scale.shape[0] == 0, "the last mini-batch is not whole"
     if qkv.numel() == 0:
         return qkv[:, :, 0], state
     fast = torch.cat((state.weight, state.bias), dim=2)  # (B, H, K + 1, K)
-    function = TritonTTTLinear if runs_on_triton(qkv, token_scale) else _TTTLinear
-    options = Options(rotation, norm.eps, inner_loss)
-    out, fast = function.apply(options, qkv, inner_lr, token_scale, fast, norm.weight, norm.bias)
+    arguments = (Options(rotation, norm.eps, inner_loss), qkv, inner_lr, token_scale, fast, norm.weight, norm.bias)
+    if runs_on_lanes(qkv, token_scale):
+        out, fast = scan_lanes(*arguments, backwards)
+    else:
+        function = TritonTTTLinear if runs_on_triton(qkv, token_scale) else _TTTLinear
+        out, fast = function.apply(*arguments)
     return out, TTTState(fast[:, :, :-1], fast[:, :, -1:])
 
 

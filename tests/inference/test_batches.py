@@ -1,12 +1,21 @@
 """A model run over cells: batch by batch, once for all fields, shown only what it may see."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 from scfusion_fm import ScFusionTTTForCellTypeAnnotation
 from scfusion_fm.evaluation.calibration.unknown import CellOutputs
-from scfusion_fm.inference.batches import CellCollator, choose_device, predict_fields, predict_rows, run_batches
+from scfusion_fm.inference.batches import (
+    CellCollator,
+    choose_batch_size,
+    choose_device,
+    predict_fields,
+    predict_rows,
+    run_batches,
+)
 from scfusion_fm.inference.inputs import read_aligned
 from scfusion_fm.inference.model_directory import load_extractor
 from scfusion_fm.tasks.annotation.fit import FittedAnnotation
@@ -115,3 +124,11 @@ def test_device_is_the_one_asked_for_or_the_best():
 def test_device_that_is_not_there_is_refused(name):
     with pytest.raises(ValueError, match=f"`device` must be one that this machine has, .* got '{name}'"):
         choose_device(name)
+
+
+def test_batches_are_smaller_the_more_is_read_of_a_cell(model):
+    human = SimpleNamespace(device=torch.device("cpu"), config=SimpleNamespace(hidden_size=64, intermediate_size=128))
+    assert [choose_batch_size(human, tokens) for tokens in (96, 438, 100_000, 0)] == [64, 48, 8, 64]
+    on_gpu = SimpleNamespace(device=torch.device("cuda"), config=human.config)
+    assert choose_batch_size(on_gpu, 96) == 512
+    assert choose_batch_size(model, 18) == 64

@@ -42,10 +42,10 @@ def called_modules(model, **inputs):
     ("shown", "hidden", "idle"),
     [
         (("rna", "adt"), None, PROJECTIONS),
-        (("rna",), None, PROJECTIONS | {"adt_fusion"}),
-        (("adt",), None, PROJECTIONS | {"rna_fusion"}),
-        (("rna",), "adt", {"rna_projection"}),
-        (("adt",), "rna", {"adt_projection"}),
+        (("rna",), None, PROJECTIONS | {"adt_embeddings", "adt_fusion"}),
+        (("adt",), None, PROJECTIONS | {"rna_embeddings", "rna_fusion"}),
+        (("rna",), "adt", {"adt_embeddings", "rna_projection"}),
+        (("adt",), "rna", {"rna_embeddings", "adt_projection"}),
     ],
 )
 @pytest.mark.parametrize("layer", ["linear", "mlp"])

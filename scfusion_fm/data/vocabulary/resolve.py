@@ -17,6 +17,10 @@ GENE_ID_COLUMNS = ("gene_ids", "feature_id", "ensembl_id", "gene_id")
 GENE_NAME_COLUMNS = ("feature_name", "gene_name", "gene_symbols", "symbol")
 
 
+_SHORTEST_ID = len("ENSG00000000000")
+_PREFIX_STARTS = ("gr", "hg", "hu", "ho", "mm", "mo", "mu")  # of those of `names`
+
+
 ANTIBODY_NAME_COLUMNS = ("antibody", "feature_name", "gene_ids", "feature_id")
 
 
@@ -80,6 +84,10 @@ def resolve_genes(names: Sequence[str]) -> pd.DataFrame:
 def _resolve_gene(name: str, given: set[str]) -> tuple[str, str]:
     known_ids = _known_gene_ids()
     by_symbol, by_previous, by_alias, shared = _gene_lookups()
+    if name in known_ids:
+        return name, "id"
+    if name in by_symbol and len(name) < _SHORTEST_ID and name[:2].lower() not in _PREFIX_STARTS:
+        return by_symbol[name], "symbol"  # most names: nothing can be cut from them, and no id stands in them
     if is_of_mouse(name):
         return "", "unknown"
     spellings = gene_spellings(name)

@@ -3,8 +3,11 @@
 import pandas as pd
 import pytest
 
+from scfusion_fm.data.vocabulary.names import cut_human_prefix, is_of_mouse
 from scfusion_fm.data.vocabulary.reference import load_gene_table
 from scfusion_fm.data.vocabulary.resolve import (
+    _PREFIX_STARTS,
+    _SHORTEST_ID,
     resolve_antibody_features,
     resolve_gene_features,
     resolve_genes,
@@ -111,3 +114,10 @@ def test_names_in_columns_are_used_where_the_index_says_nothing():
     assert resolve_gene_features(genes).gene_id.tolist() == [CD4]
     antibodies = pd.DataFrame({"antibody": ["CD4", "CD8"]}, index=["0", "CD19"])
     assert resolve_antibody_features(antibodies).protein.tolist() == ["CD4", "CD19"]
+
+
+def test_nothing_can_be_cut_from_names_that_are_looked_up_as_they_are():
+    symbols = load_gene_table().symbol
+    plain = symbols[(symbols.str.len() < _SHORTEST_ID) & ~symbols.str[:2].str.lower().isin(_PREFIX_STARTS)]
+    assert len(plain) > 10_000
+    assert all(cut_human_prefix(name) == name and not is_of_mouse(name) for name in plain)
