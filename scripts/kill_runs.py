@@ -5,7 +5,7 @@
 Each command runs once undisturbed on a part of the demo data, and then `--times` times with SIGKILL to all of its
 processes at a moment between its first write and its end. After the kill, what stands under a final name must be whole.
 Then the same command runs to its end: its results must have the same content, but for times, and nothing else may be
-left. Exit code 1 where anything differs. It needs the packages of the tests, and takes about ten minutes with
+left. Exit code 1 where anything differs. It needs the packages of the tests, and takes about twenty minutes with
 `--times 5` on two cores that are otherwise idle.
 """
 
@@ -59,6 +59,14 @@ data: {work}/cells.h5mu
 output_dir: {work}/fine_tuned
 optim: {{epochs: 4, batch_size: 8, lr: 0.01, threads: 1, token_dropout: 0.2}}
 """
+STUDIES = """
+model: {work}/model
+data: [{work}/cells.h5mu, {work}/others.h5mu]
+output_dir: {work}/fine_tuned
+allow_seen_test_cells: true
+min_coverage: 0
+optim: {{epochs: 2, batch_size: 16, lr: 0.003, threads: 1}}
+"""
 EVALUATE = """
 output_dir: {work}/evaluation
 data_dir: {work}
@@ -71,7 +79,26 @@ defaults:
 experiments:
   cell types: {{task: annotation, label_budgets: [50, null], baselines: [majority]}}
 """
-SETTINGS = {"data": DATA, "pretrain": PRETRAIN, "finetune": FINETUNE, "evaluate": EVALUATE}
+SETTINGS = {
+    "data": DATA,
+    "pretrain": PRETRAIN,
+    "finetune": FINETUNE,
+    "studies": STUDIES,
+    "evaluate": EVALUATE,
+}
+TASKS = {
+    "annotation": ("cell_type_annotation", "finetune"),
+    "cross-modal": ("cross_modal_prediction", "finetune"),
+    "imputation": ("protein_imputation", "studies"),
+    "integration": ("batch_integration", "studies"),
+}
+VERBS = {
+    "embed": "",
+    "surprise": "",
+    "annotate": "annotation",
+    "predict-protein": "cross-modal",
+    "impute": "imputation",
+}
 
 
 class Processes:
@@ -118,6 +145,8 @@ class Case:
         Whether its output grows from the beginning and the same command goes on; otherwise it is absent or whole.
     ranks, script
         How many ranks of what, without a launcher; 0 for a command.
+    needs
+        A fine-tuning that must have been run before, out of `TASKS`; none where it is ''.
     killed, whole, went_on
         How often it was killed, its output was whole by then, and a training was gone on with afterwards.
     faults
@@ -128,6 +157,7 @@ class Case:
     resumes: bool = False
     ranks: int = 0
     script: str = "pretrain/run.py"
+    needs: str = ""
     killed: int = 0
     whole: int = 0
     went_on: int = 0
@@ -136,36 +166,49 @@ class Case:
 
 def build_cases() -> dict[str, Case]:
     """Name all commands; {output} is where their result goes."""
-    python, pretrain = sys.executable, ["--config", "{work}/pretrain.yaml", "output_dir={output}"]
-    finetune = ["--config", "{work}/finetune.yaml", "output_dir={output}"]
-    annotation, cross_modal = "finetune/cell_type_annotation.py", "finetune/cross_modal_prediction.py"
-    return {
+    pretrain = ["--config", "{work}/pretrain.yaml", "output_dir={output}"]
+    evaluate = ["scfusion", "evaluate", "--config", "{work}/evaluate.yaml", "output_dir={output}"]
+    cases = {
         "prepare": Case(["scfusion", "prepare", "--config", "{work}/data.yaml", "output={output}"]),
         "pretrain, 1 rank": Case(pretrain, resumes=True, ranks=1),
         "pretrain, 2 ranks": Case(pretrain, resumes=True, ranks=2),
-        "annotation": Case([python, annotation, *finetune, "labels_key=cell_type"]),
-        "annotation, 2 ranks": Case(finetune, ranks=2, script=annotation),
-        "cross-modal": Case([python, cross_modal, *finetune, "optim.epochs=2"]),
-        "evaluate": Case(
-            ["scfusion", "evaluate", "--config", "{work}/evaluate.yaml", "output_dir={output}"], resumes=True
-        ),
-        "embed": Case(["scfusion", "embed", "{work}/model", "{work}/cells.h5mu", "{output}.h5mu"]),
+        "evaluate": Case(evaluate, resumes=True),
     }
+    more = {"annotation": ["labels_key=cell_type"], "cross-modal": ["optim.epochs=2"]}
+    for name in TASKS:
+        cases[name] = Case([sys.executable, *build_fine_tuning(name, "{work}", "{output}"), *more.get(name, [])])
+    script, *words = build_fine_tuning("annotation", "{work}", "{output}")
+    cases["annotation, 2 ranks"] = Case(words, ranks=2, script=script)
+    for verb, needs in VERBS.items():
+        model = f"{{work}}/{needs}/model" if needs else "{work}/model"
+        cases[verb] = Case(["scfusion", verb, model, "{work}/cells.h5mu", "{output}.h5mu"], needs=needs)
+    return cases
 
 
-def set_up(work: Path) -> None:
-    """Make cells, an atlas and a model."""
+def build_fine_tuning(name: str, work: str, output: str) -> list[str]:
+    """Give script and arguments of a fine-tuning."""
+    script, settings = TASKS[name]
+    return [f"finetune/{script}.py", "--config", f"{work}/{settings}.yaml", f"output_dir={output}"]
+
+
+def set_up(work: Path, needed: set[str]) -> None:
+    """Make cells, an atlas, a model, and the fine-tuned models that are needed."""
     work.mkdir(parents=True)
     mudata.set_options(pull_on_update=False)
-    mudata.read_h5mu(ROOT / "data/demo_teaseq_pbmc.h5mu")[:CELLS].copy().write(work / "cells.h5mu")
+    demo = mudata.read_h5mu(ROOT / "data/demo_teaseq_pbmc.h5mu")
+    demo[:CELLS].copy().write(work / "cells.h5mu")
+    others = demo[CELLS : CELLS + 200].copy()
+    mudata.MuData({"rna": others["rna"], "adt": others["adt"][:, ::2].copy()}).write(work / "others.h5mu")
     for name, text in SETTINGS.items():
         (work / f"{name}.yaml").write_text(text.format(work=work, root=ROOT))
     python = sys.executable
-    for words in (
+    commands = [
         ["scfusion", "prepare", "--config", f"{work}/data.yaml"],
         [python, "pretrain/run.py", "--config", f"{work}/pretrain.yaml"],
         [python, "pretrain/export.py", f"{work}/pretrain", f"{work}/model"],
-    ):
+    ]
+    commands += [[python, *build_fine_tuning(n, str(work), f"{work}/{n}"), "report=false"] for n in sorted(needed)]
+    for words in commands:
         with tempfile.TemporaryFile() as log:
             process = start(*words, stdout=log, stderr=log)
             if process.wait() != 0:
@@ -193,8 +236,7 @@ def read_whole_file(path: Path, directory: str) -> Any:
         with np.load(path, allow_pickle=False) as arrays:
             return {name: arrays[name].tobytes() for name in arrays.files}
     if path.suffix == ".h5mu":
-        cells = mudata.read_h5mu(path)
-        return {name: values.tobytes() for name, values in cells.obsm.items()}
+        return read_tables(mudata.read_h5mu(path))
     if path.suffix in (".json", ".jsonl"):
         lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
         return [without_times(json.loads(line.replace(directory, "OUT"))) for line in lines]
@@ -203,6 +245,15 @@ def read_whole_file(path: Path, directory: str) -> Any:
         return content
     lines = content.replace(directory.encode(), b"OUT").splitlines()
     return [line for line in lines if b"crc32c" not in line]  # the checksum of a path that differs
+
+
+def read_tables(cells: mudata.MuData) -> dict[str, Any]:
+    """Give what stands beside the counts of a file, and what was said of it."""
+    found: dict[str, Any] = {"uns": without_times(json.loads(json.dumps(dict(cells.uns), default=str)))}
+    for place, part in {"all": cells, **cells.mod}.items():
+        found[f"{place}, obs"] = part.obs.to_csv()
+        found |= {f"{place}, {name}": np.asarray(values).tobytes() for name, values in part.obsm.items()}
+    return found
 
 
 def without_times(value: Any) -> Any:
@@ -270,8 +321,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     arguments = parser.parse_args()
     work, draw = arguments.work.absolute(), random.Random(arguments.seed)
-    set_up(work)
     cases = {name: case for name, case in build_cases().items() if name in (arguments.only or build_cases())}
+    set_up(work, {case.needs for case in cases.values()} - {""})
     for name, case in cases.items():
         stem = name.replace(", ", "-").replace(" ", "-")
         wanted, first, end = run_undisturbed(case, work, work / f"{stem}-undisturbed")
