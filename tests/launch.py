@@ -136,9 +136,9 @@ class Job:
             self.send(signal.SIGKILL)
             raise AssertionError(f"the job did not end in {timeout_s} s:\n{self.output}") from None
 
-    def finish(self, code: int = 0) -> str:
+    def finish(self, code: int = 0, timeout_s: float = 120) -> str:
         """Wait for the end with this exit code on all ranks; give the output."""
-        codes = self.wait()
+        codes = self.wait(timeout_s)
         assert codes == [code] * len(codes), f"{codes}:\n{self.output}"
         return self.output
 

@@ -51,7 +51,8 @@ def test_objects_together_make_a_classifier_with_a_report(objects, model_dir, tm
     assert set(cells.str.partition(":")[0]) <= {"MuData", "AnnData1"}
 
 
-def test_an_atlas_that_is_read_from_disk_gives_what_one_in_memory_gives(atlas_path, model_dir, tmp_path):
+def test_an_atlas_that_is_read_from_disk_gives_what_one_in_memory_gives(atlas_path, model_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr("scfusion_fm.tasks.splits.MOST_BASELINE_CELLS", 50)
     found = []
     for memory in (0, 1):
         where = {"model": model_dir, "output_dir": tmp_path / f"run{memory}", "memory_gib": memory}
@@ -62,12 +63,15 @@ def test_an_atlas_that_is_read_from_disk_gives_what_one_in_memory_gives(atlas_pa
     assert results["scored_on"] == "calibration"
     assert results["cells"].keys() == {"train", "val", "calibration"}
     assert "coverage" not in results["intervals"]
-    assert "for want of test cells" in found[0].report.read_text()
+    page, number = found[0].report.read_text(), results["cells"]["train"]
+    assert "for want of test cells" in page
+    learned = f"baselines learned from 50 of the {number} training cells"
+    assert all(learned in told for told in (results["baselines"], page, str(found[0])))
     # One of them keeps a model that learned from all cells, which changes no figure.
     told = results["final"]["told"]
     assert f"learned anew from all {sum(results['cells'].values())} cells" in told
     assert "has the intervals of the tested one" in told
-    assert told in found[0].report.read_text()
+    assert told in page
     assert "final" not in found[1].results
     kept, tested = (load_file(run.model / "model.safetensors") for run in found)
     assert torch.equal(kept["kernel_readout.share"], tested["kernel_readout.share"])

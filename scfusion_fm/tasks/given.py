@@ -18,10 +18,11 @@ from scfusion_fm.data.files.readers import read_cells
 from scfusion_fm.data.files.sizes import available_bytes
 from scfusion_fm.data.files.stack import stack_aligned
 from scfusion_fm.data.schema import DATASET, AlignedCells
-from scfusion_fm.data.stream.atlas_cells import is_atlas, open_atlas_cells
+from scfusion_fm.data.stream.atlas_cells import is_atlas, load_atlas_cells, open_atlas_cells
 from scfusion_fm.inference.inputs import open_for, vocabulary_of
 from scfusion_fm.model import ScFusionTTTFeatureExtractor
 from scfusion_fm.notices import tell
+from scfusion_fm.tasks.memory import fingerprint_aligned
 from scfusion_fm.tasks.results import describe_provenance
 
 SHARE_OF_MEMORY = 0.5
@@ -40,11 +41,14 @@ class GivenCells:
         (n,) their names in the files that they are from.
     provenance
         Where the files are from, as far as they tell.
+    fingerprint
+        Checksum of all that is known of the cells, in memory or not.
     """
 
     aligned: AlignedCells
     own_names: NDArray[np.object_]
     provenance: str
+    fingerprint: str
 
     @property
     def obs(self) -> pd.DataFrame:
@@ -85,6 +89,10 @@ def read_given(
         aligned=stack_aligned([part.aligned for part in parts], kept),
         own_names=np.concatenate([part.own_names for part in parts]),
         provenance="; ".join(dict.fromkeys(part.provenance for part in parts if part.provenance)),
+        fingerprint=", ".join(
+            part.fingerprint if name is None else f"{name}: {part.fingerprint}"
+            for name, part in zip(kept, parts, strict=True)
+        ),
     )
 
 
@@ -97,20 +105,22 @@ def _read_part(config: FinetuneConfig, name: str, given: Any, extractor: ScFusio
     found = open_for(cells, extractor, batch_key, config.min_coverage)
     told = "; ".join(modality.describe() for modality in found.coverage)
     tell(f"{name}: {told}" if len(config.data) > 1 else told)
-    return GivenCells(found.read_all(), cells.obs.index.to_numpy(object), describe_provenance(cells.container))
+    aligned, names = found.read_all(), cells.obs.index.to_numpy(object)
+    return GivenCells(aligned, names, describe_provenance(cells.container), fingerprint_aligned(aligned))
 
 
 def _read_atlas(config: FinetuneConfig, given: str | Path, extractor: ScFusionTTTFeatureExtractor) -> GivenCells:
     memory = SHARE_OF_MEMORY * available_bytes() if config.memory_gib is None else config.memory_gib * 2**30
-    aligned = open_atlas_cells(given, vocabulary_of(extractor), memory)
-    is_read = not isinstance(aligned.adt, np.ndarray)
+    on_disk = open_atlas_cells(given, vocabulary_of(extractor))
+    aligned = load_atlas_cells(on_disk, memory)
     tell(
         f"{given}: {len(aligned.obs):,} cells of {len(aligned.rna_panels):,} data sets, "
-        + ("read from disk when they are used" if is_read else "in memory")
+        + ("read from disk when they are used" if aligned is on_disk else "in memory")
     )
     prefixes = aligned.obs[DATASET].astype(str) + ":"  # what preparation put before the names
     names = [name.removeprefix(prefix) for name, prefix in zip(aligned.obs.index, prefixes, strict=True)]
-    return GivenCells(aligned, np.array(names, dtype=object), "")
+    # What is free in memory changes from run to run, and where counts are does not matter.
+    return GivenCells(aligned, np.array(names, dtype=object), "", fingerprint_aligned(on_disk))
 
 
 def _is_atlas(given: Any) -> bool:

@@ -21,28 +21,43 @@ from scfusion_fm.training.checkpoint import write_durably
 from scfusion_fm.training.settings import precision, read_deepspeed_settings
 
 _IDENTITY = "run.json"
+# What tells where things are, what is refused, or what is done after training, which is done anew: none of it changes
+# the weights of a checkpoint. Cells and model are compared by their content. `final` trains another model, elsewhere.
+NOT_TRAINED = (
+    "allow_seen_test_cells",
+    "coverage_key",
+    "data",
+    "final",
+    "interval_group_key",
+    "memory_gib",
+    "min_coverage",
+    "model",
+    "output_dir",
+    "report",
+    "types_key",
+    "unknown_score",
+)
 _BLOCK_BYTES = 2**24
 
 
-def identify_run(config: Any, aligned: AlignedCells) -> dict[str, Any]:
+def identify_run(config: Any, cells: str) -> dict[str, Any]:
     """
-    Collect what decides the result of a fine-tuning.
+    Collect what decides the weights of a fine-tuning.
 
     Parameters
     ----------
     config
-        Its settings, with `model` and `optim`. Where results go, what shares the work, and
-        whether another model is trained after the one that is tested, may change.
-    aligned
-        Its cells.
+        Its settings, with `model` and `optim`. What shares the work may change, and what is done after training.
+    cells
+        Checksum of its cells.
     """
-    settings = dataclasses.asdict(config)
-    del settings["output_dir"], settings["final"], settings["optim"]["threads"], settings["optim"]["deepspeed"]
+    settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in NOT_TRAINED}
+    del settings["optim"]["threads"], settings["optim"]["deepspeed"]
     file = config.optim.deepspeed
     return {
         "settings": json.loads(json.dumps(settings)),  # as it is read
         "precision": {} if file is None else precision(read_deepspeed_settings(file)),
-        "cells": fingerprint_aligned(aligned),
+        "cells": cells,
         "model": fingerprint_directory(Path(config.model)),
         "version": version("scfusion-fm"),
     }

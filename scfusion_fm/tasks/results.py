@@ -13,7 +13,6 @@ from transformers import PreTrainedModel
 
 from scfusion_fm.config.finetune import FinetuneConfig
 from scfusion_fm.config.loading import save_config
-from scfusion_fm.data.schema import AlignedCells
 from scfusion_fm.data.scratch import Scratch
 from scfusion_fm.evaluation.partition import Partition
 from scfusion_fm.evaluation.report.run_files import write_results
@@ -22,6 +21,7 @@ from scfusion_fm.inference.export import export_model
 from scfusion_fm.model import ScFusionTTTFeatureExtractor
 from scfusion_fm.tasks.memory import claim_memory, identify_run
 from scfusion_fm.tasks.seen import SeenByModel
+from scfusion_fm.tasks.splits import count_for_baselines
 from scfusion_fm.training.collectives import from_rank_0
 from scfusion_fm.untrusted.text import show_text
 
@@ -78,6 +78,7 @@ class FineTuned:
         lines = (
             show_text(self.scores.round(3).to_string(index=False), keep="\n"),
             *([self.results["final"]["told"]] if "final" in self.results else []),
+            *([self.results["baselines"]] if "baselines" in self.results else []),
             f"{trained:,} of {total:,} parameters were trained",
             f"results, predictions and model are in {self.output_dir}",
         )
@@ -92,18 +93,18 @@ class FineTuned:
         printer.text(str(self))
 
 
-def start_run(run: Scratch, config: Any, aligned: AlignedCells) -> Path:
+def start_run(run: Scratch, config: Any, cells: str) -> Path:
     """
     Make the directory of a run, with its settings, by rank 0 for all; give where its fits keep checkpoints.
 
-    What a run with the same settings, cells and model left there is gone on with.
+    What a run with the same settings, cells (by their checksum) and model left there is gone on with.
     """
 
     def start() -> None:
         run.open()
         run.path.mkdir()
         save_config(config, run.path / "config.yaml")
-        claim_memory(run.memory, identify_run(config, aligned))
+        claim_memory(run.memory, identify_run(config, cells))
 
     from_rank_0(start)
     return run.memory
@@ -151,10 +152,19 @@ def finish_run(
     return FineTuned(run.output, results)
 
 
-def describe_split(config: FinetuneConfig, partition: Partition, rule: str) -> dict[str, Any]:
-    """Give what the results tell of the split: how many cells, how they were divided, and which of them are scored."""
+def describe_split(
+    config: FinetuneConfig, partition: Partition, rule: str, num_for_baselines: int | None = None
+) -> dict[str, Any]:
+    """
+    Give what the results tell of the split: how many cells, how they were divided, and which of them are scored.
+
+    Where baselines learn from fewer training cells than the model, a sentence says so.
+    """
+    given, used = len(partition.train), num_for_baselines or count_for_baselines(partition)
+    fewer = {"baselines": f"baselines learned from {used:,} of the {given:,} training cells"} if used < given else {}
     return {
         "cells": partition.counts,
+        **fewer,
         "split": dataclasses.asdict(config.split) | {"divided_by": rule},
         "scored_on": "test" if len(partition.test) else "calibration",
     }

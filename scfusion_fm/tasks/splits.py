@@ -88,6 +88,11 @@ def limit_training(partition: Partition, seed: int) -> Partition:
     return _limit(partition, {"train": MOST_BASELINE_CELLS}, seed)
 
 
+def count_for_baselines(partition: Partition) -> int:
+    """Count the training cells that `limit_training` leaves."""
+    return min(len(partition.train), MOST_BASELINE_CELLS)
+
+
 def _limit(partition: Partition, most: dict[str, int], seed: int) -> Partition:
     rng, kept = np.random.default_rng(seed), {}
     for name, number in most.items():

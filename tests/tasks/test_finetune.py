@@ -381,7 +381,7 @@ def test_an_emptied_part_names_what_emptied_it(paired_file, model_dir):
 
     def divide(given, labels_key):
         config = AnnotationConfig(data="a.h5mu", labels_key=labels_key, min_cells_per_class=len(test) + 1)
-        found = GivenCells(dataclasses.replace(given, obs=cells.obs), cells.obs.index.to_numpy(object), "")
+        found = GivenCells(dataclasses.replace(given, obs=cells.obs), cells.obs.index.to_numpy(object), "", "")
         return LabelledFile.divide(config, found, extractor, ("rna",)).partition.counts
 
     assert divide(aligned, "cell_type")["test"] == len(test)

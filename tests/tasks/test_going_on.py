@@ -12,7 +12,8 @@ import scipy.sparse as sp
 import torch
 
 from scfusion_fm import ScFusionTTTFeatureExtractor, ScFusionTTTForCellTypeAnnotation
-from scfusion_fm.config.finetune import AnnotationConfig, FinetuneOptimConfig, ScriptOptimConfig
+from scfusion_fm.config.finetune import AnnotationConfig, CrossModalConfig, FinetuneOptimConfig, ScriptOptimConfig
+from scfusion_fm.config.integration import IntegrationConfig
 from scfusion_fm.data.schema import AlignedCells
 from scfusion_fm.evaluation.partition import Partition
 from scfusion_fm.inference.batches import CellCollator
@@ -21,7 +22,14 @@ from scfusion_fm.notices import ScFusionWarning
 from scfusion_fm.tasks import epochs
 from scfusion_fm.tasks.dropout import InputDropout
 from scfusion_fm.tasks.epochs import Objective
-from scfusion_fm.tasks.memory import claim_memory, fingerprint_aligned, fingerprint_directory, identify_run
+from scfusion_fm.tasks.given import read_given
+from scfusion_fm.tasks.memory import (
+    NOT_TRAINED,
+    claim_memory,
+    fingerprint_aligned,
+    fingerprint_directory,
+    identify_run,
+)
 from scfusion_fm.tasks.ranks import by_all_ranks
 from scfusion_fm.tasks.settings import FitSettings
 from scfusion_fm.tasks.trainer import train_best
@@ -170,13 +178,18 @@ def test_memory_is_of_one_run_and_of_no_other(tmp_path, capsys):
     assert "run.json cannot be read" in capsys.readouterr().err
 
 
-def test_everything_that_decides_the_result_is_compared(collator, model_dir):
+def test_everything_that_decides_the_weights_is_compared_and_nothing_else(collator, model_dir, tmp_path):
     config = AnnotationConfig(str(model_dir), "cells.h5mu", "out")
     aligned: AlignedCells = collator.aligned
-    found = identify_run(config, aligned)
-    elsewhere = dataclasses.replace(config, output_dir="other", optim=ScriptOptimConfig(threads=7))
-    assert identify_run(elsewhere, aligned) == found
-    assert identify_run(dataclasses.replace(config, seed=1), aligned) != found
+    found = identify_run(config, "cells")
+    moved = {"output_dir": "other", "data": "moved.h5mu", "report": False, "memory_gib": 3, "unknown_score": "energy"}
+    moved["model"] = str(shutil.copytree(model_dir, tmp_path / "model"))
+    elsewhere = dataclasses.replace(config, **moved, optim=ScriptOptimConfig(threads=7))
+    assert identify_run(elsewhere, "cells") == found
+    assert identify_run(dataclasses.replace(config, seed=1), "cells") != found
+    assert identify_run(config, "others") != found
+    schemas = (AnnotationConfig, CrossModalConfig, IntegrationConfig)
+    assert {field.name for schema in schemas for field in dataclasses.fields(schema)} >= set(NOT_TRAINED)
     others = {fingerprint_aligned(aligned)}
     obs, rna = aligned.obs.copy(), aligned.rna.copy()
     obs.iloc[3, 0] = obs.iloc[(obs.iloc[:, 0] != obs.iloc[3, 0]).argmax(), 0]
@@ -184,6 +197,22 @@ def test_everything_that_decides_the_result_is_compared(collator, model_dir):
     for change in ({"obs": obs}, {"rna": rna}, {"rna": sp.csr_matrix(aligned.rna.shape)}, {"adt": aligned.adt + 1}):
         others.add(fingerprint_aligned(dataclasses.replace(aligned, **change)))
     assert len(others) == 5
+
+
+def test_it_does_not_matter_where_the_counts_of_an_atlas_are(atlas_path, paired_file, model_dir):
+    extractor = ScFusionTTTFeatureExtractor.from_pretrained(model_dir)
+
+    def read(memory_gib, *data):
+        return read_given(
+            AnnotationConfig(str(model_dir), [str(x) for x in data], "out", memory_gib=memory_gib), extractor
+        )
+
+    for data in ([atlas_path], [atlas_path, paired_file]):
+        on_disk, in_memory = read(0, *data), read(1, *data)
+        assert sp.issparse(in_memory.aligned.rna)
+        assert not sp.issparse(on_disk.aligned.rna)
+        assert on_disk.fingerprint == in_memory.fingerprint
+    assert read(0, atlas_path).fingerprint != read(0, atlas_path, paired_file).fingerprint
 
 
 def test_every_file_of_a_model_counts(tmp_path):

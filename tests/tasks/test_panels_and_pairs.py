@@ -16,7 +16,8 @@ from scfusion_fm.tasks.imputation.baselines import impute_by_baselines
 from scfusion_fm.tasks.imputation.cells import PanelCells
 from scfusion_fm.tasks.imputation.fit import PanelCollator, PanelDropout
 from scfusion_fm.tasks.imputation.regression import choose_penalty, estimate_covariance, fit_regression
-from scfusion_fm.tasks.integration.fit import PairLoss
+from scfusion_fm.tasks.integration import loss as integration_loss
+from scfusion_fm.tasks.integration.loss import PairLoss
 from scfusion_fm.tasks.integration.pairs import find_pairs
 
 
@@ -128,13 +129,50 @@ def test_partners_are_mutual_and_of_other_batches():
 def test_telling_batches_apart_does_not_help_the_loss():
     """Two batches at opposite ends: candidates are of the partner's batch, so that the batch itself tells nothing."""
     batch = torch.tensor([0, 1, 0, 1])
-    labels = torch.stack([torch.cat([batch, 1 - batch]), torch.full((8,), -1)], 1)
+    labels = torch.stack([torch.cat([batch, 1 - batch]), torch.full((8,), -1), torch.arange(8)], 1)
     ends = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
     outputs = {"pooler_output": ends[labels[:, 0]], "loss": torch.tensor(0.0)}
     loss = PairLoss(0.1, 1.0)(outputs, labels)
     torch.testing.assert_close(loss, torch.log(torch.tensor(2.0)))  # a guess among two
-    same = torch.stack([labels[:, 0], torch.zeros(8, dtype=torch.long)], 1)  # of one type: nothing to keep apart
+    same = torch.stack(
+        [labels[:, 0], torch.zeros(8, dtype=torch.long), labels[:, 2]], 1
+    )  # of one type: nothing to keep apart
     torch.testing.assert_close(PairLoss(0.1, 1.0)(outputs, same), torch.tensor(0.0))
+
+
+@pytest.mark.parametrize("shares", [([0, 1, 2], [3, 4]), ([0], [1], [0])], ids=["unequal", "one without a cell"])
+def test_ranks_give_the_loss_and_the_gradient_of_all_cells(shares, monkeypatch):
+    embedding = torch.randn(2, 5, 4, generator=torch.manual_seed(0))
+    cells = sorted({cell for share in shares for cell in share})
+    labels = torch.stack([torch.tensor([[0, 1, 0, 1, 1], [1, 0, 1, 0, 0]]), torch.full((2, 5), -1)], 2)
+    labels = torch.cat([labels, torch.arange(5).expand(2, 5)[..., None]], 2)
+
+    def run(share, own):
+        outputs = {"pooler_output": own[:, share].flatten(0, 1), "loss": torch.tensor(0.0)}
+        return PairLoss(0.5, 2.0)(outputs, labels[:, share].flatten(0, 1))
+
+    whole = embedding.clone().requires_grad_()
+    wanted = run(cells, whole)
+    wanted.backward()
+    unit = torch.nn.functional.normalize(embedding, dim=2)
+    every = torch.cat([unit[:, share] for share in shares], 1)
+    found = torch.zeros_like(embedding)
+    for rank, share in enumerate(shares):
+        fakes = {
+            "count_ranks": lambda: len(shares),
+            "own_rank": lambda rank=rank: rank,
+            "gather": lambda _: [labels[:, share] for share in shares],
+            "add_up": lambda _: every,
+        }
+        for name, fake in fakes.items():
+            monkeypatch.setattr(integration_loss, name, fake)
+        own = embedding.clone().requires_grad_()
+        loss = run(share, own)
+        torch.testing.assert_close(loss, wanted)
+        counted = 0 if rank == 2 else len(share)
+        (loss * counted / len(cells)).backward()
+        found += own.grad
+    torch.testing.assert_close(found, whole.grad)
 
 
 def test_cells_without_proteins_are_refused(model_dir):

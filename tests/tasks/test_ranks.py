@@ -6,13 +6,18 @@ import sys
 
 import numpy as np
 import pytest
-from launch import ROOT, Job, run
+from launch import ROOT, Job, free_port, run
+from make_cells import write_h5mu
 from safetensors.torch import load_file
 
+from scfusion_fm.config.prepare import PrepareConfig, SourceConfig
+from scfusion_fm.data.prepare.job import prepare_atlas
 from scfusion_fm.training import launch
 
 ANNOTATION, TRANSFER = "finetune/cell_type_annotation.py", "finetune/unimodal_transfer.py"
 CROSS_MODAL = "finetune/cross_modal_prediction.py"
+IMPUTATION, INTEGRATION = "finetune/protein_imputation.py", "finetune/batch_integration.py"
+LONGEST_S = 600  # of a slow test, on a machine that does other things, too
 ROUNDING = {"rtol": 1e-3, "atol": 1e-5}  # of weights, as docs/finetuning.md tells it
 
 
@@ -86,10 +91,10 @@ def test_accelerate_that_starts_one_process_of_several_is_not_believed(monkeypat
     assert not launch.is_launched()
 
 
-LAUNCHERS = {
-    "torchrun": ["torchrun", "--nproc-per-node", "2"],
-    "deepspeed": ["deepspeed", "--num_accelerators", "2"],
-    "accelerate": ["accelerate", "launch", "--multi_gpu", "--num_processes", "2"],
+LAUNCHERS = {  # and how they are told of a port, for their own is the same for all on a machine
+    "torchrun": (["torchrun", "--nproc-per-node", "2"], "--master-port"),
+    "deepspeed": (["deepspeed", "--num_accelerators", "2"], "--master_port"),
+    "accelerate": (["accelerate", "launch", "--multi_gpu", "--num_processes", "2"], "--main_process_port"),
 }
 
 
@@ -100,9 +105,29 @@ LAUNCHERS = {
 )
 def test_every_launcher_gives_what_one_rank_gives(settings, tmp_path, script, override):
     run(sys.executable, script, "--config", settings, override, f"output_dir={tmp_path / 'one'}")
-    for name, words in LAUNCHERS.items():
-        run(*words, script, "--config", settings, override, f"output_dir={tmp_path / name}")
+    for name, (words, port) in LAUNCHERS.items():
+        run(*words, port, str(free_port()), script, "--config", settings, override, f"output_dir={tmp_path / name}")
         compare(tmp_path / name, tmp_path / "one")
+
+
+@pytest.fixture(scope="module")
+def two_studies(tmp_path_factory):
+    """An atlas of two studies with labels."""
+    where = tmp_path_factory.mktemp("studies")
+    files = [write_h5mu(where / f"{name}.h5mu", 160, seed) for name, seed in (("one", 0), ("two", 5))]
+    sources = [SourceConfig(file, file.stem) for file in files]
+    config = PrepareConfig(where / "atlas.zarr", sources, "sources", "sources", obs_columns=["cell_type", "donor"])
+    prepare_atlas(config, report=lambda line: None)
+    return config.output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", [ANNOTATION, CROSS_MODAL, IMPUTATION, INTEGRATION])
+def test_two_ranks_that_read_an_atlas_from_disk_give_what_one_gives(settings, two_studies, tmp_path, script):
+    overrides = [f"data=[{two_studies}]", "memory_gib=0", "allow_seen_test_cells=true", "optim.token_dropout=0"]
+    for n in (1, 2):
+        start(n, script, settings, tmp_path / str(n), *overrides).finish(timeout_s=LONGEST_S)
+    compare(tmp_path / "2", tmp_path / "1")
 
 
 @pytest.mark.slow
@@ -117,7 +142,7 @@ def test_zero_gives_what_plain_torch_gives(settings, tmp_path, script, stage):
         ),
     ]
     for job in jobs:
-        job.finish()
+        job.finish(timeout_s=LONGEST_S)
     for ranks in ("1", "2"):
         compare(tmp_path / ranks, tmp_path / "plain")
 
@@ -125,7 +150,7 @@ def test_zero_gives_what_plain_torch_gives(settings, tmp_path, script, stage):
 @pytest.mark.slow
 @pytest.mark.parametrize(("first", "then"), [((2, None), (1, 2)), ((2, 3), (1, None)), ((1, None), (2, 1))])
 def test_other_ranks_and_stages_go_on_with_a_run_that_was_killed(settings, tmp_path, first, then):
-    start(1, CROSS_MODAL, settings, tmp_path / "wanted", "optim.epochs=6").finish()
+    start(1, CROSS_MODAL, settings, tmp_path / "wanted", "optim.epochs=6").finish(timeout_s=LONGEST_S)
 
     def start_with(ranks, stage):
         file = "null" if stage is None else f"{ROOT}/configs/deepspeed/zero{stage}.json"
@@ -133,8 +158,8 @@ def test_other_ranks_and_stages_go_on_with_a_run_that_was_killed(settings, tmp_p
         return start(ranks, CROSS_MODAL, settings, tmp_path / "out", *overrides)
 
     job = start_with(*first)
-    job.wait_for("epoch 2.0 of 6")  # so that there is a checkpoint of the one before
+    job.wait_for("epoch 2.0 of 6", LONGEST_S)  # so that there is a checkpoint of the one before
     job.send(signal.SIGKILL)
     job.wait()
-    assert "training goes on from step" in start_with(*then).finish()
+    assert "training goes on from step" in start_with(*then).finish(timeout_s=LONGEST_S)
     compare(tmp_path / "out", tmp_path / "wanted")

@@ -3,6 +3,7 @@
 Letters: n cells, B of them, G genes, P proteins.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,9 +79,9 @@ def is_atlas(location: Location) -> bool:
     return fs.isfile(f"{path}/{MANIFEST}")
 
 
-def open_atlas_cells(location: Location, vocabulary: Vocabulary, memory: float) -> StackedCells:
+def open_atlas_cells(location: Location, vocabulary: Vocabulary) -> StackedCells:
     """
-    Give the cells of an atlas over a vocabulary, each with what its data set measured.
+    Give the cells of an atlas over a vocabulary, each with what its data set measured; counts are read when used.
 
     Parameters
     ----------
@@ -88,8 +89,6 @@ def open_atlas_cells(location: Location, vocabulary: Vocabulary, memory: float) 
         The atlas.
     vocabulary
         Genes and proteins, in the order of the result.
-    memory
-        Bytes that the counts may take; where they take more, `rna` and `adt` read rows from disk when they are used.
 
     Raises
     ------
@@ -111,19 +110,32 @@ def open_atlas_cells(location: Location, vocabulary: Vocabulary, memory: float) 
         kind: _map_panels(tables.panel(kind), columns, width)
         for kind, columns, width in (("rna", genes, rna.shape[1]), ("adt", proteins, adt.shape[1]))
     }
-    needed = ENTRY_BYTES * atlas.manifest["num_values"] + number * adt.shape[1] * 4
     return StackedCells(
         obs=tables.read_obs(),
-        rna=rna if needed > memory else sp.vstack([rna[block] for block in _blocks(number)], format="csr"),
+        rna=rna,
         rna_observed=panels["rna"].any(0),
         rna_present=tables.column("rna_present"),
         rna_total_counts=tables.column("rna_total_counts"),
-        adt=adt if needed > memory else np.concatenate([adt[block] for block in _blocks(number)]),
+        adt=adt,
         adt_observed=panels["adt"].any(0),
         adt_present=tables.column("adt_present"),
         file_of=atlas.dataset.codes.astype(np.int64),
         rna_panels=panels["rna"],
         adt_panels=panels["adt"],
+    )
+
+
+def load_atlas_cells(cells: StackedCells, memory: float) -> StackedCells:
+    """Read all counts of the cells of an atlas, if they take no more than so many bytes; else give the cells."""
+    rna, adt = cells.rna, cells.adt
+    needed = ENTRY_BYTES * rna.atlas.manifest["num_values"] + adt.shape[0] * adt.shape[1] * 4
+    if needed > memory:
+        return cells
+    blocks = _blocks(len(cells.obs))
+    return dataclasses.replace(
+        cells,
+        rna=sp.vstack([rna[block] for block in blocks], format="csr"),
+        adt=np.concatenate([adt[block] for block in blocks]),
     )
 
 

@@ -262,6 +262,8 @@ def _describe_split(results: dict) -> dict[str, Any]:
     facts: dict[str, Any] = {"cells": results["cells"]}
     if "divided_by" in results.get("split", {}):
         facts["divided by"] = results["split"]["divided_by"]
+    if "baselines" in results:
+        facts["baselines"] = results["baselines"]
     if results.get("scored_on") == "calibration":
         facts["scored on"] = "the cells set apart for calibration, for want of test cells"
     if "final" in results:

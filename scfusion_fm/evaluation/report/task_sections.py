@@ -27,6 +27,7 @@ SHOWN_FACTS = (
     "types",
     "test_groups",
     "folds",
+    "baselines",
     "share_of_regression",
     "provenance",
 )

@@ -58,7 +58,7 @@ def run_annotation(config: AnnotationConfig, objects: Sequence[Any] | None = Non
     seen = check_test_cells(config, data.aligned, extractor, partition, file.whole)
 
     # Fine-tune; each modality is hidden now and then, so that the model also serves cells that lack it.
-    fits = start_run(run, config, data.aligned)
+    fits = start_run(run, config, file.cells.fingerprint)
     settings = AnnotationSettings(
         config.optim.settle(len(partition.train), USUAL_LR),
         config.seed,

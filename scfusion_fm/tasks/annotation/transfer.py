@@ -58,7 +58,7 @@ def run_transfer(config: UnimodalTransferConfig, objects: Sequence[Any] | None =
     settings = AnnotationSettings(
         config.optim.settle(len(partition.train), USUAL_LR),
         config.seed,
-        start_run(run, config, data.aligned) / "main",
+        start_run(run, config, file.cells.fingerprint) / "main",
         balance_classes=config.balance_classes,
         modalities=("rna",),
         projected=projected,

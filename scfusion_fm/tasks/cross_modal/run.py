@@ -68,7 +68,7 @@ def run_cross_modal(config: CrossModalConfig, objects: Sequence[Any] | None = No
 
     # Fine-tune the pretraining pass with all proteins hidden; make intervals from cells that it did not learn from.
     optim = config.optim.settle(len(partition.train), USUAL_LR)
-    settings = FitSettings(optim, config.seed, start_run(run, config, cells.aligned) / "main")
+    settings = FitSettings(optim, config.seed, start_run(run, config, cells.fingerprint) / "main")
     weights = Weights(Path(config.model))
     fitted = kept = fit_cross_modal(weights, data, partition, settings)
     if left_out is None:

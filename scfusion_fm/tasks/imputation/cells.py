@@ -38,10 +38,11 @@ class PanelCells:
     studies: NDArray[np.str_]
 
     def __post_init__(self):
-        self.observed = self.aligned.adt_observed_in(np.arange(len(self.aligned.obs)))
+        every = np.arange(len(self.aligned.obs))
+        self.observed = self.aligned.adt_observed_in(every)
         if not self.observed.any():
             raise ValueError("`data` must hold cells with proteins, got none; choose other files.")
-        self.logs = np.where(self.observed, np.log1p(self.aligned.adt, dtype=np.float32), np.float32(0))
+        self.logs = np.where(self.observed, np.log1p(self.aligned.adt[every], dtype=np.float32), np.float32(0))
 
     @property
     def has_proteins(self) -> NDArray[np.bool_]:

@@ -62,7 +62,7 @@ def run_imputation(config: ImputationConfig, objects: Sequence[Any] | None = Non
 
     # Fine-tune with another part of the proteins hidden in every epoch; intervals from cells it did not learn from.
     optim = config.optim.settle(len(partition.train), USUAL_LR)
-    settings = FitSettings(optim, config.seed, start_run(run, config, cells.aligned) / "main")
+    settings = FitSettings(optim, config.seed, start_run(run, config, cells.fingerprint) / "main")
     fitted = fit_imputer(Weights(Path(config.model)), data, partition, settings, config.folds)
     turns = data.hide_in_turn(config.folds, config.seed)
     places = np.flatnonzero(fitted.regression.known)

@@ -4,6 +4,7 @@ Letters: n cells, K coordinates.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -57,12 +58,12 @@ class BatchedCells:
         present = {"rna": self.aligned.rna_present, "adt": self.aligned.adt_present}
         return ~pd.isna(self.batches) & np.any([present[name] for name in self.modalities], axis=0)
 
-    @property
+    @cached_property
     def codes(self) -> NDArray[np.int64]:
         """(n,), numbers of the batches, -1 for none."""
         return number_groups(self.batches)
 
-    @property
+    @cached_property
     def types(self) -> NDArray[np.int64]:
         """(n,), numbers of the cell types, -1 for none."""
         return np.full(len(self.batches), -1) if self.labels is None else number_groups(self.labels)

@@ -4,13 +4,11 @@ Letters: B cells of a step, D hidden_size, N tokens of a modality.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from scfusion_fm.data.hashing import uniform
@@ -21,6 +19,7 @@ from scfusion_fm.inference.impute import complete_batch
 from scfusion_fm.model import ScFusionTTTFeatureExtractor, ScFusionTTTForPreTraining, ScFusionTTTModel
 from scfusion_fm.tasks.epochs import Objective
 from scfusion_fm.tasks.integration.cells import BatchedCells, cluster
+from scfusion_fm.tasks.integration.loss import PairLoss
 from scfusion_fm.tasks.integration.pairs import Pairs, find_pairs
 from scfusion_fm.tasks.settings import FitSettings
 from scfusion_fm.tasks.trainer import train_best
@@ -85,7 +84,7 @@ class PairDropout:
     settings: IntegrationSettings
 
     def hide(self, batch: dict[str, Tensor], rows: NDArray[np.int64], epoch: int) -> dict[str, Tensor]:
-        """Give the arguments of the model for cells and partners, and as labels (2 B, 2) their batches and types."""
+        """Give the arguments of the model for cells and partners, and as labels (2 B, 3) batch, type and row."""
         seed, ratio = self.settings.seed, self.settings.mask_ratio
         partners = self.pairs.draw(rows, uniform(seed, _PARTNER, epoch, rows))
         partners = np.where(uniform(seed, _SELF, epoch, rows) < SELF, rows, partners)
@@ -96,48 +95,8 @@ class PairDropout:
             seen = batch[f"{name}_observed"].flatten(2).any(2) if name == "rna" else batch["adt_observed"]
             draw = uniform(seed, _MASK, epoch, both[:, None], side[:, None], number, np.arange(seen.shape[1]))
             batch[f"{name}_bool_masked_pos"] = seen & torch.from_numpy(draw < ratio)
-        labels = np.stack([self.data.codes[both], self.data.types[both]], 1)
+        labels = np.stack([self.data.codes[both], self.data.types[both], both], 1)
         return batch | {"labels": torch.from_numpy(labels)}
-
-
-@dataclass(frozen=True)
-class PairLoss:
-    """
-    Bring partners together and keep other cells of the partner's batch away, beside the loss of pretraining.
-
-    Parameters
-    ----------
-    temperature
-        By which similarities are divided.
-    weight
-        Of the comparison.
-
-    Notes
-    -----
-    The cross-entropy of picking the partner (InfoNCE; van den Oord et al. 2018) among cells of the partner's batch
-    alone: what tells batches apart is of no use for it. Cells of the same known type are not kept apart.
-    """
-
-    temperature: float
-    weight: float
-
-    def __call__(self, outputs: Any, labels: Tensor) -> Tensor:
-        """Average over the cells of a batch."""
-        unit = F.normalize(outputs["pooler_output"].float(), dim=1)
-        one, other = unit.chunk(2)
-        (batch, types), (other_batch, other_types) = (part.unbind(1) for part in labels.chunk(2))
-        similar = one @ other.T / self.temperature
-        forth = self._pick(similar, other_batch, types, other_types)
-        back = self._pick(similar.T, batch, other_types, types)
-        return outputs["loss"] + self.weight * (forth + back) / 2
-
-    @staticmethod
-    def _pick(similar: Tensor, batch: Tensor, own_type: Tensor, other_type: Tensor) -> Tensor:
-        """Give the cross-entropy of the diagonal (B, B) among candidates of the same batch as the right one."""
-        same_type = (own_type[:, None] == other_type[None]) & (own_type[:, None] >= 0)
-        allowed = (batch[None] == batch[:, None]) & ~same_type
-        allowed = allowed | torch.eye(len(batch), dtype=torch.bool, device=batch.device)
-        return F.cross_entropy(similar.masked_fill(~allowed, -torch.inf), torch.arange(len(batch), device=batch.device))
 
 
 @dataclass(frozen=True)

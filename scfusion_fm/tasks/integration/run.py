@@ -65,7 +65,7 @@ def run_integration(config: IntegrationConfig, objects: Sequence[Any] | None = N
     settings = IntegrationSettings(
         optim,
         config.seed,
-        start_run(run, config, cells.aligned) / "main",
+        start_run(run, config, cells.fingerprint) / "main",
         **{name: getattr(config, name) for name in names},
     )
     fitted = fit_integration(Weights(Path(config.model)), data, partition, settings)
@@ -83,7 +83,7 @@ def run_integration(config: IntegrationConfig, objects: Sequence[Any] | None = N
         "data": config.data_names,
         "provenance": cells.provenance,
         "types": told,
-        **describe_split(config, partition, rule),
+        **describe_split(config, partition, rule, len(parts[TRAIN])),
         "test_groups": list(config.test_groups),
         "optim": dataclasses.asdict(settings.optim),
         **{name: getattr(config, name) for name in names},

@@ -7,7 +7,7 @@ from scfusion_fm.data.atlas.atlas import Atlas
 from scfusion_fm.data.files.align import align_cells
 from scfusion_fm.data.files.readers import read_cells
 from scfusion_fm.data.files.stack import stack_aligned
-from scfusion_fm.data.stream.atlas_cells import is_atlas, open_atlas_cells
+from scfusion_fm.data.stream.atlas_cells import is_atlas, load_atlas_cells, open_atlas_cells
 from scfusion_fm.data.vocabulary.vocabulary import Vocabulary
 
 
@@ -25,7 +25,7 @@ def other_vocabulary(atlas_path):
 @pytest.mark.parametrize("memory", [0, 1e9], ids=["from disk", "in memory"])
 def test_cells_of_an_atlas_are_those_of_its_files(memory, atlas_path, paired_file, other_vocabulary):
     for vocabulary in (Atlas(atlas_path).vocabulary, other_vocabulary):
-        found = open_atlas_cells(atlas_path, vocabulary, memory)
+        found = load_atlas_cells(open_atlas_cells(atlas_path, vocabulary), memory)
         assert isinstance(found.adt, np.ndarray) == (memory > 0)
         expected = align_cells(read_cells(paired_file), vocabulary)
         rows = np.random.default_rng(0).permutation(len(found.obs))[:50]
@@ -41,16 +41,15 @@ def test_cells_of_an_atlas_are_those_of_its_files(memory, atlas_path, paired_fil
 def test_an_atlas_stands_below_files_whether_it_is_in_memory_or_not(atlas_path, paired_file):
     vocabulary = Atlas(atlas_path).vocabulary
     file = align_cells(read_cells(paired_file), vocabulary)
-    stacks = [
-        stack_aligned([file, open_atlas_cells(atlas_path, vocabulary, memory)], ["cells", None]) for memory in (0, 1e9)
-    ]
+    on_disk = open_atlas_cells(atlas_path, vocabulary)
+    stacks = [stack_aligned([file, part], ["cells", None]) for part in (on_disk, load_atlas_cells(on_disk, 1e9))]
     rows = np.random.default_rng(0).permutation(len(stacks[0].obs))[:70]
     for some in (rows, slice(100, 200), rows[:0]):
         assert (stacks[0].rna[some] != stacks[1].rna[some]).nnz == 0
         np.testing.assert_array_equal(stacks[0].adt[some], stacks[1].adt[some])
     assert stacks[0].obs["dataset"].unique().tolist() == ["cells", "tiny"]
     with pytest.raises(ValueError, match="`names` must differ from those of the data sets of an atlas"):
-        stack_aligned([file, open_atlas_cells(atlas_path, vocabulary, 0)], ["tiny", None])
+        stack_aligned([file, on_disk], ["tiny", None])
 
 
 def test_what_is_no_atlas_and_what_shares_nothing_is_told(atlas_path, paired_file, other_vocabulary):
@@ -60,4 +59,4 @@ def test_what_is_no_atlas_and_what_shares_nothing_is_told(atlas_path, paired_fil
     names = {"gene_ids": [f"ENSG0000000000{i}" for i in range(4)], "protein_names": ["none", "other"]}
     strange = Vocabulary(**other_vocabulary.to_dict() | names)
     with pytest.raises(ValueError, match="`data` must share genes or proteins with the model, got none of the"):
-        open_atlas_cells(atlas_path, strange, 0)
+        open_atlas_cells(atlas_path, strange)
