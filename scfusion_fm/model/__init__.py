@@ -4,6 +4,7 @@ from transformers import (
     AutoConfig,
     AutoFeatureExtractor,
     AutoModel,
+    AutoModelForMaskedLM,
     AutoModelForPreTraining,
     AutoModelForSequenceClassification,
 )
@@ -20,6 +21,7 @@ from .modeling_scfusion_ttt import (
 AutoConfig.register("scfusion_ttt", ScFusionTTTConfig)
 AutoFeatureExtractor.register(ScFusionTTTConfig, ScFusionTTTFeatureExtractor)
 AutoModel.register(ScFusionTTTConfig, ScFusionTTTModel)
+AutoModelForMaskedLM.register(ScFusionTTTConfig, ScFusionTTTForCrossModalPrediction)
 AutoModelForPreTraining.register(ScFusionTTTConfig, ScFusionTTTForPreTraining)
 AutoModelForSequenceClassification.register(ScFusionTTTConfig, ScFusionTTTForCellTypeAnnotation)
 

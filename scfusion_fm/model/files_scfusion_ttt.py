@@ -28,6 +28,7 @@ MODEL_CODE: dict[str, dict[str, Any]] = {
         "AutoModel": _MODELING + "ScFusionTTTModel",
         "AutoModelForPreTraining": _MODELING + "ScFusionTTTForPreTraining",
         "AutoModelForSequenceClassification": _MODELING + "ScFusionTTTForCellTypeAnnotation",
+        "AutoModelForMaskedLM": _MODELING + "ScFusionTTTForCrossModalPrediction",  # it fills in hidden tokens
     },
     "custom_pipelines": {
         "cell-type-annotation": {
@@ -35,6 +36,7 @@ MODEL_CODE: dict[str, dict[str, Any]] = {
             "pt": ["AutoModelForSequenceClassification"],
         },
         "cell-embedding": {"impl": _PIPELINES + "CellEmbeddingPipeline", "pt": ["AutoModel"]},
+        "protein-prediction": {"impl": _PIPELINES + "ProteinPredictionPipeline", "pt": ["AutoModelForMaskedLM"]},
     },
 }
 EXTRACTOR_CODE = {

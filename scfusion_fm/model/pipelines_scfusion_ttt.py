@@ -1,7 +1,7 @@
 """
-Pipelines of transformers: cells in, and the cell type or the embedding of each out.
+Pipelines of transformers: cells in, and the cell type, the embedding or the proteins of each out.
 
-Letters: K classes, D hidden_size.
+Letters: B cells, K classes, D hidden_size, P proteins.
 """
 
 from typing import Any
@@ -82,6 +82,32 @@ class CellEmbeddingPipeline(CellPipeline):
     def postprocess(self, output: ModelOutput) -> list:
         """Give the embeddings of some cells."""
         return list(output.pooler_output.float().numpy())
+
+
+class ProteinPredictionPipeline(CellPipeline):
+    """
+    Predict the proteins of each cell from its RNA: a dict of centred log ratios by protein.
+
+    Proteins that cells hold are not read. Intervals are not given; `scfusion predict-protein` has them.
+    """
+
+    def preprocess(self, part: dict[str, Any]) -> BatchFeature:
+        """Prepare the RNA of some cells."""
+        if self.model.config.target_modality != "adt":
+            target = self.model.config.target_modality
+            raise ValueError(f"`model` must predict adt, got one that predicts {target!r}. Call the model itself.")
+        if "rna_counts" not in part:
+            raise ValueError("`cells` must hold RNA to predict proteins from, got none. Give `rna_counts`.")
+        return super().preprocess({name: x for name, x in part.items() if name != "adt_counts"})
+
+    def _forward(self, inputs: BatchFeature) -> ModelOutput:
+        return self.model(**inputs, output_embedding=False)
+
+    def postprocess(self, output: ModelOutput) -> list:
+        """Name the proteins of some cells."""
+        names = self.model.config.predicted_features or self.feature_extractor.protein_names
+        places = self.feature_extractor.index_proteins(names)
+        return [dict(zip(names, cell, strict=True)) for cell in output.logits[:, places].float().tolist()]  # (B, P)
 
 
 def name_counts(cells: Any) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from seal import change_json, seal
 from transformers import (
     AutoFeatureExtractor,
     AutoModel,
+    AutoModelForMaskedLM,
     AutoModelForPreTraining,
     AutoModelForSequenceClassification,
 )
@@ -41,7 +42,7 @@ sys.meta_path.insert(0, Block())
 import numpy as np, pandas as pd, torch
 from transformers import AutoFeatureExtractor, AutoModel, AutoModelForPreTraining, AutoModelForSequenceClassification
 from transformers import pipeline
-path, annotator, counts, out = sys.argv[1:]
+path, annotator, predictor, counts, out = sys.argv[1:]
 extractor = AutoFeatureExtractor.from_pretrained(path, trust_remote_code=True)
 model = AutoModel.from_pretrained(path, trust_remote_code=True)
 data = np.load(counts)
@@ -67,6 +68,12 @@ with torch.inference_mode():
     found, scores = pipe(tables), head(**inputs).logits.softmax(1)
 assert [x["label"] for x in found] == [head.config.id2label[i] for i in scores.argmax(1).tolist()]
 assert np.allclose([x["score"] for x in found], scores.max(1).values, rtol=1e-4)
+pipe = pipeline("protein-prediction", model=predictor, trust_remote_code=True, dtype="float32")
+proteins = pd.DataFrame(pipe(tables["rna_counts"]))
+assert list(proteins) == pipe.model.config.predicted_features
+with torch.inference_mode():
+    logits = pipe.model(**extractor(rna_counts=tables["rna_counts"])).logits
+assert np.allclose(proteins, logits[:, extractor.index_proteins(list(proteins))], atol=1e-5)
 torch.save({"pooled": pooled, "rna": output.rna_reconstruction, "adt": output.adt_reconstruction}, out)
 for part in (head, extractor):
     part.save_pretrained(out + ".again")
@@ -85,10 +92,11 @@ def counts(model_dir):
 def test_auto_classes_give_our_classes(model_dir):
     assert type(AutoModel.from_pretrained(model_dir)) is ScFusionTTTModel
     assert type(AutoModelForPreTraining.from_pretrained(model_dir)) is ScFusionTTTForPreTraining
+    assert type(AutoModelForMaskedLM.from_pretrained(model_dir)) is ScFusionTTTForCrossModalPrediction
     assert type(AutoFeatureExtractor.from_pretrained(model_dir)) is ScFusionTTTFeatureExtractor
 
 
-def test_directory_loads_without_the_package_with_difference_0(model_dir, annotator, counts, tmp_path):
+def test_directory_loads_without_the_package_with_difference_0(model_dir, annotator, predictor, counts, tmp_path):
     extractor = ScFusionTTTFeatureExtractor.from_pretrained(model_dir)
     inputs = extractor(rna_counts=counts["rna"], adt_counts=counts["adt"])
     masks = {
@@ -97,9 +105,8 @@ def test_directory_loads_without_the_package_with_difference_0(model_dir, annota
     }
     np.savez(tmp_path / "counts.npz", **counts, **masks)
     environment = {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
-    run(
-        sys.executable, "-c", CLEAN, model_dir, annotator, tmp_path / "counts.npz", tmp_path / "out.pt", env=environment
-    )
+    places = (model_dir, annotator, predictor, tmp_path / "counts.npz", tmp_path / "out.pt")
+    run(sys.executable, "-c", CLEAN, *places, env=environment)
     there = torch.load(tmp_path / "out.pt")
     with torch.inference_mode():
         assert torch.equal(there["pooled"], AutoModel.from_pretrained(model_dir)(**inputs).pooler_output)

@@ -11,6 +11,7 @@ from scfusion_fm.inference.model_files import verify_model
 from scfusion_fm.model.files_scfusion_ttt import CALIBRATIONS, CHECKSUMS, SEEN_CELLS, Place
 
 CALIBRATION = CALIBRATIONS[0]
+HEADS = {"AutoModelForSequenceClassification", "AutoModelForMaskedLM"}
 
 
 @pytest.fixture
@@ -63,7 +64,7 @@ def test_a_calibration_of_another_model_does_not_stay(source, tiny_config):
 
 def test_what_was_saved_holds_the_code_and_says_which_class_is_which(source):
     found = json.loads((source / "config.json").read_text())["auto_map"]
-    assert set(found) == {"AutoConfig", "AutoModel", "AutoModelForPreTraining", "AutoModelForSequenceClassification"}
+    assert set(found) == {"AutoConfig", "AutoModel", "AutoModelForPreTraining", *HEADS}
     for target in found.values():
         module, name = target.split(".")
         assert f"class {name}(" in (source / f"{module}.py").read_text()

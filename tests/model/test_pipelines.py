@@ -10,7 +10,12 @@ from scipy.special import softmax
 from transformers import pipeline
 
 import scfusion_fm
-from scfusion_fm import ScFusionTTTFeatureExtractor, ScFusionTTTForCellTypeAnnotation, ScFusionTTTModel
+from scfusion_fm import (
+    ScFusionTTTFeatureExtractor,
+    ScFusionTTTForCellTypeAnnotation,
+    ScFusionTTTForCrossModalPrediction,
+    ScFusionTTTModel,
+)
 from scfusion_fm.inference.model_files import verify_model
 
 CELLS = 10
@@ -66,6 +71,24 @@ def test_both_modalities_are_read(saved, modalities):
     with torch.no_grad():
         expected = ScFusionTTTModel.from_pretrained(saved)(**extractor(adt_counts=adt.to_df())).pooler_output
     np.testing.assert_allclose(embedded, expected, atol=1e-5)
+
+
+def test_proteins_are_those_of_the_verb_under_the_names_of_the_model(model_dir, modalities, tmp_path):
+    torch.manual_seed(1)
+    model = ScFusionTTTForCrossModalPrediction.from_pretrained(model_dir, predicted_features=["CD19", "CD3"])
+    for part in (model, ScFusionTTTFeatureExtractor.from_pretrained(model_dir)):
+        part.save_pretrained(tmp_path / "predictor")
+    rna, adt = modalities
+    expected = scfusion_fm.predict_protein(rna, tmp_path / "predictor", copy=True).obsm["protein_scfusion_ttt"]
+    pipe = pipeline("protein-prediction", model=str(tmp_path / "predictor"), dtype="float32")
+    for given in (rna, md.MuData({"rna": rna, "adt": adt}), rna.to_df()):
+        found = pd.DataFrame(pipe(given, batch_size=4), index=rna.obs_names)
+        pd.testing.assert_frame_equal(found, expected, check_dtype=False, atol=1e-5)
+    with pytest.raises(ValueError, match="`cells` must hold RNA to predict proteins from"):
+        pipe({"adt_counts": adt.to_df()})
+    pipe.model.config.target_modality = "rna"
+    with pytest.raises(ValueError, match="`model` must predict adt, got one that predicts 'rna'"):
+        pipe(rna)
 
 
 def test_a_pipeline_is_saved_as_a_model_directory(saved, modalities, tmp_path):

@@ -125,6 +125,10 @@ class Atlas:
     def __len__(self) -> int:
         return len(self._indptr) - 1
 
+    def __repr__(self) -> str:
+        sizes = f"{len(self):,} cells, {self._rna_panels.shape[1]:,} genes and {self._adt_panels.shape[1]:,} proteins"
+        return f"Atlas of {sizes} at {self.path}"
+
     @property
     def fingerprint(self) -> str:
         """Identify the content: rows, counts, vocabulary and split."""

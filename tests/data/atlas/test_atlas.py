@@ -120,6 +120,10 @@ def test_panels_follow_the_order_of_the_data_sets(settings, tmp_path):
         assert (observed.any(0) == observed.all(0)).all()
 
 
+def test_an_atlas_says_what_it_holds(atlas_path):
+    assert repr(Atlas(atlas_path)) == f"Atlas of 160 cells, 8 genes and 4 proteins at {atlas_path}"
+
+
 def test_split_is_the_one_of_the_rule_and_reaches_the_reader(atlas_path):
     adata, atlas = ad.read_zarr(atlas_path), Atlas(atlas_path)
     barcodes = [n.split(":")[1] for n in adata.obs_names]
