@@ -16,9 +16,10 @@ from scfusion_fm.config.finetune import INPUTS
 from scfusion_fm.data.files.stack import StackedCells, stack_aligned
 from scfusion_fm.data.fingerprints.cells import CellFingerprints, fingerprint_cells
 from scfusion_fm.data.schema import DATASET, AlignedCells, as_text, read_categories
-from scfusion_fm.evaluation.baselines.annotation import ANNOTATION_METHODS
+from scfusion_fm.data.vocabulary.vocabulary import build_vocabulary
+from scfusion_fm.evaluation.baselines.annotation import ALL_ANNOTATION_METHODS
 from scfusion_fm.evaluation.baselines.imputation import IMPUTATION_METHODS
-from scfusion_fm.evaluation.baselines.prediction import BLEND, OWN, PREDICTION_METHODS
+from scfusion_fm.evaluation.baselines.prediction import AVERAGE, OWN, PREDICTION_METHODS
 from scfusion_fm.evaluation.protocol.leaks import Evidence, Leak, find_leaks, find_pretrained_cells
 from scfusion_fm.evaluation.protocol.splits import Fold, k_folds, leave_group_out, limit_labels
 from scfusion_fm.inference.inputs import read_aligned
@@ -32,11 +33,12 @@ from scfusion_fm.tasks.cross_modal.cells import PairedCells
 from scfusion_fm.tasks.seen import refuse_seen_cells
 from scfusion_fm.tasks.weights import Weights
 
+STUDY = "study"
 TARGETS = {"protein_from_rna": "adt", "rna_from_protein": "rna"}
 BASELINES = {
-    "annotation": tuple(ANNOTATION_METHODS),
-    "protein_from_rna": (*PREDICTION_METHODS, OWN, BLEND),
-    "rna_from_protein": (*PREDICTION_METHODS, OWN, BLEND),
+    "annotation": ALL_ANNOTATION_METHODS,
+    "protein_from_rna": (*PREDICTION_METHODS, OWN, AVERAGE),
+    "rna_from_protein": (*PREDICTION_METHODS, OWN, AVERAGE),
     "clustering": ("PCA",),
     "integration": ("PCA",),
     "imputation": IMPUTATION_METHODS,
@@ -105,6 +107,9 @@ class Experiment:
         extractor = _read_shared_extractor(title, config)
         parts = [_read_once(data_dir / file, extractor, {} if files is None else files) for file in config.data]
         aligned = stack_aligned(parts, [Path(file).name for file in config.data])
+        if config.studies:
+            study_of = {Path(file).name: name for name, files in config.studies.items() for file in files}
+            aligned.obs[STUDY] = [study_of.get(file, file) for file in aligned.obs[DATASET]]
         labelled, left_out = None, {}
         if config.task in TARGETS or config.task == "imputation":
             paired = PairedCells(aligned, extractor, "adt", np.arange(0)).paired if config.task in TARGETS else None
@@ -122,7 +127,18 @@ class Experiment:
         experiment = cls(config, extractor, aligned, labelled, left_out, usable, strata, prints)
         experiment.batches()  # a missing column is told before anything is computed
         experiment.leave_out_cells_without_group()
+        experiment.draw_cells()
         return experiment
+
+    def draw_cells(self) -> None:
+        """Keep at most `cells_per_group` cells of each group; the seeds of the experiment do not change which."""
+        if self.config.cells_per_group is None:
+            return
+        groups = self.groups()[self.usable]
+        draws = np.random.default_rng(0).random(len(groups))
+        order = np.lexsort((draws, groups))
+        places = np.arange(len(groups)) - np.searchsorted(groups[order], groups[order])
+        self.usable = np.sort(self.usable[order[places < self.config.cells_per_group]])
 
     def leave_out_cells_without_group(self) -> None:
         """Leave cells out of all folds that have no group, with a warning, where groups are held out or mixed."""
@@ -254,6 +270,8 @@ def _read_once(path: Path, extractor: ScFusionTTTFeatureExtractor, files: dict) 
 
 def _read_shared_extractor(title: str, config: ExperimentConfig) -> ScFusionTTTFeatureExtractor:
     extractors = {name: load_extractor(Path(model.path)) for name, model in config.models.items()}
+    if not extractors:
+        return ScFusionTTTFeatureExtractor(**build_vocabulary(None, "protein_coding", "all").to_dict())
     first, *rest = extractors
     for name in rest:
         if extractors[name].to_dict() != extractors[first].to_dict():

@@ -16,6 +16,7 @@ CHOICES = {
     "label_derived_from": ("unknown", "none", "adt", "rna", "rna+adt"),
 }
 EXPERIMENT_RANGES = {
+    "cells_per_group": "[2, 1e12]",
     "min_cells_per_class": COUNT_OR_NONE,
     "modality_dropout": SHARE,
     "scored_genes": "[2, 1e12]",
@@ -66,6 +67,11 @@ class ExperimentConfig:
     embedding. imputation: pretrained models fill in hidden RNA."""
     data: list[str] = field(default_factory=list)
     """Files, in `data_dir`; several are put together, each with what it measured."""
+    studies: dict[str, list[str]] = field(default_factory=dict)
+    """Studies that have several of the files, by name: the column `study` of obs, for `split.group_key` and
+    `background_key`. The other files are studies of their own. Empty to leave obs as it is."""
+    cells_per_group: int | None = None
+    """Most cells of each group of leave_group_out, drawn once, the same for every seed; null for all."""
     labels_key: str = "cell_type"
     """Column of obs with the labels, in every file; not needed to predict a modality."""
     label_derived_from: str = "unknown"
@@ -84,7 +90,8 @@ class ExperimentConfig:
     label_budgets: list[int | None] = field(default_factory=lambda: [None])
     """Labelled cells for training and validation together; null for all. Of annotation."""
     models: dict[str, EvaluatedModelConfig] = field(default_factory=dict)
-    """Models by the names of the report; all of one vocabulary."""
+    """Models by the names of the report; all of one vocabulary. Without any, baselines get the protein-coding genes
+    and all proteins that are known."""
     baselines: list[str] | None = None
     """Baselines to show, by name; null for all."""
     background_key: str | None = None
@@ -143,13 +150,14 @@ def _check_experiment(name: str, experiment: ExperimentConfig) -> None:
         value = _look_up(experiment, key)
         if value not in allowed:
             raise ValueError(f"`{name}.{key}` must be one of {', '.join(allowed)}, got {value!r}.")
-    for key in ("data", "seeds", "models", "label_budgets"):
+    for key in ("data", "seeds", "label_budgets"):
         if not getattr(experiment, key):
             raise ValueError(f"`{name}.{key}` must have an entry, got none.")
     for key in ("data", "seeds", "label_budgets", "inputs", "split.test_groups"):
         values = _look_up(experiment, key)
         if len(set(values)) < len(values):
             raise ValueError(f"`{name}.{key}` must name everything once, got {values}.")
+    _check_studies(name, experiment)
     taken = sorted(set(experiment.models) & set(RESERVED))
     if taken:
         raise ValueError(f"`{name}.models` must have names other than {', '.join(RESERVED)}, got {taken[0]!r}.")
@@ -175,6 +183,17 @@ def _check_experiment(name: str, experiment: ExperimentConfig) -> None:
     check_ranges(experiment, EXPERIMENT_RANGES, f"{name}.")
     for seed in experiment.seeds:
         check_ranges(SimpleNamespace(seeds=seed), {"seeds": SEED}, f"{name}.")
+
+
+def _check_studies(name: str, experiment: ExperimentConfig) -> None:
+    """Refuse studies of unknown files, files of several studies, and a sample of cells where groups mean nothing."""
+    named = [file for files in experiment.studies.values() for file in files]
+    if len(set(named)) < len(named) or not set(named) <= set(experiment.data):
+        raise ValueError(f"`{name}.studies` must name files of `data`, each once, got {named}.")
+    if experiment.cells_per_group is not None and experiment.split.kind != "leave_group_out":
+        raise ValueError(
+            f"`{name}.cells_per_group` is for the split leave_group_out, got {experiment.split.kind!r}. Leave it out."
+        )
 
 
 def _look_up(settings: Any, key: str) -> Any:

@@ -144,6 +144,14 @@ def test_recipes_take_one_path_for_all_variants_of_their_model(name):
     assert {m.path for e in config.experiments.values() for m in e.models.values()} == {"mine"}
 
 
+@pytest.mark.parametrize("name", ["new_laboratory_proteins", "new_laboratory_types"])
+def test_recipes_for_new_laboratories_are_of_baselines_alone_and_take_models(name):
+    path = EVALUATE.with_stem(name)
+    assert not any(e.models for e in load_config(EvaluateConfig, path).experiments.values())
+    config = load_config(EvaluateConfig, path, ["defaults.models.mine.path=mine"])
+    assert all(set(e.models) == {"mine"} and e.split.group_key == "study" for e in config.experiments.values())
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -173,6 +181,11 @@ def test_recipes_take_one_path_for_all_variants_of_their_model(name):
             "experiments.x.split.kind=leave_group_out experiments.x.split.test_groups=[a,a]",
             r"test_groups` must name everything once, got \['a', 'a'\]",
         ),
+        (
+            "experiments.x.studies.a=[other.h5ad]",
+            r"`.*studies` must name files of `data`, each once, got \['other.h5ad'\]",
+        ),
+        ("experiments.x.cells_per_group=9", "`.*cells_per_group` is for the split leave_group_out, got 'k_fold'"),
         ("experiments.x.task=integration experiments.x.split.kind=leave_group_out", "must be k_fold for integration"),
     ],
 )

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
 from sklearn.metrics import f1_score
 
 from scfusion_fm.evaluation.baselines.classifiers import (
@@ -20,6 +21,7 @@ from scfusion_fm.evaluation.baselines.classifiers import (
     fit_neighbour_votes,
 )
 from scfusion_fm.evaluation.baselines.features import Features, build_inputs, check_methods
+from scfusion_fm.evaluation.baselines.gene_classifiers import GENE_METHODS, show_standardised
 from scfusion_fm.evaluation.baselines.networks import MlpSettings
 from scfusion_fm.evaluation.partition import Partition
 
@@ -30,6 +32,7 @@ ANNOTATION_METHODS: dict[str, Callable[[KnownLabels], Iterable[Any]]] = {
     "PCA + kNN": fit_neighbour_votes,
     "PCA + MLP": fit_ensembles,
 }
+ALL_ANNOTATION_METHODS = (*ANNOTATION_METHODS, *GENE_METHODS)
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +53,9 @@ class AnnotationTask:
         Seed of principal components and networks.
     mlp
         How the networks are trained.
+    study
+        (n,), numbers of the data sets, from 0, within which methods on genes standardise, the test cells' by these
+        cells alone where they are of a data set of their own (transductive); None for one.
     """
 
     features: Features
@@ -57,6 +63,7 @@ class AnnotationTask:
     partition: Partition
     seed: int = 0
     mlp: MlpSettings = field(default_factory=MlpSettings)
+    study: NDArray[np.int64] | None = None
 
 
 @dataclass
@@ -82,7 +89,7 @@ class Annotation:
         return {key: self.classes[probabilities.argmax(axis=1)] for key, probabilities in self.test.items()}
 
 
-def fit_annotation_baselines(task: AnnotationTask, methods: Sequence[str] = tuple(ANNOTATION_METHODS)) -> Annotation:
+def fit_annotation_baselines(task: AnnotationTask, methods: Sequence[str] = ALL_ANNOTATION_METHODS) -> Annotation:
     """Give the test and validation cells' probabilities by baselines, for every available input.
 
     Parameters
@@ -90,7 +97,7 @@ def fit_annotation_baselines(task: AnnotationTask, methods: Sequence[str] = tupl
     task
         Cells, labels and partition.
     methods
-        Names out of `ANNOTATION_METHODS`.
+        Names out of `ALL_ANNOTATION_METHODS`; those on genes are for RNA alone.
 
     Raises
     ------
@@ -105,7 +112,7 @@ def fit_annotation_baselines(task: AnnotationTask, methods: Sequence[str] = tupl
     stop by the validation cells.
     """
     labels, part = np.asarray(task.labels).astype(str), task.partition
-    check_methods(methods, ANNOTATION_METHODS)
+    check_methods(methods, ALL_ANNOTATION_METHODS)
     part.check()
     part.check_arrays(task.features.given | {"labels": labels})
     classes = np.unique(labels[part.train])
@@ -116,12 +123,34 @@ def fit_annotation_baselines(task: AnnotationTask, methods: Sequence[str] = tupl
         )
     result = Annotation(classes)
     for inputs, x in build_inputs(task.features, part.train, task.seed).items():
-        cells = KnownLabels(x[part.train], labels[part.train], x[part.val], labels[part.val], task.seed, task.mlp)
         for method in methods:
-            best = choose_classifier(ANNOTATION_METHODS[method](cells), cells.x_val, cells.labels_val)
-            result.test[method, inputs] = best.predict_proba(x[part.test])
-            result.val[method, inputs] = best.predict_proba(x[part.val])
+            if method in ANNOTATION_METHODS:
+                add_annotation(result, task, (method, inputs), x, ANNOTATION_METHODS[method])
+    genes: dict[bool, NDArray] = {}  # features by whether they are of all genes
+    for method in methods:
+        if method in GENE_METHODS and task.features.rna is not None:
+            fit, all_genes = GENE_METHODS[method]
+            if all_genes not in genes:
+                study = np.zeros(len(labels), np.int64) if task.study is None else task.study
+                values = sparse.csr_matrix(task.features.rna)
+                genes[all_genes] = show_standardised(values, study, part.train, all_genes, task.seed)
+            add_annotation(result, task, (method, "rna"), genes[all_genes], fit)
     return result
+
+
+def add_annotation(
+    result: Annotation,
+    task: AnnotationTask,
+    key: tuple[str, str],
+    x: NDArray,
+    fit: Callable[[KnownLabels], Iterable[Any]],
+) -> None:
+    """Add the probabilities of one method, a (method, inputs), that reads the features x (n, F)."""
+    labels, part = np.asarray(task.labels).astype(str), task.partition
+    cells = KnownLabels(x[part.train], labels[part.train], x[part.val], labels[part.val], task.seed, task.mlp)
+    best = choose_classifier(fit(cells), cells.x_val, cells.labels_val)
+    result.test[key] = best.predict_proba(x[part.test])
+    result.val[key] = best.predict_proba(x[part.val])
 
 
 def choose_classifier(candidates: Iterable[Any], x_val: NDArray, y_val: NDArray) -> Any:

@@ -90,9 +90,7 @@ def project_rna(rna: NDArray | sparse.csr_matrix, train: NDArray[np.int64], seed
     ValueError
         If a value is not finite.
     """
-    values = rna.data if sparse.issparse(rna) else rna
-    if not np.isfinite(values).all():
-        raise ValueError("`rna` must be finite, got NaN or infinity; fill or drop such genes first.")
+    check_finite(rna)
     n_components = min(N_COMPONENTS, len(train) - 1, rna.shape[1] - 1)
     if n_components < 1:
         raise ValueError(
@@ -101,6 +99,23 @@ def project_rna(rna: NDArray | sparse.csr_matrix, train: NDArray[np.int64], seed
         )
     pca = PCA(n_components=int(n_components), svd_solver="arpack", random_state=seed)
     return pca.fit(rna[train]).transform(rna)
+
+
+def check_finite(rna: NDArray | sparse.csr_matrix) -> None:
+    """Raise unless all values of normalised expression are finite.
+
+    Parameters
+    ----------
+    rna
+        (n, G), dense or sparse.
+
+    Raises
+    ------
+    ValueError
+        If a value is not finite.
+    """
+    if not np.isfinite(rna.data if sparse.issparse(rna) else rna).all():
+        raise ValueError("`rna` must be finite, got NaN or infinity; fill or drop such genes first.")
 
 
 def standardise_proteins(adt: NDArray, train: NDArray[np.int64]) -> NDArray[np.float64]:

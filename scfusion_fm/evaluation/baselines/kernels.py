@@ -11,12 +11,11 @@ from numpy.typing import NDArray
 from scipy.linalg import eigh
 from sklearn.metrics.pairwise import euclidean_distances
 
-from scfusion_fm.evaluation.baselines.regressors import Predictor, Targets
+from scfusion_fm.evaluation.baselines.regressors import Predictor, Targets, fit_ridges
 
-KERNEL_PENALTIES = tuple(10.0 ** (exponent / 2) for exponent in range(4, -7, -1))
-KERNEL_WIDTHS = (0.25, 0.5, 1.0, 2.0)
-MAX_KERNEL_CELLS = 4000
-MAX_PATTERNS = 16
+KERNEL_PENALTIES = tuple(10.0 ** (exponent / 2) for exponent in range(4, -5, -1))
+KERNEL_WIDTHS = (0.25, 1.0)
+MAX_LANDMARKS = 250
 
 Kernel = Callable[[NDArray, NDArray], NDArray]
 
@@ -77,8 +76,8 @@ def build_kernels(x: NDArray) -> Iterable[tuple[str, Kernel]]:
         yield f"RBF, {width:g} / median", partial(rbf_kernel, gamma=width / (median or 1.0))
 
 
-def fit_kernel_ridges(x: NDArray, targets: Targets, filled: NDArray, seed: int = 0) -> Iterable[tuple[str, Predictor]]:
-    """Yield kernel ridge regressions over kernels and penalties.
+def fit_kernel_ridges(x: NDArray, targets: Targets, seed: int = 0) -> Iterable[tuple[str, Predictor]]:
+    """Yield kernel ridge regressions over kernels and penalties, each target fitted on the cells that have it.
 
     Parameters
     ----------
@@ -86,43 +85,30 @@ def fit_kernel_ridges(x: NDArray, targets: Targets, filled: NDArray, seed: int =
         (n_train, C), features.
     targets
         Targets of the same cells.
-    filled
-        (n_train, T), centred targets with a guess where they were not observed.
     seed
-        Seed of the sample of cells where there are more than 4,000.
+        Seed of the landmarks.
 
     Notes
     -----
-    Each target is fitted on the cells in which it was observed. Targets that were observed in the same cells share a
-    decomposition; where there are more than 16 such patterns, all targets are fitted on all cells, with the guesses.
+    Ridge regressions on coordinates whose products are the kernel: exact up to `MAX_LANDMARKS` cells; of more, the
+    kernel is projected on that many of them (Nystroem's method), so that memory grows with cells, not with pairs.
     """
-    rows = np.arange(len(x))
-    if len(x) > MAX_KERNEL_CELLS:
-        rows = np.sort(np.random.default_rng(seed).choice(len(x), MAX_KERNEL_CELLS, replace=False))
-    x, filled, observed = x[rows], filled[rows], targets.observed[rows]
-    patterns, pattern_of_target = np.unique(observed, axis=1, return_inverse=True)
-    if patterns.shape[1] > MAX_PATTERNS:
-        groups = [(np.arange(len(x)), np.flatnonzero(observed.any(axis=0)))]
-    else:
-        groups = [
-            (np.flatnonzero(cells), np.flatnonzero(pattern_of_target == i))
-            for i, cells in enumerate(patterns.T)
-            if cells.any()
-        ]
+    landmarks = x
+    if len(x) > MAX_LANDMARKS:
+        landmarks = x[np.sort(np.random.default_rng(seed).choice(len(x), MAX_LANDMARKS, replace=False))]
     for name, kernel in build_kernels(x):
-        gram = kernel(x, x)
-        parts = [(eigh(gram[np.ix_(cells, cells)]), cells, columns) for cells, columns in groups]
-        for penalty in KERNEL_PENALTIES:
-            weights, offsets = np.zeros_like(filled), targets.mean.copy()
-            for (values, vectors), cells, columns in parts:
-                y = filled[np.ix_(cells, columns)]
-                centre = y.mean(axis=0)
-                solved = vectors @ ((vectors.T @ (y - centre)) / (np.maximum(values, 0) + penalty)[:, None])
-                weights[np.ix_(cells, columns)] = solved
-                offsets[columns] += centre
-            yield f"{name}, alpha={penalty:g}", partial(_predict, kernel=kernel, x=x, weights=weights, offsets=offsets)
+        values, vectors = eigh(kernel(landmarks, landmarks))
+        kept = values > values.max() * 1e-10
+        show = partial(_show, kernel=kernel, landmarks=landmarks, root=vectors[:, kept] / np.sqrt(values[kept]))
+        for penalty, ridge in fit_ridges(show(x), targets, KERNEL_PENALTIES):
+            yield f"{name}, {penalty}", partial(_predict, show=show, ridge=ridge)
 
 
-def _predict(query: NDArray, kernel: Kernel, x: NDArray, weights: NDArray, offsets: NDArray) -> NDArray:
-    """Return (m, T), the kernel's weighted sums."""
-    return kernel(query, x) @ weights + offsets
+def _show(query: NDArray, kernel: Kernel, landmarks: NDArray, root: NDArray) -> NDArray:
+    """Return coordinates (m, K) whose products are the kernel."""
+    return kernel(query, landmarks) @ root
+
+
+def _predict(query: NDArray, show: Predictor, ridge: Predictor) -> NDArray:
+    """Return (m, T), the ridge's prediction from the coordinates."""
+    return ridge(show(query))

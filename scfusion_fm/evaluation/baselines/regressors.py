@@ -4,23 +4,25 @@ Shapes: n cells, F input columns, C features made of them, T targets.
 """
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
-from sklearn.linear_model import Ridge
+from scipy.linalg import eigh
 from sklearn.neighbors import NearestNeighbors
-from sklearn.neural_network import MLPRegressor
 
 from scfusion_fm.evaluation.baselines.classifiers import NEIGHBOUR_COUNTS
-from scfusion_fm.evaluation.baselines.networks import MlpSettings, train_until_worse
+from scfusion_fm.evaluation.baselines.masked_networks import NetworkSettings, train_network
 
 RIDGE_PENALTIES = tuple(10.0**exponent for exponent in range(-2, 6))
+SHARED_CELLS = 100
+FOLDS = 4
 
 Predictor = Callable[[NDArray], NDArray]
+Fit = Callable[[NDArray, "Targets"], Iterable[tuple[str, Predictor]]]
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +73,16 @@ class Targets:
         variance = masked.var(axis=0).filled(0.0)
         return cls((masked - mean).filled(0.0), observed, mean, np.where(variance > 1e-12, variance, 1.0))
 
+    def keep(self, rows: NDArray[np.int64]) -> "Targets":
+        """Give the targets of some of the cells, around the mean of all.
+
+        Parameters
+        ----------
+        rows
+            The cells.
+        """
+        return Targets(self.centred[rows], self.observed[rows], self.mean, self.variance)
+
 
 @dataclass
 class KnownTargets:
@@ -89,9 +101,11 @@ class KnownTargets:
     observed_val
         (n_val, T), bool.
     seed
-        Seed of networks and of the sample of kernel ridge.
-    mlp
+        Seed of networks and of the landmarks of kernel ridge.
+    network
         How networks are trained.
+    study, study_val
+        (n_train,) and (n_val,), numbers of the studies, from 0; None where they are not told apart.
     """
 
     x: NDArray[np.float64]
@@ -100,32 +114,133 @@ class KnownTargets:
     y_val: NDArray[np.float64]
     observed_val: NDArray[np.bool_]
     seed: int = 0
-    mlp: MlpSettings = field(default_factory=MlpSettings)
+    network: NetworkSettings = field(default_factory=NetworkSettings)
+    study: NDArray[np.int64] | None = None
+    study_val: NDArray[np.int64] | None = None
 
-    def tune(self, candidates: Iterable[tuple[str, Predictor]]) -> Predictor:
-        """Return the candidate with the smallest relative squared error on the validation cells.
+    def tune(self, fit: Fit) -> Predictor:
+        """Return the candidate with the smallest mean relative squared error on validation cells.
 
         Parameters
         ----------
-        candidates
-            Names and fitted predictors, the simplest first.
+        fit
+            Gives names and predictors for some cells, the simplest first.
         """
-        named = list(candidates)
-        counts = np.maximum(self.observed_val.sum(axis=0), 1)
-        errors = []
-        for _, predict in named:
-            squared = np.where(self.observed_val, np.square(self.y_val - predict(self.x_val)), 0.0).sum(axis=0)
-            errors.append((squared / counts / self.targets.variance).mean())
+        errors = average_errors(self._validate(fit)[0])
+        named = list(fit(self.x, self.targets))
         best = int(np.argmin(errors))
         logger.info("chose %s: relative squared error %.3f on validation cells", named[best][0], errors[best])
         return named[best][1]
 
-    def fill(self) -> NDArray[np.float64]:
-        """Return the (n_train, T) centred targets; what was not observed is predicted by the tuned ridge."""
-        if self.targets.observed.all():
-            return self.targets.centred
-        ridge = self.tune(fit_ridges(self.x, self.targets))
-        return np.where(self.targets.observed, self.targets.centred, ridge(self.x) - self.targets.mean)
+    def tune_each(self, fit: Fit) -> Predictor:
+        """Return a predictor that gives each target by the candidate with the smallest error for it.
+
+        Parameters
+        ----------
+        fit
+            Gives names and predictors for some cells, the simplest first.
+
+        Notes
+        -----
+        Few cells say little: the error of a target counts as that of its validation cells and of `SHARED_CELLS` more
+        with the mean error of all targets.
+        """
+        errors, cells = self._validate(fit)
+        shared = average_errors(errors)[:, None]
+        share = cells / (cells + SHARED_CELLS)
+        chosen = np.argmin(share * np.nan_to_num(errors) + (1 - share) * shared, axis=0)
+        named = list(fit(self.x, self.targets))
+        logger.info("chose %s", {named[code][0]: int((chosen == code).sum()) for code in np.unique(chosen)})
+        return partial(predict_each, predictors={k: named[k][1] for k in np.unique(chosen)}, chosen=chosen)
+
+    def measure(self, predict: Predictor) -> float:
+        """Return the mean relative squared error on the validation cells, all targets and studies weighing the same."""
+        study = np.zeros(len(self.x_val), np.int64) if self.study_val is None else self.study_val
+        squared = np.square(self.y_val - predict(self.x_val)) / self.targets.variance
+        errors = average_within(squared, self.observed_val, study)
+        return float(average_errors(errors[None])[0])
+
+    def _validate(self, fit: Fit) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Return the relative errors of all candidates, (candidates, T), NaN where unknown, and their cells, (T,).
+
+        Of validation cells; where there are studies, of all cells of some of these, by what was fitted on the others,
+        for a method has to choose what carries over to a new one.
+        """
+        squared, observed, study = [], [], []
+        for rows, query, y, seen, code in self._folds():
+            targets = self.targets.keep(rows)
+            squared.append([np.square(y - predict(query)) for _, predict in fit(self.x[rows], targets)])
+            observed.append(seen & targets.observed.any(axis=0))
+            study.append(code)
+        seen, codes = np.concatenate(observed), np.concatenate(study)
+        errors = [average_within(np.concatenate(parts), seen, codes) for parts in zip(*squared, strict=True)]
+        return np.stack(errors) / self.targets.variance, seen.sum(axis=0)
+
+    def _folds(self) -> Iterable[tuple[NDArray, ...]]:
+        """Yield rows of the training cells to fit on, and features, targets, where observed and studies of others."""
+        val = (self.x_val, self.y_val, self.observed_val)
+        names = np.unique(self.study) if self.study is not None else np.arange(1)
+        if len(names) < 2:
+            yield np.arange(len(self.x)), *val, np.zeros(len(self.x_val), np.int64)
+            return
+        own = (self.x, self.targets.centred + self.targets.mean, self.targets.observed)
+        study = np.concatenate([self.study, self.study_val])
+        cells = [np.concatenate(parts) for parts in zip(own, val, strict=True)]
+        for held_out in np.array_split(np.random.default_rng(self.seed).permutation(names), min(FOLDS, len(names))):
+            rows = np.flatnonzero(np.isin(study, held_out))
+            kept = np.flatnonzero(~np.isin(self.study, held_out))
+            yield kept, *(part[rows] for part in cells), study[rows]
+
+
+def average_within(squared: NDArray, observed: NDArray[np.bool_], study: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Average squared errors (n, T) over the observed cells of each study, and over studies; NaN where there are none.
+
+    Parameters
+    ----------
+    squared
+        (n, T).
+    observed
+        (n, T), which count.
+    study
+        (n,), numbers of the studies.
+    """
+    total, number = np.zeros(squared.shape[1]), np.zeros(squared.shape[1])
+    for code in np.unique(study):
+        seen = observed[study == code]
+        count = seen.sum(axis=0)
+        total += np.where(seen, squared[study == code], 0.0).sum(axis=0) / np.maximum(count, 1)
+        number += count > 0
+    return np.divide(total, number, out=np.full(len(total), np.nan), where=number > 0)
+
+
+def average_errors(errors: NDArray) -> NDArray[np.float64]:
+    """Average (candidates, T) over the targets with an error; 0 where none has.
+
+    Parameters
+    ----------
+    errors
+        NaN where unknown.
+    """
+    known = np.isfinite(errors).all(axis=0)
+    return errors[:, known].mean(axis=1) if known.any() else np.zeros(len(errors))
+
+
+def predict_each(query: NDArray, predictors: dict[int, Predictor], chosen: NDArray[np.int64]) -> NDArray:
+    """Predict each target by the one of several predictors that was chosen for it.
+
+    Parameters
+    ----------
+    query
+        (m, F), features.
+    predictors
+        By number.
+    chosen
+        (T,), number of the predictor of each target.
+    """
+    predicted = np.empty((len(query), len(chosen)))
+    for code, predict in predictors.items():
+        predicted[:, chosen == code] = predict(query)[:, chosen == code]
+    return predicted
 
 
 def fit_neighbours(x: NDArray, targets: Targets) -> Iterable[tuple[str, Predictor]]:
@@ -149,7 +264,9 @@ def fit_neighbours(x: NDArray, targets: Targets) -> Iterable[tuple[str, Predicto
         yield f"k={count}", partial(predict, n_neighbors=count)
 
 
-def fit_ridges(x: NDArray, targets: Targets) -> Iterable[tuple[str, Predictor]]:
+def fit_ridges(
+    x: NDArray, targets: Targets, penalties: Sequence[float] = RIDGE_PENALTIES
+) -> Iterable[tuple[str, Predictor]]:
     """Yield ridge regressions, each target fitted on the training cells in which it was observed.
 
     Parameters
@@ -158,52 +275,56 @@ def fit_ridges(x: NDArray, targets: Targets) -> Iterable[tuple[str, Predictor]]:
         (n_train, F), features.
     targets
         Targets of the same cells.
+    penalties
+        Penalties to try, each on the sum of squared coefficients.
     """
     patterns, pattern_of_target = np.unique(targets.observed, axis=1, return_inverse=True)
-    groups = [(cells, pattern_of_target == i) for i, cells in enumerate(patterns.T) if cells.any()]
+    parts = []
+    for number, cells in enumerate(patterns.T):
+        if cells.any():
+            columns = np.flatnonzero(pattern_of_target.ravel() == number)
+            y, x_mean = targets.centred[np.ix_(cells, columns)], x[cells].mean(axis=0)
+            own = x[cells] - x_mean
+            values, vectors = eigh(own.T @ own)
+            parts.append((columns, values, vectors, vectors.T @ (own.T @ (y - y.mean(axis=0))), x_mean, y.mean(axis=0)))
+    for alpha in sorted(penalties, reverse=True):
+        coefficients, intercepts = np.zeros((x.shape[1], len(targets.mean))), targets.mean.copy()
+        for columns, values, vectors, projected, x_mean, y_mean in parts:
+            solved = vectors @ (projected / (np.maximum(values, 0) + alpha)[:, None])
+            coefficients[:, columns] = solved
+            intercepts[columns] += y_mean - x_mean @ solved
+        yield f"alpha={alpha:g}", partial(predict_linearly, coefficients=coefficients, intercepts=intercepts)
 
-    def predict(query: NDArray, coefficients: NDArray, intercepts: NDArray) -> NDArray:
-        return query @ coefficients + intercepts
 
-    for alpha in sorted(RIDGE_PENALTIES, reverse=True):
-        coefficients = np.zeros((x.shape[1], len(targets.mean)))
-        intercepts = targets.mean.copy()
-        for cells, columns in groups:
-            ridge = Ridge(alpha=alpha).fit(x[cells], targets.centred[np.ix_(cells, columns)])
-            coefficients[:, columns] = ridge.coef_.reshape(-1, x.shape[1]).T
-            intercepts[columns] += ridge.intercept_
-        yield f"alpha={alpha:g}", partial(predict, coefficients=coefficients, intercepts=intercepts)
+def predict_linearly(query: NDArray, coefficients: NDArray, intercepts: NDArray) -> NDArray:
+    """Return (m, T), weighted sums of features (m, F)."""
+    return query @ coefficients + intercepts
 
 
-def fit_networks(cells: KnownTargets) -> Iterable[tuple[str, Predictor]]:
-    """Yield averages of networks that predict all targets together, from the strongest penalty to the weakest.
+def fit_networks(cells: KnownTargets) -> Predictor:
+    """Return the average of networks that differ in their seed and predict all targets together.
 
     Parameters
     ----------
     cells
-        Training and validation cells. Targets that were not observed in training are filled by the ridge regression,
-        since a network learns all of them together.
+        Training and validation cells. What was not observed in a cell has no part in the loss.
     """
-    scale, settings = np.sqrt(cells.targets.variance), cells.mlp
-    y = cells.fill() / scale
-    y = y.ravel() if y.shape[1] == 1 else y
+    scale, settings, targets = np.sqrt(cells.targets.variance), cells.network, cells.targets
 
-    def predict(query: NDArray, members: list[MLPRegressor]) -> NDArray:
-        mean = np.mean([network.predict(query).reshape(len(query), -1) for network in members], axis=0)
-        return cells.targets.mean + mean * scale
+    learned = scale * targets.observed.any(axis=0)
 
-    for alpha in sorted(settings.alphas, reverse=True):
-        members = []
-        for member in range(settings.n_members):
-            network = MLPRegressor(**settings.to_sklearn(len(y)), alpha=alpha, random_state=cells.seed + member)
+    def predict(query: NDArray, members: Sequence[Predictor]) -> NDArray:
+        return targets.mean + np.mean([member(query) for member in members], axis=0) * learned
 
-            def loss(network=network) -> float:
-                error = np.where(cells.observed_val, cells.y_val - predict(cells.x_val, [network]), 0.0) / scale
-                return float(np.square(error).sum())
+    def measure(member: Predictor) -> float:
+        return cells.measure(partial(predict, members=[member]))
 
-            step = partial(network.partial_fit, cells.x, y)
-            members.append(train_until_worse(network, step, loss, settings))
-        yield f"alpha={alpha:g}", partial(predict, members=members)
+    y = targets.centred / scale
+    members = [
+        train_network(cells.x, y, targets.observed, measure, settings, cells.seed + member)
+        for member in range(settings.n_members)
+    ]
+    return partial(predict, members=members)
 
 
 def predict_from_own_gene(

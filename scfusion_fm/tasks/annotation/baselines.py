@@ -30,7 +30,8 @@ def show_features(data: LabelledCells, rows: NDArray[np.int64]) -> Features:
 def build_annotation_task(data: LabelledCells, partition: Partition, seed: int) -> AnnotationTask:
     """Give the baselines the cells and features that the model gets."""
     used, places = partition.join()
-    return AnnotationTask(show_features(data, used), data.labels[used], places, seed)
+    study = np.unique(data.aligned.rna_panels_in(used)[1], return_inverse=True)[1]
+    return AnnotationTask(show_features(data, used), data.labels[used], places, seed, study=study)
 
 
 def name_by_baselines(data: LabelledCells, partition: Partition, seed: int) -> dict[tuple[str, str], NDArray[np.str_]]:

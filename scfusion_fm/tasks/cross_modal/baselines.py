@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scfusion_fm.evaluation.baselines.prediction import OWN, PredictionTask, fit_prediction_baselines
+from scfusion_fm.evaluation.baselines.studies import normalise_sparse
 from scfusion_fm.evaluation.partition import Partition
 from scfusion_fm.tasks.cross_modal.cells import SOURCE_OF, PairedCells
 from scfusion_fm.tasks.splits import limit_training
@@ -17,7 +18,7 @@ def build_prediction_task(data: PairedCells, partition: Partition, seed: int) ->
     aligned, extractor = data.aligned, data.extractor
     if data.target == "adt":
         shown = np.flatnonzero(aligned.rna_observed)
-        x = extractor.normalise_rna(aligned.rna[used][:, shown].toarray(), aligned.rna_total_counts[used])
+        x = normalise_sparse(aligned.rna[used][:, shown], aligned.rna_total_counts[used], extractor.target_sum)
         own, wanted = extractor.gene_ids, extractor.protein_gene_ids
     else:
         shown = np.flatnonzero(aligned.adt_observed)
@@ -33,7 +34,17 @@ def build_prediction_task(data: PairedCells, partition: Partition, seed: int) ->
         inputs=SOURCE_OF[data.target],
         own_columns=[column.get(wanted[i]) for i in data.panel],
         seed=seed,
+        study=number_studies(data, used),
     )
+
+
+def number_studies(data: PairedCells, rows: NDArray[np.int64]) -> NDArray[np.int64] | None:
+    """Give the number of each cell's batch, those with another panel of genes apart; None without batches."""
+    if data.batches is None:
+        return None
+    panel = data.aligned.rna_panels_in(rows)[1]
+    names = [f"{batch} {number}" for batch, number in zip(data.batches[rows], panel, strict=True)]
+    return np.unique(names, return_inverse=True)[1]
 
 
 def predict_by_baselines(data: PairedCells, partition: Partition, seed: int) -> dict[str, NDArray[np.float64]]:

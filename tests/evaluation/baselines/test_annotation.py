@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import sparse
 
 from scfusion_fm.evaluation.baselines.annotation import (
     ANNOTATION_METHODS,
@@ -10,6 +11,7 @@ from scfusion_fm.evaluation.baselines.annotation import (
     fit_annotation_baselines,
 )
 from scfusion_fm.evaluation.baselines.features import Features
+from scfusion_fm.evaluation.baselines.gene_classifiers import GENE_METHODS, show_standardised
 from scfusion_fm.evaluation.baselines.networks import MlpSettings
 from scfusion_fm.evaluation.metrics.labels import annotation_scores
 from scfusion_fm.evaluation.partition import Partition
@@ -43,7 +45,8 @@ def result(task):
 def test_every_method_finds_a_planted_signal_and_gives_probabilities(task, result):
     truth = task.labels[ROLES == "test"]
     named = result.name_test_cells()
-    assert set(result.test) == {(m, i) for m in ANNOTATION_METHODS for i in ("rna", "adt", "rna+adt")}
+    both = {(m, i) for m in ANNOTATION_METHODS for i in ("rna", "adt", "rna+adt")}
+    assert set(result.test) == both | {(m, "rna") for m in GENE_METHODS}
     for (method, inputs), probability in result.test.items():
         assert probability.shape == (len(truth), 3)
         np.testing.assert_allclose(probability.sum(axis=1), 1)
@@ -74,9 +77,9 @@ def test_neither_labels_nor_features_of_test_and_unused_cells_reach_others(task,
     rna, adt = task.features.rna.copy(), task.features.adt.copy()
     rna[hidden], adt[hidden] = 40.0, -40.0
     labels = np.where(np.isin(ROLES, ["test", ""]), "?", task.labels)
-    changed = fit_annotation_baselines(build_task(features=Features(rna, adt), labels=labels))
-    for key, probability in result.test.items():
-        np.testing.assert_allclose(changed.test[key][5:], probability[5:], atol=1e-9)
+    changed = fit_annotation_baselines(build_task(features=Features(rna, adt), labels=labels), [*ANNOTATION_METHODS])
+    for key, probability in changed.test.items():
+        np.testing.assert_allclose(probability[5:], result.test[key][5:], atol=1e-9)
 
 
 def test_the_same_seed_gives_the_same_networks(task, result):
@@ -119,3 +122,36 @@ def test_tasks_that_cannot_be_fitted_are_refused(task):
         fit_annotation_baselines(build_task(partition=Partition(PARTITION.train, test=PARTITION.test)))
     with pytest.raises(ValueError, match=r"at least two cell types in the training cells, got \['B'\]"):
         fit_annotation_baselines(build_task(labels=np.full(N, "B")))
+
+
+def test_standardising_within_data_sets_finds_types_where_levels_and_spreads_are_others():
+    task = build_task()
+    new = ROLES == "test"
+    rng = np.random.default_rng(5)
+    rna = np.where(new[:, None], task.features.rna * rng.uniform(0.1, 5, G) + rng.normal(0, 60, G), task.features.rna)
+    hidden = np.where(new, "B", task.labels)  # those of test cells are not read
+    there = build_task(features=Features(rna), labels=hidden, study=new.astype(int))
+    found = fit_annotation_baselines(there, [*GENE_METHODS, "PCA + logistic regression"])
+    right = {key: (named == task.labels[new]).mean() for key, named in found.name_test_cells().items()}
+    assert right.pop(("PCA + logistic regression", "rna")) < 0.7
+    assert min(right.values()) > 0.75
+    assert right["genes + balanced logistic regression", "rna"] > 0.95
+
+
+@pytest.mark.parametrize("all_genes", [True, False])
+def test_features_of_few_cells_are_the_products_of_standardised_genes(all_genes, monkeypatch):
+    rng = np.random.default_rng(0)
+    values, study = rng.poisson(1.0, (60, 12)).astype(float), np.repeat([0, 1, 2], 20)
+    values[study == 1, :3] = 0
+    values[study == 2, 3:5] = 0
+    fit = np.flatnonzero(study < 2)
+    x = show_standardised(sparse.csr_matrix(values), study, fit, all_genes, 0)
+    scaled = np.zeros(values.shape)
+    for code in range(3):
+        own = values[study == code]
+        spread = own.std(0)
+        scaled[study == code] = (own - own.mean(0)) / np.where(spread > 0, spread, 1) * (spread > 0)
+    shown = scaled[:, [*range(3), *range(5, 12)]]  # what the new study has
+    np.testing.assert_allclose(x @ x[fit].T, shown @ shown[fit].T, atol=1e-6)
+    monkeypatch.setattr("scfusion_fm.evaluation.baselines.gene_classifiers.MAX_LANDMARKS", 5)
+    assert show_standardised(sparse.csr_matrix(values), study, fit, all_genes, 0).shape == (60, 5)
