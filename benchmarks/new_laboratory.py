@@ -60,9 +60,7 @@ def find_scored(unit: dict, panels: dict[str, set[str]]) -> list[str]:
     trained = {study_of.get(file, file) for file in made["data"]} - {unit["fold"]}
     missing = sorted(trained - set(panels))
     if missing:
-        raise ValueError(
-            f"`RUN` must hold a unit in which each study is tested, got none of {missing}. Finish the run."
-        )
+        raise ValueError(f"`RUN` must hold a unit that tests each study, got none of {missing}. Finish the run.")
     return sorted(name_measured(unit["arrays"]) & set().union(*(panels[name] for name in trained)))
 
 
@@ -85,9 +83,7 @@ def score_unit(unit: dict, scored: list[str], names: NDArray, predicted: NDArray
     own, given = ({name: i for i, name in enumerate(part.tolist())} for part in (arrays["names"], names))
     missing = [name for name in scored if name not in given]
     if missing:
-        raise ValueError(
-            f"`names` must hold all {len(scored)} scored proteins, got none of {missing[:5]}."
-        )
+        raise ValueError(f"`names` must hold all {len(scored)} scored proteins, got none of {missing[:5]}.")
     measured = arrays["measured"][:, [own[name] for name in scored]]
     table, _ = protein_scores(measured, predicted[:, [given[name] for name in scored]], np.isfinite(measured))
     return table["pearson"].set_axis(scored)
