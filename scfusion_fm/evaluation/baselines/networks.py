@@ -5,7 +5,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.neural_network import MLPClassifier, MLPRegressor
+from sklearn.neural_network import MLPClassifier
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class MlpSettings:
 
 
 def train_until_worse(
-    network: MLPClassifier | MLPRegressor, step: Callable[[], None], loss: Callable[[], float], settings: MlpSettings
-) -> MLPClassifier | MLPRegressor:
+    network: MLPClassifier, step: Callable[[], None], loss: Callable[[], float], settings: MlpSettings
+) -> MLPClassifier:
     """Train a network pass by pass and give it the weights of its best pass.
 
     Parameters
