@@ -4,11 +4,12 @@ Letters: n cells, B cells of a block.
 """
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,7 @@ from scfusion_fm.model import (
 from scfusion_fm.notices import progress, tell, warn
 
 BOTH = ("rna", "adt")
+Block = TypeVar("Block")
 
 
 @dataclass(frozen=True)
@@ -235,7 +237,7 @@ class Job:
         if not readable.any():
             raise ValueError(f"`input` must hold cells that the model can read, got none in {source.cells.path}.")
         with progress(int(readable.sum())) as bar:
-            for part, cells in source.blocks():
+            for part, cells in read_ahead(source.blocks()):
                 rows = np.flatnonzero(readable[part])
                 yield part, cells, rows
                 bar.update(len(rows))
@@ -258,3 +260,12 @@ class Job:
             "scfusion_fm": version("scfusion-fm"),
         }
         return self.target.finish(verb, record)
+
+
+def read_ahead(blocks: Iterator[Block]) -> Iterator[Block]:
+    """Give what an iterator gives; the next of it is read by a thread, while one is worked on."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, blocks, None)
+        while (block := coming.result()) is not None:
+            coming = pool.submit(next, blocks, None)
+            yield block

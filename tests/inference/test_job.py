@@ -1,6 +1,7 @@
 """Commands that use a model on a file: what they keep, what they refuse, and that nothing is left half-written."""
 
 import sys
+import threading
 import warnings
 
 import anndata as ad
@@ -14,6 +15,7 @@ from seal import copy_model, seal
 from scfusion_fm.cli.main import main
 from scfusion_fm.inference.annotate import annotate
 from scfusion_fm.inference.embed import embed
+from scfusion_fm.inference.job import read_ahead
 from scfusion_fm.inference.predict_protein import predict_protein
 from scfusion_fm.model import ScFusionTTTForCrossModalPrediction
 
@@ -114,3 +116,28 @@ def test_file_without_any_readable_cell_is_refused(predictor, tmp_path):
         with pytest.raises(ValueError, match=r"empty.h5ad` must have counts of genes .* got none in its 4 cells"):
             predict_protein(tmp_path / "empty.h5ad", predictor, output=tmp_path / "out.h5ad")
     assert not list(tmp_path.glob("out.*"))
+
+
+def test_the_next_block_is_read_while_one_is_worked_on():
+    read, next_was_read = [], threading.Event()
+
+    def blocks():
+        for number in range(4):
+            if number == 3:
+                raise ValueError("broken")
+            read.append(number)
+            if number == 1:
+                next_was_read.set()
+            yield number
+
+    given = read_ahead(blocks())
+    assert next(given) == 0
+    assert next_was_read.wait(10)
+    assert [next(given), next(given)] == [1, 2]
+    with pytest.raises(ValueError, match="broken"):
+        next(given)
+    assert read == [0, 1, 2]
+    assert list(read_ahead(iter([]))) == []
+    unfinished = read_ahead(iter(range(9)))
+    next(unfinished)
+    unfinished.close()
