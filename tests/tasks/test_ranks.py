@@ -104,9 +104,10 @@ LAUNCHERS = {  # and how they are told of a port, for their own is the same for 
     [(ANNOTATION, "leave_out_types=[B]"), (TRANSFER, "final=true"), (CROSS_MODAL, "interval_left_out_key=donor")],
 )
 def test_every_launcher_gives_what_one_rank_gives(settings, tmp_path, script, override):
-    run(sys.executable, script, "--config", settings, override, f"output_dir={tmp_path / 'one'}")
+    run(sys.executable, script, "--config", settings, override, f"output_dir={tmp_path / 'one'}", timeout_s=LONGEST_S)
     for name, (words, port) in LAUNCHERS.items():
-        run(*words, port, str(free_port()), script, "--config", settings, override, f"output_dir={tmp_path / name}")
+        words = [*words, port, str(free_port()), script, "--config", settings, override]
+        run(*words, f"output_dir={tmp_path / name}", timeout_s=LONGEST_S)
         compare(tmp_path / name, tmp_path / "one")
 
 
