@@ -20,6 +20,7 @@ from scfusion_fm.tasks.annotation.fit import AnnotationSettings, FittedAnnotatio
 from scfusion_fm.tasks.weights import Weights
 
 CALIBRATED = "temperatures and thresholds"
+MOST_CELLS_PER_CLASS = 5000  # more make no mean and no covariance of embeddings surer, and all are in memory
 
 
 def calibrate_annotation(
@@ -142,7 +143,14 @@ def describe_open_set(table: pd.DataFrame) -> dict[str, Any]:
 def _fit_gaussians(
     fitted: FittedAnnotation, data: LabelledCells, rows: NDArray[np.int64], inputs: tuple[str, ...]
 ) -> ClassGaussians:
+    rows = limit_classes(rows, data.codes, MOST_CELLS_PER_CLASS)
     return ClassGaussians.fit(fitted.run(data.aligned, rows, inputs).embedding, data.codes[rows])
+
+
+def limit_classes(rows: NDArray[np.int64], codes: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """Draw some of the rows of each class that has more of them; ascending."""
+    rng = np.random.default_rng(0)
+    return np.sort(np.concatenate([rng.permutation(rows[codes[rows] == c])[:most] for c in np.unique(codes[rows])]))
 
 
 def _having(data: LabelledCells, rows: NDArray[np.int64], inputs: tuple[str, ...]) -> NDArray[np.int64]:

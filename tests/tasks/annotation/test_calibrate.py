@@ -16,6 +16,7 @@ from scfusion_fm.tasks.annotation.calibrate import (
     calibrate_annotation,
     describe_calibration,
     describe_open_set,
+    limit_classes,
     score_open_set,
 )
 from scfusion_fm.tasks.annotation.cells import LabelledCells
@@ -37,6 +38,15 @@ def data(model_dir, paired_file):
 @pytest.fixture(scope="module")
 def fitted(model_dir, data):
     return fit_annotation(Weights(model_dir), *data, SETTINGS)
+
+
+def test_large_classes_lose_cells_and_rare_ones_keep_theirs():
+    rows, codes = np.arange(10, 100), np.repeat([0, 1, 2], [60, 36, 4])
+    kept = limit_classes(rows, codes, 20)
+    assert np.bincount(codes[kept]).tolist() == [20, 20, 4]
+    assert set(kept) <= set(rows)
+    assert (np.diff(kept) > 0).all()
+    np.testing.assert_array_equal(limit_classes(rows, codes, 60), rows)
 
 
 @pytest.mark.parametrize("score", ["energy", "mahalanobis"])
