@@ -83,6 +83,17 @@ def test_benchmark_of_memory_in_use(model_dir, tmp_path):
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
+def test_benchmark_of_memory_in_fine_tuning(tmp_path):
+    """It makes an atlas, and runs two scripts of their own, cold."""
+    done = run(
+        sys.executable, "benchmarks/finetuning_memory.py", tmp_path, "--cells", "600", "900", "--epochs", "1",
+        "--genes", "300", timeout_s=900,
+    )  # fmt: skip
+    assert done.stdout.count("bytes a further cell") == 2
+    assert (tmp_path / "annotation_900" / "report.html").is_file()
+
+
 def test_benchmark_of_serving(model_dir, tmp_path, monkeypatch, capsys):
     """Its processes are played by this one, which has loaded everything already."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
