@@ -112,7 +112,7 @@ class OrderedExtractor(ScFusionTTTFeatureExtractor):
 class NoMixing(nn.Module):
     """Nothing in place of a TTT layer: tokens of a block see themselves alone."""
 
-    def forward(self, x: Tensor, mask: Tensor, return_inner_loss: bool = False) -> TTTOutput:
+    def forward(self, x: Tensor, mask: Tensor, return_inner_loss: bool = False, is_masked: bool = False) -> TTTOutput:
         """Give zeros for tokens (B, L, D); there is no inner loss."""
         return TTTOutput(torch.zeros_like(x), None)
 

@@ -45,7 +45,7 @@ class AttentionLayer(nn.Module):
         self.gate_proj = nn.Linear(width, width, bias=False) if config.ttt_use_gate else None
         self.o_proj = nn.Linear(width, width, bias=False)
 
-    def forward(self, x: Tensor, mask: Tensor, return_inner_loss: bool = False) -> TTTOutput:
+    def forward(self, x: Tensor, mask: Tensor, return_inner_loss: bool = False, is_masked: bool = False) -> TTTOutput:
         """Let tokens (B, L, D) read those of the mask (B, L); there is no inner loss."""
         q, k, v = self.qkv_proj(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         # A cell without any token of a modality reads all of them, since nothing would give NaN; nobody looks there.
