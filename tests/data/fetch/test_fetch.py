@@ -90,7 +90,9 @@ def serve(server, monkeypatch):
     return put
 
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*(pull_on_update|names are intersecting|will be removed).*")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*(pull_on_update|names are (intersecting|not unique)|will be removed).*"
+)
 CONTENT = bytes(range(256)) * 400
 
 
