@@ -3,6 +3,7 @@
 import gzip
 import json
 import shutil
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -97,7 +98,10 @@ def _check_shape(dataset: RemoteDataset, path: Path) -> None:
     wrong = {key: n for key, n in found.items() if getattr(dataset, key) not in (None, n)}
     if wrong:
         told = ", ".join(f"{n:,} {key} in place of {getattr(dataset, key):,}" for key, n in wrong.items())
-        raise ValueError(f"`{dataset.name}` must be what it was, got {told}. The file on the server has changed.")
+        raise ValueError(
+            f"`{dataset.name}` must be what it was, got {told}. The file on the server has changed; to fetch it "
+            f"once more, remove the directory .{dataset.name}.parts first."
+        )
 
 
 def keep(files: dict[str, Path], output: Path) -> None:
@@ -117,7 +121,7 @@ def unpack(files: dict[str, Path], output: Path) -> None:
     with gzip.open(files["cells"]) as packed, output.open("wb") as plain:
         try:
             shutil.copyfileobj(packed, plain, 1 << 22)
-        except (EOFError, gzip.BadGzipFile) as error:
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             files["cells"].unlink()
             raise ValueError(
                 f"`{files['cells'].name}` must be a whole gzip file, got {error}. Fetch it again."

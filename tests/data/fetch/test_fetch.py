@@ -220,9 +220,13 @@ def test_a_packed_file_is_unpacked(server, serve, tmp_path, paired_file):
     serve(dataset)
     (path,) = fetching.fetch("packed", directory=tmp_path / "new")
     assert path.read_bytes() == plain
-    server.put("x.h5ad.gz", gzip.compress(plain)[:-500])
-    with pytest.raises(ValueError, match="must be a whole gzip file"):
-        fetching.fetch("packed", directory=tmp_path / "other")
+    packed = gzip.compress(plain)
+    for damaged in (packed[:-500], packed[:200] + bytes(300) + packed[500:], b"no gzip" + packed):
+        server.put("x.h5ad.gz", damaged)
+        with pytest.raises(ValueError, match="must be a whole gzip file"):
+            fetching.fetch("packed", directory=tmp_path / "other")
+    server.put("x.h5ad.gz", packed)  # what was damaged is not taken again
+    assert fetching.fetch("packed", directory=tmp_path / "other")[0].read_bytes() == plain
 
 
 def test_matrices_become_one_file(server, serve, tmp_path):
