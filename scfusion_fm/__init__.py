@@ -38,8 +38,10 @@ if TYPE_CHECKING:
     from scfusion_fm.inference.loaded import LoadedModel as LoadedModel
     from scfusion_fm.inference.loaded import load as load
     from scfusion_fm.inference.model_directory import load_pretrained as load_pretrained
+    from scfusion_fm.inference.model_files import find_model as find_model
     from scfusion_fm.inference.predict_protein import predict_protein as predict_protein
     from scfusion_fm.inference.seen import seen as seen
+    from scfusion_fm.inference.shipped import list_models as list_models
     from scfusion_fm.inference.surprise import surprise as surprise
     from scfusion_fm.model import ScFusionTTTConfig as ScFusionTTTConfig
     from scfusion_fm.model import ScFusionTTTFeatureExtractor as ScFusionTTTFeatureExtractor
@@ -68,6 +70,8 @@ _HOMES = {
     "ScFusionTTTForCrossModalPrediction": "model",
     "ScFusionTTTForPreTraining": "model",
     "ScFusionTTTModel": "model",
+    "find_model": "inference.model_files",
+    "list_models": "inference.shipped",
     "load_pretrained": "inference.model_directory",
     "read_aligned": "inference.inputs",
     "doctor": "inference.doctor",

@@ -45,7 +45,7 @@ def annotation(
     labels_key
         Column of obs with the labels.
     model
-        Directory of a pretrained model.
+        Directory of a pretrained model, name of one that comes with the package, or id on the hub.
     output_dir
         Directory for model, scores and report; must not exist.
     batch_key

@@ -85,16 +85,16 @@ def _synthesize(args: argparse.Namespace) -> None:
 
 def _add_verify(commands: argparse._SubParsersAction) -> None:
     verify = commands.add_parser("verify", help="compare the files of an atlas or a model with its checksums")
-    verify.add_argument("atlas", metavar="PATH", help="directory or URL of the atlas, or model directory")
+    verify.add_argument("atlas", metavar="PATH", help="atlas (directory or URL), or model (directory or name)")
     verify.set_defaults(run=_verify)
 
 
 def _verify(args: argparse.Namespace) -> None:
     from scfusion_fm.data.atlas.atlas import verify_atlas
-    from scfusion_fm.inference.model_files import is_model, verify_model
+    from scfusion_fm.inference.model_files import find_model, is_model, list_shipped, verify_model
 
-    if is_model(Path(args.atlas)):
-        verify_model(Path(args.atlas))
+    if args.atlas in list_shipped() or is_model(Path(args.atlas)):
+        verify_model(find_model(args.atlas))
     else:
         verify_atlas(args.atlas)
     print(f"{args.atlas} is as it was written")
@@ -103,7 +103,9 @@ def _verify(args: argparse.Namespace) -> None:
 def _add_doctor(commands: argparse._SubParsersAction) -> None:
     doctor = commands.add_parser("doctor", help="say what files hold and whether they can be used; writes nothing")
     doctor.add_argument("files", type=Path, nargs="+", metavar="FILE", help=".h5ad, .h5mu, 10x .h5 or zarr")
-    doctor.add_argument("--model", help="model directory or id whose vocabulary counts; all human genes if absent")
+    doctor.add_argument(
+        "--model", help="model (directory, name or id) whose vocabulary counts; all human genes if absent"
+    )
     doctor.add_argument("--modality", choices=("auto", "rna", "adt"), default="auto", help="of a single AnnData")
     doctor.add_argument("--batch-key", help="column of obs; what has no count in a batch is not measured there")
     doctor.add_argument("--min-coverage", type=float, help="with --model: as the commands that use it, 0.01 by default")

@@ -9,11 +9,27 @@ from typing import Any
 
 from scfusion_fm.cli.limits import add_limits
 
+MODEL = "model directory, name of `scfusion models`, or id on the Hugging Face hub"
+
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
-    """Add `embed`, `annotate`, `predict-protein`, `impute`, `surprise`, `seen` and `push`."""
-    for add in (_add_embed, _add_annotate, _add_predict_protein, _add_impute, _add_surprise, _add_seen, _add_push):
+    """Add `models`, `embed`, `annotate`, `predict-protein`, `impute`, `surprise`, `seen` and `push`."""
+    verbs = (_add_embed, _add_annotate, _add_predict_protein, _add_impute, _add_surprise, _add_seen)
+    for add in (_add_models, *verbs, _add_push):
         add(commands)
+
+
+def _add_models(commands: argparse._SubParsersAction) -> None:
+    models = commands.add_parser("models", help="list the models that come with the package")
+    models.add_argument("--json", action="store_true", help="print JSON")
+    models.set_defaults(run=_models)
+
+
+def _models(args: argparse.Namespace) -> None:
+    from scfusion_fm.inference.shipped import list_models
+
+    found = list_models()
+    print(json.dumps([vars(model) for model in found], indent=1) if args.json else found)
 
 
 def _add_embed(commands: argparse._SubParsersAction) -> None:
@@ -112,7 +128,7 @@ def _surprise(args: argparse.Namespace) -> None:
 
 def _add_seen(commands: argparse._SubParsersAction) -> None:
     seen = commands.add_parser("seen", help="tell how many cells of a file a model was trained on; exit code 1 if any")
-    seen.add_argument("model", help="model directory, or id on the Hugging Face hub")
+    seen.add_argument("model", help=MODEL)
     seen.add_argument("file", type=Path, help=".h5ad, .h5mu, 10x .h5 or zarr with raw counts")
     seen.add_argument("--modality", choices=("auto", "rna", "adt"), default="auto", help="of a single AnnData")
     seen.add_argument("--json", action="store_true", help="print JSON")
@@ -131,7 +147,7 @@ def _seen(args: argparse.Namespace) -> None:
 
 def _add_push(commands: argparse._SubParsersAction) -> None:
     push = commands.add_parser("push", help="upload a model directory to the Hugging Face Hub")
-    push.add_argument("model", type=Path, help="model directory")
+    push.add_argument("model", help="model directory, or name of `scfusion models`")
     push.add_argument("repo", help="name on the Hub, such as lab/blood; made if need be")
     push.add_argument("--private", action="store_true", help="if it is made, for those alone who may read it")
     push.set_defaults(run=_push)
@@ -145,7 +161,7 @@ def _push(args: argparse.Namespace) -> None:
 
 def _add_request(parser: argparse.ArgumentParser) -> None:
     """Add what all commands share that read a file and write it again with something added."""
-    parser.add_argument("model", help="model directory, or id on the Hugging Face hub")
+    parser.add_argument("model", help=MODEL)
     parser.add_argument("input", type=Path, help=".h5ad, .h5mu, 10x .h5 or zarr with raw counts")
     parser.add_argument("output", type=Path, help="new file; everything in the input is kept")
     parser.add_argument("--key-added", help="name of what is added")

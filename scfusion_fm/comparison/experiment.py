@@ -24,6 +24,7 @@ from scfusion_fm.evaluation.protocol.leaks import Evidence, Leak, find_leaks, fi
 from scfusion_fm.evaluation.protocol.splits import Fold, k_folds, leave_group_out, limit_labels
 from scfusion_fm.inference.inputs import read_aligned
 from scfusion_fm.inference.model_directory import load_extractor
+from scfusion_fm.inference.model_files import find_model
 from scfusion_fm.inference.seen import load_model_seen
 from scfusion_fm.model import ScFusionTTTFeatureExtractor
 from scfusion_fm.notices import warn
@@ -236,7 +237,7 @@ class Experiment:
         for name, model in self.config.models.items():
             if model.from_scratch:
                 continue
-            seen = load_model_seen(Path(model.path))
+            seen = load_model_seen(find_model(model.path))
             answer = None if seen is None else seen.look_up(self.prints[fold.partition.test])
             if answer is not None:
                 refuse_seen_cells(answer, self.config.allow_seen_test_cells)
@@ -253,7 +254,7 @@ class Experiment:
 
     def weights(self) -> dict[str, Weights]:
         """Give where the weights of each model come from."""
-        return {name: Weights(Path(m.path), m.from_scratch) for name, m in self.config.models.items()}
+        return {name: Weights(find_model(m.path), m.from_scratch) for name, m in self.config.models.items()}
 
     @property
     def baselines(self) -> tuple[str, ...]:
@@ -269,7 +270,7 @@ def _read_once(path: Path, extractor: ScFusionTTTFeatureExtractor, files: dict) 
 
 
 def _read_shared_extractor(title: str, config: ExperimentConfig) -> ScFusionTTTFeatureExtractor:
-    extractors = {name: load_extractor(Path(model.path)) for name, model in config.models.items()}
+    extractors = {name: load_extractor(find_model(model.path)) for name, model in config.models.items()}
     if not extractors:
         return ScFusionTTTFeatureExtractor(**build_vocabulary(None, "protein_coding", "all").to_dict())
     first, *rest = extractors

@@ -21,6 +21,7 @@ from scfusion_fm.evaluation.protocol.leaks import Leak
 from scfusion_fm.evaluation.protocol.splits import Fold
 from scfusion_fm.evaluation.protocol.spread import HELD_OUT
 from scfusion_fm.evaluation.report.run_files import UNREADABLE_ARRAYS, replace_file
+from scfusion_fm.inference.model_files import find_model
 from scfusion_fm.records import SEAL, checksum_bytes, read_record, seal_record
 
 # What units are listed from, and what says something about the cells but changes no score.
@@ -112,7 +113,7 @@ class Recipe:
         settings: dict = OmegaConf.to_container(OmegaConf.structured(config))
         models = {}
         for name, given in settings["models"].items():
-            path = Path(given.pop("path"))
+            path = find_model(given.pop("path"))
             files = ARCHITECTURE if given["from_scratch"] else ARCHITECTURE + WEIGHTS
             models[name] = {"settings": given, "files": {file: find_hash(path / file) for file in files}}
         data = {file: find_hash(data_dir / file) for file in config.data}

@@ -49,7 +49,7 @@ class EvaluatedModelConfig:
     """A model that takes part."""
 
     path: str = MISSING
-    """Directory of a pretrained model."""
+    """Directory of a pretrained model, name of one of `scfusion models`, or id on the Hugging Face hub."""
     from_scratch: bool = False
     """Whether to take its architecture with fresh weights: what pretraining is worth."""
     projected_proteins: bool | None = None

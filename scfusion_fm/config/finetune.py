@@ -138,7 +138,7 @@ class FinetuneConfig:
     """Settings that all fine-tunings have."""
 
     model: str = MISSING
-    """Directory of a pretrained model."""
+    """Directory of a pretrained model, name of one of `scfusion models`, or id on the Hugging Face hub."""
     data: list[str] = MISSING
     """Files and atlases with the cells. Of several, each keeps its own genes and proteins: what a file did not measure
     is not zero. They get a column `dataset` with the name of the file, or of the data set in an atlas."""

@@ -29,8 +29,8 @@ def doctor(
         AnnData or MuData, in memory, backed or lazy, or the path of a file; or several of these, which are also
         compared for the same cells.
     model
-        Whose genes and proteins count: a model directory, an id on the Hugging Face hub, or what `load`
-        gives. All human genes when None.
+        Whose genes and proteins count: a model directory, a name of `list_models`, an id on the Hugging Face hub,
+        or what `load` gives. All human genes when None.
     modality
         What a single AnnData holds where its names do not tell: `rna` or `adt`.
     batch_key

@@ -31,7 +31,7 @@ def embed(
     adata
         AnnData or MuData with raw counts, in memory, backed or lazy; or the path of a file.
     model
-        Model directory, id on the Hugging Face hub, or what `load` gives.
+        Model directory, name of a model of `list_models`, id on the Hugging Face hub, or what `load` gives.
     output
         New file of the same kind with everything of the input and the embedding; of a path. It is written block by
         block: memory does not grow with the number of cells.

@@ -1,8 +1,10 @@
 """Write a model as a Hugging Face directory that loads with or without this package."""
 
 import json
+import shutil
 from html import escape
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import safetensors.numpy
@@ -10,11 +12,12 @@ from transformers import PreTrainedModel
 
 from scfusion_fm.data.fingerprints.seen import SEEN_CELLS, SeenCells
 from scfusion_fm.data.scratch import Scratch
-from scfusion_fm.inference.model_files import ModelFiles, verify_model
+from scfusion_fm.inference.model_files import EXTRACTOR, ModelFiles, find_model, verify_model
 from scfusion_fm.model import ScFusionTTTFeatureExtractor
 from scfusion_fm.model.files_scfusion_ttt import (
     CALIBRATIONS,
     CONFIG,
+    EXTRACTOR_CODE,
     MODEL_CODE,
     WEIGHTS,
     WEIGHTS_CHECKSUM,
@@ -87,7 +90,8 @@ def push_to_hub(model: str | Path, repo_id: str, **options: Any) -> str:
     Parameters
     ----------
     model
-        Directory that an export or `save_pretrained` wrote.
+        Directory that an export or `save_pretrained` wrote, or the name of a model that comes with the package: what
+        is published is its directory, with the code of its classes beside it.
     repo_id
         Name on the Hub, such as `lab/blood`, which is made if need be.
     options
@@ -103,7 +107,7 @@ def push_to_hub(model: str | Path, repo_id: str, **options: Any) -> str:
         If the directory is no model, is damaged, has no checksums, or holds files that are not in their list; or if the
         Hub cannot be reached or does not let you write.
     """
-    path = ModelFiles.open(model).path
+    path = ModelFiles.open(find_model(model)).path
     verify_model(path)
     unknown = sorted({file.name for file in path.iterdir()} - {SUMS, *(read_sums(path) or {})})
     if unknown:
@@ -114,7 +118,9 @@ def push_to_hub(model: str | Path, repo_id: str, **options: Any) -> str:
     if not (path / WEIGHTS).is_file():
         raise ValueError(f"`model` must hold all weights in {WEIGHTS}, got none in {str(path)!r}. Export it again.")
     try:
-        return push_directory(path, repo_id, ("*",), **({"commit_message": "Upload model directory"} | options))
+        with TemporaryDirectory() as empty:
+            complete = path if any(path.glob("*.py")) else add_code(path, Path(empty))
+            return push_directory(complete, repo_id, ("*",), **({"commit_message": "Upload model directory"} | options))
     except Exception as error:  # of many kinds: no network, no token, no access
         if type(error) is ValueError:  # our own, of an option
             raise
@@ -123,6 +129,15 @@ def push_to_hub(model: str | Path, repo_id: str, **options: Any) -> str:
             f"`repo_id` must be a name on the Hugging Face Hub that you may write to, got {repo_id!r} ({reason}). "
             "`hf auth login` logs in."
         ) from error
+
+
+def add_code(model: Path, output: Path) -> Path:
+    """Copy a model directory that has no code to an empty one, with the code of its classes; its path."""
+    shutil.copytree(model, output, dirs_exist_ok=True)
+    write_code(output, CONFIG, MODEL_CODE)
+    write_code(output, EXTRACTOR, EXTRACTOR_CODE)
+    update_checksums(output, ["*"])
+    return output
 
 
 def describe_seen(seen: SeenCells) -> str:

@@ -67,7 +67,8 @@ def load(model: Any, *, revision: str | None = None) -> LoadedModel:
     Parameters
     ----------
     model
-        A model directory, or the id of a model on the Hugging Face hub (`group/name`); a loaded model is given back.
+        A model directory, the name of a model that comes with the package (`scfusion models` lists them), or the id of
+        a model on the Hugging Face hub (`group/name`); a loaded model is given back.
     revision
         Branch, tag or commit on the hub.
 

@@ -9,7 +9,7 @@ import transformers
 from transformers import PreTrainedModel
 
 from scfusion_fm.inference.model_config import ConfigFile, ExtractorFile
-from scfusion_fm.inference.model_files import CONFIG, WEIGHTS, ModelFiles
+from scfusion_fm.inference.model_files import CONFIG, WEIGHTS, ModelFiles, find_model
 from scfusion_fm.model import (
     ScFusionTTTConfig,
     ScFusionTTTFeatureExtractor,
@@ -37,7 +37,7 @@ def load_pretrained(path: str | Path, model_class: type[Model]) -> tuple[Model, 
     Parameters
     ----------
     path
-        Directory that an export wrote.
+        Directory that an export wrote, the name of a model that comes with the package, or an id on the hub.
     model_class
         Class to load: that of the directory, with its head, or `ScFusionTTTModel`, which every directory holds.
 
@@ -46,7 +46,7 @@ def load_pretrained(path: str | Path, model_class: type[Model]) -> tuple[Model, 
     ValueError
         If the directory is no model, is damaged, or is one without the head that is needed.
     """
-    files = ModelFiles.open(path)
+    files = ModelFiles.open(find_model(path))
     config, extractor = _read_settings(files)
     if model_class is not ScFusionTTTModel and config.architecture != model_class.__name__:
         raise refuse_class(model_class, config.architecture)

@@ -18,12 +18,14 @@ from scfusion_fm.notices import warn
 from scfusion_fm.untrusted.checksums import SUMS, check_digest, check_file, read_bounded, read_sums
 from scfusion_fm.untrusted.json_file import read_json
 from scfusion_fm.untrusted.rules import parse_bytes
+from scfusion_fm.untrusted.text import show_value
 from scfusion_fm.untrusted.weights_file import read_metadata
 
 CONFIG, EXTRACTOR, WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors"
 WEIGHTS_CHECKSUM = "weights_sha256"  # in a calibration: of the weights that it was made for
 LARGEST_CALIBRATION = 1 << 26
 HUB_FILES = ["*.json", "*.safetensors", "*.npz", "SHA256SUMS", "README.md"]  # no code, and no pickles
+SHIPPED = Path(__file__).parents[1] / "shipped"  # models that come with the package, a directory each
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,15 @@ def _read_named_json(path: Path) -> Any:
 
 def find_model(model: str | Path, revision: str | None = None) -> Path:
     """
-    Give the directory of a model, which is downloaded if the hub has it.
+    Give the directory of a model: the one of that path, one that comes with the package, or one from the hub.
+
+    Parameters
+    ----------
+    model
+        A model directory; the name of a model that comes with the package, such as `scfusion-human-blood`; or the id of
+        one on the Hugging Face hub (`group/name`), which is downloaded. A directory of that name comes first.
+    revision
+        Branch, tag or commit on the hub.
 
     Raises
     ------
@@ -174,11 +184,11 @@ def find_model(model: str | Path, revision: str | None = None) -> Path:
         If there is none.
     """
     path, text = Path(model).expanduser(), str(model)
-    is_id = isinstance(model, str) and text.count("/") == 1 and not text.startswith((".", "/", "~"))
-    if path.exists() or not is_id:
-        if revision is not None:
-            raise ValueError(f"`revision` must be left out where `model` is a directory, got {revision!r}.")
-        return path
+    is_text = isinstance(model, str) and not text.startswith((".", "/", "~"))
+    if path.exists() or not is_text or text.count("/") > 1:
+        return _refuse_revision(path, revision)
+    if "/" not in text:
+        return _refuse_revision(_find_shipped(text), revision)
     from huggingface_hub import snapshot_download  # slow to import
 
     try:
@@ -189,6 +199,25 @@ def find_model(model: str | Path, revision: str | None = None) -> Path:
             f"`model` must be a directory, or the id of a model on the Hugging Face hub, got {text!r}, which is no "
             f"directory here and cannot be downloaded ({reason})."
         ) from error
+
+
+def list_shipped() -> dict[str, Path]:
+    """Give the directories of the models that come with the package, by name."""
+    return {path.name: path for path in sorted(SHIPPED.glob("*")) if is_model(path)}
+
+
+def _find_shipped(name: str) -> Path:
+    shipped = list_shipped()
+    if name not in shipped:
+        told = f"one that comes with the package ({', '.join(shipped)})" if shipped else "a `group/name` on the hub"
+        raise ValueError(f"`model` must be a directory or {told}, got {show_value(name)}, which is neither.")
+    return shipped[name]
+
+
+def _refuse_revision(path: Path, revision: str | None) -> Path:
+    if revision is not None:
+        raise ValueError(f"`revision` must be left out where `model` is a directory, got {revision!r}.")
+    return path
 
 
 def read_vocabulary(model: Path) -> Vocabulary:

@@ -20,7 +20,7 @@ def seen(adata: Given, model: Any, *, modality: Modality = "auto") -> SeenAnswer
     adata
         AnnData or MuData with raw counts, in memory, backed or lazy; or the path of a file.
     model
-        Model directory, id on the Hugging Face hub, or what `load` gives.
+        Model directory, name of a model of `list_models`, id on the Hugging Face hub, or what `load` gives.
     modality
         What a single AnnData holds where its names do not tell: `rna` or `adt`.
 

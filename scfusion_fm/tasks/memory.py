@@ -15,6 +15,7 @@ import scipy.sparse as sp
 from scfusion_fm.config.loading import config_differences
 from scfusion_fm.data.files.stack import ReadRows
 from scfusion_fm.data.schema import AlignedCells
+from scfusion_fm.inference.model_files import find_model
 from scfusion_fm.notices import tell
 from scfusion_fm.records import SEAL, read_record, seal_record
 from scfusion_fm.training.checkpoint import write_durably
@@ -58,7 +59,7 @@ def identify_run(config: Any, cells: str) -> dict[str, Any]:
         "settings": json.loads(json.dumps(settings)),  # as it is read
         "precision": {} if file is None else precision(read_deepspeed_settings(file)),
         "cells": cells,
-        "model": fingerprint_directory(Path(config.model)),
+        "model": fingerprint_directory(find_model(config.model)),
         "version": version("scfusion-fm"),
     }
 

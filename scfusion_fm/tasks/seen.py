@@ -9,6 +9,7 @@ from scfusion_fm.data.fingerprints.cells import fingerprint_cells
 from scfusion_fm.data.fingerprints.seen import SeenAnswer, SeenCells, SeenPart
 from scfusion_fm.data.schema import AlignedCells
 from scfusion_fm.evaluation.partition import Partition
+from scfusion_fm.inference.model_files import find_model
 from scfusion_fm.inference.seen import load_model_seen
 from scfusion_fm.model import ScFusionTTTFeatureExtractor
 from scfusion_fm.notices import warn
@@ -63,7 +64,7 @@ def check_test_cells(
     -----
     Warns where the model does not tell what it has seen.
     """
-    seen = load_model_seen(Path(config.model))
+    seen = load_model_seen(find_model(config.model))
     if seen is None:
         message = f"{config.model} does not tell which cells it was trained on: test cells may be among them."
         warn(message)

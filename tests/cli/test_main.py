@@ -18,8 +18,8 @@ from scfusion_fm.config.split import SplitConfig
 from scfusion_fm.data.fingerprints.seen import SeenCells
 from scfusion_fm.data.split import assign_split
 
-COMMANDS = ["fetch", "prepare", "synthesize", "verify", "doctor", "inspect", "embed", "annotate", "predict-protein"]
-COMMANDS += ["impute", "surprise", "seen", "push", "plan", "evaluate", "plot", "report"]
+COMMANDS = ["fetch", "prepare", "synthesize", "verify", "doctor", "inspect", "models", "embed", "annotate"]
+COMMANDS += ["predict-protein", "impute", "surprise", "seen", "push", "plan", "evaluate", "plot", "report"]
 
 
 def call(monkeypatch, *arguments):

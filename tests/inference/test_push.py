@@ -1,6 +1,7 @@
 """Uploads to the Hub, which is a directory here: what arrives is a model directory whose checksums fit."""
 
 import inspect
+import json
 import shutil
 import sys
 from fnmatch import fnmatch
@@ -13,11 +14,14 @@ import torch
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError
 from seal import copy_model
+from transformers import AutoModel
 
 import scfusion_fm
 from scfusion_fm import ScFusionTTTFeatureExtractor, ScFusionTTTForPreTraining, ScFusionTTTModel, load_pretrained
 from scfusion_fm.cli.main import main
+from scfusion_fm.inference import model_files
 from scfusion_fm.inference.model_files import verify_model
+from scfusion_fm.inference.ship import ship_model
 from scfusion_fm.model import hub_scfusion_ttt
 
 
@@ -86,6 +90,19 @@ def test_a_model_directory_arrives_as_it_is(hub, model_dir):
     assert found == "https://hub/lab/blood/commit/1"
     assert hub.calls == ["secret", True, "Upload model directory"]
     assert files(hub.root / "main") == files(model_dir)
+
+
+def test_a_model_of_the_package_arrives_with_the_code_of_its_classes(hub, model_dir, tmp_path, monkeypatch):
+    ship_model(model_dir, tmp_path / "shipped" / "small-blood", "its card")
+    monkeypatch.setattr(model_files, "SHIPPED", tmp_path / "shipped")
+    scfusion_fm.push_to_hub("small-blood", "blood")
+    there, here = files(hub.root / "main"), files(tmp_path / "shipped" / "small-blood")
+    changed = {"SHA256SUMS", "config.json", "preprocessor_config.json"}  # which name the classes of the code
+    assert {name: there[name] for name in here.keys() - changed} == {name: here[name] for name in here.keys() - changed}
+    assert {name[-3:] for name in there.keys() - here.keys()} == {".py"}
+    verify_model(hub.root / "main")
+    assert type(AutoModel.from_pretrained(hub.root / "main")).__name__ == "ScFusionTTTModel"
+    assert "auto_map" in json.loads((hub.root / "main" / "config.json").read_text())
 
 
 def test_model_and_extractor_arrive_one_after_the_other(hub, model_dir):

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from scfusion_fm.config.finetune import AnnotationConfig
@@ -13,6 +12,7 @@ from scfusion_fm.evaluation.protocol.open_set import check_left_out
 from scfusion_fm.evaluation.report.text import MODEL_NAME
 from scfusion_fm.inference.batches import CellCollator, predict_rows
 from scfusion_fm.inference.model_directory import load_pretrained
+from scfusion_fm.inference.model_files import find_model
 from scfusion_fm.model import ScFusionTTTModel
 from scfusion_fm.tasks.annotation.baselines import name_by_baselines
 from scfusion_fm.tasks.annotation.calibrate import (
@@ -51,7 +51,7 @@ def run_annotation(config: AnnotationConfig, objects: Sequence[Any] | None = Non
     check_served_score(config.unknown_score)
 
     # Cells, labels, and the split that pretraining held out.
-    pretrained, extractor = load_pretrained(Path(config.model), ScFusionTTTModel)
+    pretrained, extractor = load_pretrained(find_model(config.model), ScFusionTTTModel)
     file = LabelledFile.divide(config, read_given(config, extractor, objects), extractor)
     data, partition = file.data, file.partition
     check_left_out(config.leave_out_types, data.classes, data.labels[partition.test])
@@ -66,7 +66,7 @@ def run_annotation(config: AnnotationConfig, objects: Sequence[Any] | None = Non
         balance_classes=config.balance_classes,
         modality_dropout=config.modality_dropout,
     )
-    weights = Weights(Path(config.model))
+    weights = Weights(find_model(config.model))
     fitted = kept = fit_annotation(weights, data, partition, settings)
     told = {}
     if config.leave_out_types:  # what becomes of types that training did not have

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from scfusion_fm.config.finetune import UnimodalTransferConfig
@@ -11,6 +10,7 @@ from scfusion_fm.evaluation.calibration.classifier import ANNOTATION_CALIBRATION
 from scfusion_fm.evaluation.metrics.clusters import separation_scores
 from scfusion_fm.evaluation.report.text import MODEL_NAME
 from scfusion_fm.inference.model_directory import load_pretrained
+from scfusion_fm.inference.model_files import find_model
 from scfusion_fm.model import ScFusionTTTModel
 from scfusion_fm.tasks.annotation.baselines import name_by_baselines
 from scfusion_fm.tasks.annotation.calibrate import (
@@ -47,7 +47,7 @@ def run_transfer(config: UnimodalTransferConfig, objects: Sequence[Any] | None =
     check_served_score(config.unknown_score)
 
     # RNA, labels, the split that pretraining held out, and the proteins to project.
-    _, extractor = load_pretrained(Path(config.model), ScFusionTTTModel)
+    _, extractor = load_pretrained(find_model(config.model), ScFusionTTTModel)
     file = LabelledFile.divide(config, read_given(config, extractor, objects), extractor, ("rna",))
     data, partition = file.data, file.partition
     seen = check_test_cells(config, data.aligned, extractor, partition, file.whole)
@@ -64,7 +64,7 @@ def run_transfer(config: UnimodalTransferConfig, objects: Sequence[Any] | None =
         projected=projected,
         trained=("adt_projection",) if projected else (),
     )
-    weights = Weights(Path(config.model))
+    weights = Weights(find_model(config.model))
     fitted = kept = fit_annotation(weights, data, partition, settings)
     final = {}
     if config.final:

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from scfusion_fm.data.scratch import Scratch
 from scfusion_fm.evaluation.calibration.interval_file import PROTEIN_INTERVALS, write_intervals
 from scfusion_fm.evaluation.report.text import MODEL_NAME
 from scfusion_fm.inference.model_directory import load_pretrained
+from scfusion_fm.inference.model_files import find_model
 from scfusion_fm.model import ScFusionTTTModel
 from scfusion_fm.notices import tell
 from scfusion_fm.tasks.cross_modal.baselines import predict_by_baselines
@@ -53,7 +53,7 @@ def run_cross_modal(config: CrossModalConfig, objects: Sequence[Any] | None = No
     run = Scratch(config.output_dir, "output_dir")
 
     # Paired cells, and the split that pretraining held out.
-    _, extractor = load_pretrained(Path(config.model), ScFusionTTTModel)
+    _, extractor = load_pretrained(find_model(config.model), ScFusionTTTModel)
     cells = read_given(config, extractor, objects)
     data = PairedCells(cells.aligned, extractor, batches=read_groups(cells.obs, config.background_key))
     partition, rule = divide_cells(cells.obs, cells.own_names, config.split, config.batch_key)
@@ -69,7 +69,7 @@ def run_cross_modal(config: CrossModalConfig, objects: Sequence[Any] | None = No
     # Fine-tune the pretraining pass with all proteins hidden; make intervals from cells that it did not learn from.
     optim = config.optim.settle(len(partition.train), USUAL_LR)
     settings = FitSettings(optim, config.seed, start_run(run, config, cells.fingerprint) / "main")
-    weights = Weights(Path(config.model))
+    weights = Weights(find_model(config.model))
     fitted = kept = fit_cross_modal(weights, data, partition, settings)
     if left_out is None:
         intervals = calibrate_intervals(data, partition.calibration, fitted, groups)

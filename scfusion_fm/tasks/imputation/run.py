@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from scfusion_fm.evaluation.calibration.interval_file import PROTEIN_INTERVALS, 
 from scfusion_fm.evaluation.partition import Partition
 from scfusion_fm.evaluation.report.text import MODEL_NAME
 from scfusion_fm.inference.model_directory import load_pretrained
+from scfusion_fm.inference.model_files import find_model
 from scfusion_fm.inference.panel_regression import PANEL_REGRESSION
 from scfusion_fm.model import ScFusionTTTModel
 from scfusion_fm.notices import tell
@@ -54,7 +54,7 @@ def run_imputation(config: ImputationConfig, objects: Sequence[Any] | None = Non
     run = Scratch(config.output_dir, "output_dir")
 
     # Cells of panels that differ; whole files or batches that are held out, if they are named.
-    _, extractor = load_pretrained(Path(config.model), ScFusionTTTModel)
+    _, extractor = load_pretrained(find_model(config.model), ScFusionTTTModel)
     cells = read_given(config, extractor, objects)
     data, partition, rule = divide_panels(config, cells, extractor)
     seen = check_test_cells(config, cells.aligned, extractor, partition)
@@ -63,7 +63,7 @@ def run_imputation(config: ImputationConfig, objects: Sequence[Any] | None = Non
     # Fine-tune with another part of the proteins hidden in every epoch; intervals from cells it did not learn from.
     optim = config.optim.settle(len(partition.train), USUAL_LR)
     settings = FitSettings(optim, config.seed, start_run(run, config, cells.fingerprint) / "main")
-    fitted = fit_imputer(Weights(Path(config.model)), data, partition, settings, config.folds)
+    fitted = fit_imputer(Weights(find_model(config.model)), data, partition, settings, config.folds)
     turns = data.hide_in_turn(config.folds, config.seed)
     places = np.flatnonzero(fitted.regression.known)
     names = [extractor.protein_names[place] for place in places]

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from scfusion_fm.data.scratch import Scratch
 from scfusion_fm.evaluation.partition import Partition
 from scfusion_fm.evaluation.report.text import MODEL_NAME
 from scfusion_fm.inference.model_directory import load_pretrained
+from scfusion_fm.inference.model_files import find_model
 from scfusion_fm.model import ScFusionTTTModel
 from scfusion_fm.notices import tell
 from scfusion_fm.tasks.given import GivenCells, read_given
@@ -53,7 +53,7 @@ def run_integration(config: IntegrationConfig, objects: Sequence[Any] | None = N
     run = Scratch(config.output_dir, "output_dir")
 
     # Cells of several batches; whole batches that are held out, if they are named.
-    pretrained, extractor = load_pretrained(Path(config.model), ScFusionTTTModel)
+    pretrained, extractor = load_pretrained(find_model(config.model), ScFusionTTTModel)
     cells = read_given(config, extractor, objects)
     data, partition, new, rule = divide_batches(config, cells, extractor)
     seen = check_test_cells(config, cells.aligned, extractor, partition)
@@ -68,7 +68,7 @@ def run_integration(config: IntegrationConfig, objects: Sequence[Any] | None = N
         start_run(run, config, cells.fingerprint) / "main",
         **{name: getattr(config, name) for name in names},
     )
-    fitted = fit_integration(Weights(Path(config.model)), data, partition, settings)
+    fitted = fit_integration(Weights(find_model(config.model)), data, partition, settings)
     leave_rest_to_rank_0()
 
     # Scores beside other methods, on cells that the model learned from, on others, and on batches that it has not met.
