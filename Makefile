@@ -1,6 +1,7 @@
 # make demo       the whole story on the embedded data; results in runs/demo
 # make test       the test suite; make test-all also runs what repeats it at a larger size
 # make test-data  the tests of files and atlases with the newest versions of all libraries, on Python 3.13 or 3.12
+# make models    the models that come with the package, anew: make models DATA=DIR; docs/models.md
 # A Linux machine without a GPU gets the smaller CPU build of torch with
 #   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
 
@@ -16,7 +17,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Threads that wait for one another give the core away soon: on a busy machine, spinning is ruinous.
 export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: demo test test-all test-data lint clean
+.PHONY: demo models test test-all test-data lint clean
 
 demo: $(DEMO)/report.html
 	@echo
@@ -25,6 +26,10 @@ demo: $(DEMO)/report.html
 	@echo "  annotation          $(DEMO)/annotation"
 	@echo "  protein prediction  $(DEMO)/cross_modal"
 	@echo "  your file with it   $(DEMO)/cells.h5mu"
+
+models: .venv/ready
+	@test -n "$(DATA)" || { echo "name the directory of the public files: make models DATA=DIR" >&2; exit 1; }
+	python scripts/make_models.py runs/models --data $(DATA)
 
 # The files that take longest come first, and each stays on one of the workers: its fixtures are made once.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

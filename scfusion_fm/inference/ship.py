@@ -25,9 +25,10 @@ from scfusion_fm.model.files_scfusion_ttt import (
 from scfusion_fm.model.pretrained_scfusion_ttt import ScFusionTTTPreTrainedModel
 
 LARGEST_SHIPPED = 15_000_000
+FIGURES = "figures.json"  # scores by study, which its card tells, too
 
 
-def ship_model(model: Path, output: Path, card: str) -> None:
+def ship_model(model: Path, output: Path, card: str, figures: bytes | None = None) -> None:
     """
     Write a model directory again as it comes with the package; all of it or nothing.
 
@@ -39,6 +40,8 @@ def ship_model(model: Path, output: Path, card: str) -> None:
         New directory.
     card
         Its README.
+    figures
+        Content of `FIGURES`; None for none.
 
     Raises
     ------
@@ -62,6 +65,8 @@ def ship_model(model: Path, output: Path, card: str) -> None:
             if files.holds(name):
                 (path / name).write_bytes(bind_to_weights(name, (files.path / name).read_bytes(), path))
         (path / CARD).write_text(card)
+        if figures is not None:
+            (path / FIGURES).write_bytes(figures)
         update_checksums(path, ["*"])
         for file in path.iterdir():
             file.chmod(0o644)

@@ -23,6 +23,10 @@ SCHEMAS = {
     "unimodal_transfer": UnimodalTransferConfig,
     "protein_imputation": ImputationConfig,
     "batch_integration": IntegrationConfig,
+    "atlas": PrepareConfig,
+    "pretraining": PretrainConfig,
+    "new_studies_types": EvaluateConfig,
+    "new_studies_proteins": EvaluateConfig,
 }
 FILES = sorted(ROOT.glob("configs/**/*.yaml"))
 
