@@ -124,13 +124,15 @@ class Recipe:
         print(f"== {step}", flush=True)
         start = time.monotonic()
         places = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        for command in commands:
-            words = [str(word) for word in command]
-            code = subprocess.run(words, cwd=ROOT, env=os.environ | {"PYTHONPATH": places}, check=False).returncode
-            if code:
-                raise ValueError(f"`{step}` must end well, got exit code {code}. Run the same command again to go on.")
-        self.seconds[step] = time.monotonic() - start
-        self.times_path.write_text(json.dumps(self.seconds, indent=1) + "\n")
+        try:
+            for command in commands:
+                words = [str(word) for word in command]
+                code = subprocess.run(words, cwd=ROOT, env=os.environ | {"PYTHONPATH": places}, check=False).returncode
+                if code:
+                    raise ValueError(f"`{step}` must end well, got exit code {code}. Run the same command again.")
+        finally:  # what was stopped took its time, too
+            self.seconds[step] = self.seconds.get(step, 0.0) + time.monotonic() - start
+            self.times_path.write_text(json.dumps(self.seconds, indent=1) + "\n")
 
     @property
     def sources(self) -> list[dict]:

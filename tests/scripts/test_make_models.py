@@ -50,8 +50,10 @@ def test_what_heads_and_figures_learn_from_is_in_the_atlas_and_what_is_scored_is
     for task in ("cell_type_annotation", "cross_modal_prediction"):
         assert {path.rpartition("/")[2] for path in read[task]["data"]} <= atlas
     for task in ("new_studies_types", "new_studies_proteins"):
+        studies = read[task]["defaults"]["studies"]
         for experiment in read[task]["experiments"].values():
-            assert set(experiment["data"]) - atlas == set(experiment["split"]["test_groups"])
+            (scored,) = experiment["split"]["test_groups"]
+            assert set(experiment["data"]) - atlas == set(studies.get(scored, [scored]))
 
 
 def test_a_finished_step_is_not_run_again_and_a_failed_one_is_told(recipe, capfd):
@@ -62,6 +64,7 @@ def test_a_finished_step_is_not_run_again_and_a_failed_one_is_told(recipe, capfd
     assert recipe_of.Recipe(recipe.output, recipe.data).seconds.keys() == {"a step"}
     with pytest.raises(ValueError, match="`another` must end well, got exit code 3"):
         recipe.run("another", "none", [sys.executable, "-c", "raise SystemExit(3)"])
+    assert recipe_of.Recipe(recipe.output, recipe.data).seconds.keys() == {"a step", "another"}
 
 
 def test_other_licences_are_refused():

@@ -30,7 +30,7 @@ def write_cost(seconds: Mapping[str, float]) -> str:
     told = (
         f"Measured: {60 * hours:.0f} minutes in all. Estimated, not measured: {energy:.2f} kWh and "
         f"{energy * GRAMS_PER_KWH:.0f} g CO2e, if the machine drew {WATTS} W and a kilowatt hour stands for "
-        f"{GRAMS_PER_KWH} g. Earlier attempts are not counted."
+        f"{GRAMS_PER_KWH} g. What led to these settings is not counted."
     )
     return f"{write_table(('step', 'minutes'), rows)}\n\n{told}"
 
