@@ -5,6 +5,7 @@ Letters: B cells, N tokens of a modality, L selected tokens, D hidden_size, G ge
 """
 
 import types
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,13 +13,16 @@ import torch
 from numpy.typing import NDArray
 from pretrain_model import AttentionLayer
 from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import BatchFeature
 
 from scfusion_fm import ScFusionTTTConfig, ScFusionTTTFeatureExtractor, ScFusionTTTForPreTraining
 from scfusion_fm.data.vocabulary.vocabulary import Vocabulary
 from scfusion_fm.model.blocks_scfusion_ttt import ScFusionTTTBlock
 from scfusion_fm.model.outputs_scfusion_ttt import ScFusionTTTForPreTrainingOutput
 from scfusion_fm.model.tokens_scfusion_ttt import ModalityTokens
-from scfusion_fm.model.ttt_layers import TTTOutput
+from scfusion_fm.model.ttt_layers import TTTLinear, TTTOutput, TTTProjections, _rotated
+from scfusion_fm.model.ttt_linear import TTTNorm, TTTState
 
 
 @dataclass(frozen=True)
@@ -33,11 +37,14 @@ class Variant:
     order
         In which order genes and proteins stand: genome, reversed or random.
     mixer
-        What mixes tokens in every block: TTT, attention or none.
+        What mixes tokens in every block: TTT, attention or none; or TTT that is `not causal` inside a mini-batch, or
+        makes `one update` of its fast weights per cell.
     fusion
         How a modality reads the other one: TTT, sum (of its mean) or none.
     likelihood
         Of RNA: gaussian (squared error of log values) or poisson (of counts scaled to one library size).
+    start_means
+        Whether what is reconstructed starts from the mean of each feature, for trainings too short to learn it.
     """
 
     overrides: tuple[str, ...] = ()
@@ -45,6 +52,7 @@ class Variant:
     mixer: str = "TTT"
     fusion: str = "TTT"
     likelihood: str = "gaussian"
+    start_means: bool = False
 
 
 VARIANTS = {
@@ -93,6 +101,8 @@ class OrderedExtractor(ScFusionTTTFeatureExtractor):
     def __init__(self, order: str, seed: int, **settings: object):
         self.order, self.rng = order, np.random.default_rng(seed)
         super().__init__(**settings)
+        places = self._patch_genes.reshape(-1)
+        self._gene_places = np.argsort(places, kind="stable")[: len(self.gene_ids)]
         proteins = np.arange(self.num_proteins)
         self.protein_places = proteins[::-1].copy() if order == "reversed" else self.rng.permutation(proteins)
 
@@ -103,10 +113,12 @@ class OrderedExtractor(ScFusionTTTFeatureExtractor):
         padded = np.pad(genes, (0, -len(genes) % self.patch_size), constant_values=len(genes))
         return padded.reshape(-1, self.patch_size)
 
-    def __call__(self, **counts: NDArray) -> dict[str, Tensor]:
+    def prepare(self, **counts: NDArray) -> BatchFeature:
         """Prepare cells as the feature extractor does, then let proteins stand in their order."""
-        features = dict(super().__call__(**counts))
-        return {name: x[:, self.protein_places] if name.startswith("adt") else x for name, x in features.items()}
+        features = super().prepare(**counts)
+        return BatchFeature(
+            {name: x[:, self.protein_places] if name.startswith("adt") else x for name, x in features.items()}
+        )
 
 
 class NoMixing(nn.Module):
@@ -115,6 +127,55 @@ class NoMixing(nn.Module):
     def forward(self, x: Tensor, mask: Tensor, return_inner_loss: bool = False, is_masked: bool = False) -> TTTOutput:
         """Give zeros for tokens (B, L, D); there is no inner loss."""
         return TTTOutput(torch.zeros_like(x), None)
+
+
+class NonCausalTTT(TTTLinear):
+    """
+    TTT-Linear in which all tokens of a mini-batch read the fast weights that the whole mini-batch has made.
+
+    Parameters
+    ----------
+    config, direction
+        As of the layer.
+    whole_cell
+        Let all tokens of a cell be one mini-batch, in which the order of tokens means nothing.
+    """
+
+    def __init__(self, config: ScFusionTTTConfig, direction: str, whole_cell: bool):
+        super().__init__(config, direction)
+        self.whole_cell = whole_cell
+
+    def scan(
+        self, projections: TTTProjections, state: TTTState, norm: TTTNorm, inner_loss: Tensor | None
+    ) -> tuple[Tensor, TTTState]:
+        """Run the inner model; outputs (B, L, H, K) and the fast weights at the end."""
+        q, k, v = projections.qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, H, L, K)
+        length = q.shape[2]
+        size = length if self.whole_cell else self.config.ttt_mini_batch_size
+        if not self.whole_cell:
+            cos, sin = self.rotation(q).repeat(1, length // size, 1)
+            q, k = _rotated(q, cos, sin), _rotated(k, cos, sin)
+        rate = (projections.inner_lr * projections.token_scale[-1]).transpose(1, 2).unsqueeze(-1)
+        weight, bias, parts = state.weight, state.bias, []
+        for at in (slice(i, i + size) for i in range(0, length, size)):
+            slope = rate[:, :, at] * _inner_slope(k[:, :, at] @ weight + bias, v[:, :, at] - k[:, :, at], norm)
+            weight, bias = weight - k[:, :, at].mT @ slope, bias - slope.sum(2, keepdim=True)
+            found = F.layer_norm(q[:, :, at] @ weight + bias, q.shape[-1:], eps=norm.eps) * norm.weight + norm.bias
+            parts.append(q[:, :, at] + found)
+        return torch.cat(parts, 2).transpose(1, 2), TTTState(weight, bias, True)
+
+    def turns(self, qkv: Tensor, token_scale: Tensor) -> bool:
+        """Leave it to the layer to turn the tokens around."""
+        return False
+
+
+def _inner_slope(z: Tensor, target: Tensor, norm: TTTNorm) -> Tensor:
+    """Give the gradient of 0.5 * |norm(z) - target|^2 by z, for each token."""
+    centred = z - z.mean(-1, keepdim=True)
+    scale = torch.rsqrt(centred.square().mean(-1, keepdim=True) + norm.eps)
+    unit = centred * scale
+    slope = (unit * norm.weight + norm.bias - target) * norm.weight
+    return scale * (slope - slope.mean(-1, keepdim=True) - unit * (slope * unit).mean(-1, keepdim=True))
 
 
 def build_extractor(
@@ -131,12 +192,27 @@ def change_model(model: ScFusionTTTForPreTraining, variant: Variant) -> None:
     """Replace what the variant replaces, in place; new weights are drawn as the others were."""
     if variant.mixer != "TTT":
         for block in [m for m in model.modules() if isinstance(m, ScFusionTTTBlock)]:
-            block.ttt = AttentionLayer(model.config) if variant.mixer == "attention" else NoMixing()
+            block.ttt = _build_mixer(variant.mixer, model.config, block.ttt.direction)
             block.ttt.apply(model._init_weights)
     if variant.fusion != "TTT":
         model.model.rna_fusion, model.model.adt_fusion = nn.Identity(), nn.Identity()
         fuse = _add_means if variant.fusion == "sum" else _leave_apart
         model.model._fuse = types.MethodType(fuse, model.model)
+
+
+def _build_mixer(mixer: str, config: ScFusionTTTConfig, direction: str) -> nn.Module:
+    if mixer in ("not causal", "one update"):
+        return NonCausalTTT(config, direction, whole_cell=mixer == "one update")
+    return AttentionLayer(config) if mixer == "attention" else NoMixing()
+
+
+@torch.no_grad()
+def start_from_means(model: ScFusionTTTForPreTraining, inputs: Mapping[str, Tensor]) -> None:
+    """Let the decoders start from the mean of each feature over the cells in which it was measured."""
+    for name, decoder in (("rna", model.rna_decoder), ("adt", model.adt_decoder)):
+        values, observed = inputs[f"{name}_values"], inputs[f"{name}_observed"]
+        means = values.masked_fill(~observed, 0.0).sum(0) / observed.sum(0).clamp_min(1)
+        decoder.head_bias.copy_(means.reshape(decoder.head_bias.shape))
 
 
 def _add_means(

@@ -28,7 +28,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from ablation_variants import VARIANTS, Variant, build_extractor, change_model, measure_loss, rna_errors
+from ablation_variants import (
+    VARIANTS,
+    Variant,
+    build_extractor,
+    change_model,
+    measure_loss,
+    rna_errors,
+    start_from_means,
+)
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score, log_loss
@@ -70,6 +78,8 @@ def train(
     if config.start_cells:
         rows = atlas.rows_of("train")
         rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), config.start_cells)).astype(int)]
+        if variant.start_means:
+            start_from_means(model, extractor.prepare(**atlas.read(rows).as_counts()))
         start_from_components(model.model, lambda r: extractor.prepare(**atlas.read(r).as_counts()), rows, config.seed)
     model.to(device).train()
     optim = config.optim
