@@ -1,13 +1,13 @@
 """
 Long sequences: 1 or 10 genes per token, and what mixes the tokens, in whatever order they stand.
 
-`data` cuts the 2,000 genes that two public sets share or that vary most in the first one, and holds out cells of TEA-seq
-and two donors of Kang et al.; `run` pretrains every variant with every seed for the same steps and the same cells, in
-plain PyTorch, and writes a file of each, which is not run again; `table` shows them. Nothing is fine-tuned. Of the
-held-out cells of each set:
+`data` cuts the 2,000 genes that two public sets share or that vary most in the first one, and holds out cells of
+TEA-seq and two donors of Kang et al.; `run` pretrains every variant with every seed for the same steps and the same
+cells, in plain PyTorch, and writes a file of each, which is not run again; `table` shows them. Nothing is fine-tuned.
+Of the held-out cells of each set:
 
-- `error`: squared error of hidden genes, half of the tokens hidden; `in tens`: half of the runs of ten neighbours in the
-  genome hidden instead, the same ones for all variants but those with ten genes per token in random order;
+- `error`: squared error of hidden genes, half of the tokens hidden; `in tens`: half of the runs of ten neighbours in
+  the genome hidden instead, the same ones for all variants but those with ten genes per token in random order;
 - `F1`: macro-F1 of logistic regression on what a classifier reads of the frozen model, over all cells of 5 folds;
 - `protein`: Pearson per protein of proteins that are hidden entirely.
 
@@ -25,7 +25,6 @@ from pathlib import Path
 import anndata
 import mudata
 import numpy as np
-import scipy.sparse as sp
 import torch
 from ablation_variants import Variant
 from ablations import FEWEST_CELLS, read_features, score_features, score_proteins, train
@@ -192,7 +191,9 @@ def run(directory: Path, seeds: list[int], overrides: list[str]) -> None:
             started = time.process_time()
             model, extractor, found = train(recipe, variant, Atlas(recipe.atlas), "cpu")
             found["cpu_seconds"] = time.process_time() - started
-            found["data"] = {name: score(model, extractor, next(directory.glob(f"{name}_test.*"))) for name in ("tea", "kang")}
+            found["data"] = {
+                name: score(model, extractor, next(directory.glob(f"{name}_test.*"))) for name in ("tea", "kang")
+            }
         unit = {"variant": title, "seed": seed, "overrides": overrides, **found}
         path.with_suffix(".part").write_text(json.dumps(unit, indent=1))
         path.with_suffix(".part").rename(path)
@@ -232,7 +233,10 @@ def main() -> None:
     elif arguments.command == "run":
         run(arguments.directory, arguments.seeds, arguments.overrides)
     else:
-        print(*format_rows([json.loads(path.read_text()) for path in sorted(arguments.directory.glob("*.json"))]), sep="\n")
+        print(
+            *format_rows([json.loads(path.read_text()) for path in sorted(arguments.directory.glob("*.json"))]),
+            sep="\n",
+        )
         print("error of the mean of each gene:", measure_mean(arguments.directory))
 
 

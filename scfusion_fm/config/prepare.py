@@ -29,6 +29,24 @@ class SourceConfig:
 
 
 @dataclass
+class SomaConfig:
+    """Cells of a CELLxGENE Census, or of another SOMA experiment: RNA alone. Needs the package extra `census`."""
+
+    uri: str = MISSING
+    """A Census (`.../soma`), of which the human experiment is read, or one experiment: a path or a URL."""
+    datasets: list[str] = field(default_factory=list)
+    """Values of `dataset_id`, each of which becomes a data set of the atlas. Empty: all of a Census that have cells
+    which are read, or the whole experiment as one."""
+    obs_filter: str | None = None
+    """Which cells, as TileDB writes it, such as "is_primary_data == True and tissue_general == 'blood'". Null: those
+    with `is_primary_data` where obs has that column, so that no cell of a Census comes twice."""
+    options: dict[str, str] = field(default_factory=dict)
+    """Settings of TileDB, such as `vfs.s3.region`."""
+    licence: str = "unknown"
+    """Licence of the data, copied into the manifest."""
+
+
+@dataclass
 class PrepareConfig:
     """`scfusion prepare`: files to atlas."""
 
@@ -54,6 +72,8 @@ class PrepareConfig:
     """Address of a Dask scheduler whose workers see the same files; null works on this machine."""
     work_dir: str | None = None
     """Directory of unfinished work; by default a hidden one beside the output."""
+    soma: list[SomaConfig] = field(default_factory=list)
+    """Cells of SOMA experiments to read beside the files."""
 
     def __post_init__(self):
         check_ranges(self, {"seed": SEED, "workers": "[1, 1024]"})

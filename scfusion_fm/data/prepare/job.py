@@ -24,6 +24,7 @@ from scfusion_fm.data.locations import absolute, check_new_path, exists, is_remo
 from scfusion_fm.data.prepare.merge import build_manifest, describe_dataset, publish, stage_store
 from scfusion_fm.data.prepare.pieces import Piece, PieceSource, PieceTask, load_source, save_source, write_piece
 from scfusion_fm.data.prepare.plan import AtlasPlan, PlannedSource, identify_work, shared_settings
+from scfusion_fm.data.prepare.soma import list_soma_sources
 from scfusion_fm.data.prepare.sources import (
     Origin,
     check_config,
@@ -95,7 +96,7 @@ class AtlasJob:
 
     def __init__(self, config: PrepareConfig, append: bool = False, report: Report = print):
         self.config, self.append, self.report = config, append, report
-        self.sources = [complete_source(source) for source in config.sources]
+        self.sources = [*(complete_source(source) for source in config.sources), *list_soma_sources(config)]
         check_config(config, self.sources)
         self.workers = Workers(config.workers, config.dask)
         self.output = absolute(config.output)
@@ -246,20 +247,22 @@ class AtlasJob:
 
     def _survey(self, sources: list[SourceConfig], base: dict | None) -> list[tuple[PieceSource, Origin]]:
         """Look through the files, and find their features in the vocabulary."""
-        surveys = self.workers.run(survey_source, sources, self.report, "sources read")
-        for source, survey in zip(sources, surveys, strict=True):
+        found = self.workers.run(survey_source, sources, self.report, "sources read")
+        pairs = [(source, survey) for source, survey in zip(sources, found, strict=True) if survey is not None]
+        if not pairs:
+            raise ValueError("`soma` must have cells that are read, got none in any data set. Change `obs_filter`.")
+        for source, survey in pairs:
             for message in survey.warnings:
                 warn(message)
             self.report(f"{source.name}: {describe_file(survey.file)}")
             if base is not None:
                 check_fits(survey.file, base["types"])
         if base is None:
-            files = [survey.file for survey in surveys]
+            files = [survey.file for _, survey in pairs]
             vocabulary = build_vocabulary(files, genes=self.config.genes, proteins=self.config.proteins)
         else:
             vocabulary = Vocabulary(**base["vocabulary"])
         self.report(f"vocabulary: {vocabulary.num_genes} genes, {vocabulary.num_proteins} proteins")
-        pairs = zip(sources, surveys, strict=True)
         matched = [match_source(self.config, source, survey, vocabulary) for source, survey in pairs]
         return check_names([found for datasets in matched for found in datasets])
 

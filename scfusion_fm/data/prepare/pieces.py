@@ -119,6 +119,8 @@ class PieceSource:
         Seed of the order of cells.
     path, state
         Where the cells are from, and what was known of it when it was surveyed; None for cells from nowhere.
+    chunk_rows
+        Neighbours in the source that are read together; `SOURCE_CHUNK_ROWS` when None.
     """
 
     name: str
@@ -130,6 +132,7 @@ class PieceSource:
     seed: int
     path: str | None = None
     state: list | None = None
+    chunk_rows: int | None = None
 
     def check_unchanged(self) -> None:
         """
@@ -147,15 +150,20 @@ class PieceSource:
             )
 
     @property
+    def rows_per_chunk(self) -> int:
+        """Neighbours that are read together."""
+        return self.chunk_rows or SOURCE_CHUNK_ROWS
+
+    @property
     def chunks_per_piece(self) -> int:
         """How many chunks of neighbours make a piece."""
         rows = min(PIECE_VALUES / max(self.reader.mean_values, 1.0), PIECE_ROWS)
-        return max(int(rows) // SOURCE_CHUNK_ROWS, 1)
+        return max(int(rows) // self.rows_per_chunk, 1)
 
     @property
     def num_chunks(self) -> int:
         """Number of chunks of neighbours."""
-        return -(-len(self.obs) // SOURCE_CHUNK_ROWS)
+        return -(-len(self.obs) // self.rows_per_chunk)
 
     @property
     def num_pieces(self) -> int:
@@ -241,7 +249,8 @@ def write_piece(task: PieceTask) -> None:
     source.check_unchanged()
     rows, blocks = [], []
     for chunk in source.chunks_of(task.piece):
-        start, stop = chunk * SOURCE_CHUNK_ROWS, min((chunk + 1) * SOURCE_CHUNK_ROWS, len(source.obs))
+        start = chunk * source.rows_per_chunk
+        stop = min(start + source.rows_per_chunk, len(source.obs))
         rows.append(np.arange(start, stop))
         blocks.append(_narrow(source.reader.read(start, stop)))
     rows = np.concatenate(rows)

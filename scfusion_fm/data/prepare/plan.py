@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from scfusion_fm.config.prepare import PrepareConfig, SourceConfig
 from scfusion_fm.data.locations import state_of
+from scfusion_fm.data.prepare.soma import is_fixed
 from scfusion_fm.data.prepare.sources import Origin
 from scfusion_fm.data.vocabulary.vocabulary import Vocabulary
 
@@ -87,7 +88,10 @@ def identify_work(config: PrepareConfig, sources: Sequence[SourceConfig], base: 
     """
     facts = {
         "rule": shared_settings(config),
-        "sources": [dataclasses.asdict(source) | {"state": state_of(source.path)} for source in sources],
+        "sources": [
+            dataclasses.asdict(source) | {"state": None if is_fixed(source) else state_of(source.path)}
+            for source in sources
+        ],
         "base": base["fingerprint"] if base else None,
     }
     return json.loads(json.dumps(facts))

@@ -14,9 +14,11 @@ from scfusion_fm.config.split import SplitConfig
 from scfusion_fm.data.files.counts import CellsFile
 from scfusion_fm.data.files.match import match_features
 from scfusion_fm.data.files.readers import open_cells
+from scfusion_fm.data.files.soma import SomaCells
 from scfusion_fm.data.locations import absolute, checksum, state_of
 from scfusion_fm.data.prepare.batches import split_batches, warn_of_batches
 from scfusion_fm.data.prepare.pieces import FileReader, PieceSource
+from scfusion_fm.data.prepare.soma import CHUNK_ROWS, SomaSource, is_fixed, match_soma, survey_soma
 from scfusion_fm.data.prepare.store import PLAIN_COLUMNS
 from scfusion_fm.data.schema import DATASET, NO_VALUE, as_text, read_categories
 from scfusion_fm.data.split import assign_split
@@ -49,11 +51,14 @@ class Survey:
         Checksum of its bytes.
     warnings
         What was warned of.
+    soma
+        What an experiment says of the data set; None of a file.
     """
 
     file: CellsFile
     sha256: str
     warnings: list[str]
+    soma: SomaCells | None = None
 
 
 def complete_source(source: SourceConfig) -> SourceConfig:
@@ -94,8 +99,15 @@ def check_config(config: PrepareConfig, sources: Sequence[SourceConfig]) -> None
         raise ValueError(f"`codec` must be lz4 or zstd, got {config.codec!r}.")
 
 
-def survey_source(source: SourceConfig) -> Survey:
-    """Open a source, check all its values, and hash its bytes."""
+def survey_source(source: SourceConfig) -> Survey | None:
+    """
+    Open a source, check all its values, and hash its bytes; None of a data set of a Census without cells that are read.
+
+    The counts of an experiment are checked when they are read, and have no bytes of their own.
+    """
+    if isinstance(source, SomaSource):
+        found = survey_soma(source)
+        return None if found is None else Survey(found.file, "", [], found)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ScFusionWarning)
         file = open_cells(source.path, modality=source.modality)
@@ -139,6 +151,8 @@ def match_source(
 
     They are one, or more where batches have panels of their own.
     """
+    if survey.soma is not None:
+        return [_match_soma(config, source, survey.soma, vocabulary)]
     reader = FileReader(survey.file, match_features(survey.file, vocabulary))
     if source.batch_key is None:
         warn_of_batches(reader, vocabulary)
@@ -161,6 +175,25 @@ def match_source(
         for name, part in readers.items()
     ]
     return [(found, origin) for found in matched]
+
+
+def _match_soma(
+    config: PrepareConfig, source: SourceConfig, cells: SomaCells, vocabulary: Vocabulary
+) -> tuple[PieceSource, Origin]:
+    reader = match_soma(cells, vocabulary)
+    found = PieceSource(
+        name=source.name,
+        reader=reader,
+        obs=atlas_obs(config, source.name, cells.file.obs),
+        rna_observed=reader.alignment.rna_observed,
+        adt_observed=reader.alignment.adt_observed,
+        vocabulary=vocabulary,
+        seed=config.seed,
+        path=None if is_fixed(source) else source.path,
+        state=None if is_fixed(source) else state_of(source.path),
+        chunk_rows=CHUNK_ROWS,
+    )
+    return found, Origin(cells.file.path, "", source.licence, cells.reference)
 
 
 def is_known(source: SourceConfig, known: set[str]) -> bool:
