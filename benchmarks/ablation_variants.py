@@ -6,9 +6,10 @@ Letters: B cells, N tokens of a modality, L selected tokens, D hidden_size, G ge
 
 import types
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 from numpy.typing import NDArray
 from pretrain_model import AttentionLayer
@@ -20,6 +21,7 @@ from scfusion_fm import ScFusionTTTConfig, ScFusionTTTFeatureExtractor, ScFusion
 from scfusion_fm.data.vocabulary.vocabulary import Vocabulary
 from scfusion_fm.model.blocks_scfusion_ttt import ScFusionTTTBlock
 from scfusion_fm.model.outputs_scfusion_ttt import ScFusionTTTForPreTrainingOutput
+from scfusion_fm.model.sparse_scfusion_ttt import SparsePatches
 from scfusion_fm.model.tokens_scfusion_ttt import ModalityTokens
 from scfusion_fm.model.ttt_layers import TTTLinear, TTTOutput, TTTProjections, _rotated
 from scfusion_fm.model.ttt_linear import TTTNorm, TTTState
@@ -119,6 +121,13 @@ class OrderedExtractor(ScFusionTTTFeatureExtractor):
         return BatchFeature(
             {name: x[:, self.protein_places] if name.startswith("adt") else x for name, x in features.items()}
         )
+
+    def prepare_sparse(self, rna_counts: sp.csr_matrix, *panels: NDArray) -> SparsePatches:
+        """Prepare RNA as the feature extractor does, and put the values of each cell into the order of the tokens."""
+        found = super().prepare_sparse(rna_counts, *panels)
+        cell = np.repeat(np.arange(rna_counts.shape[0]), np.diff(rna_counts.indptr))
+        order = torch.from_numpy(np.lexsort((found.places.numpy(), cell)))
+        return replace(found, values=found.values[order], places=found.places[order])
 
 
 class NoMixing(nn.Module):

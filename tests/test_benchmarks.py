@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
 from launch import ROOT, run, start
 from make_cells import make_modalities
@@ -247,6 +248,39 @@ def test_variants_of_the_ablations_change_what_they_say(atlas_path, monkeypatch)
     exact = dataclasses.replace(recipe, rna_reconstruction=torch.expm1(batch["rna_values"]).clamp_min(1e-6).log())
     assert rna_errors(poisson, exact, batch).max() < 1e-3
     assert measure_loss(poisson, config, exact, batch) < measure_loss(poisson, config, recipe, batch)
+
+
+def test_cells_in_another_order_are_the_same_sparse_and_dense(atlas_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from ablation_variants import Variant, build_extractor
+
+    atlas = Atlas(atlas_path)
+    counts = atlas.read(atlas.rows_of("train")[:5]).as_counts()
+    extractor = build_extractor(Variant(order="random"), atlas.vocabulary, 8, 0)
+    rna, totals = counts["rna_counts"] * counts["rna_observed"], counts["rna_total_counts"]
+    sparse = extractor.prepare_sparse(sp.csr_matrix(rna), counts["rna_observed"], np.arange(5), totals)
+    dense = extractor(**counts)
+    weight = torch.randn(extractor.num_rna_tokens, 8, 3)
+    expected = torch.einsum("bns,nsd->bnd", dense["rna_values"] * dense["rna_observed"], weight)
+    torch.testing.assert_close(sparse.sum_tokens(torch.cat((weight, weight), 1)), expected)
+    assert torch.equal(extractor.prepare(**counts)["adt_values"], dense["adt_values"])
+
+
+def test_one_update_of_the_fast_weights_has_no_order(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from ablation_variants import NonCausalTTT
+
+    config = ScFusionTTTConfig(hidden_size=16, num_attention_heads=2, intermediate_size=16)
+    torch.manual_seed(0)
+    x, mask, order = torch.randn(2, 40, 16), torch.rand(2, 40) > 0.3, torch.randperm(40)
+    for whole_cell in (True, False):
+        layer = NonCausalTTT(config, "forward", whole_cell)
+        torch.nn.init.normal_(layer.weight, std=0.3)
+        found = layer(x, mask).tokens
+        torch.testing.assert_close(layer(x.masked_fill(~mask.unsqueeze(-1), 9.0), mask).tokens[mask], found[mask])
+        moved = layer(x[:, order], mask[:, order]).tokens
+        same = torch.allclose(moved[mask[:, order]], found[:, order][mask[:, order]], atol=1e-5)
+        assert same == whole_cell
 
 
 def test_optimum_of_a_parabola_is_its_vertex(monkeypatch):
