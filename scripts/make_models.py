@@ -203,8 +203,11 @@ def describe_types(recipe: Recipe) -> dict[str, str]:
     told = recipe.results("cell_type_annotation")["final"]["told"]
     return {
         "purpose": "Names coarse types of human blood and marrow cells, or calls them unknown, from RNA or proteins.",
-        "command": f"scfusion annotate {TYPES} IN.h5ad OUT.h5ad",
-        "python": f'sf.annotate(adata, "{TYPES}")  # adata.obs["cell_type_pred"] and its probability',
+        "command": f"scfusion annotate {TYPES} IN.h5ad OUT.h5ad --reject-rate 0.05",
+        "python": (
+            f'sf.annotate(adata, "{TYPES}", reject_rate=0.05)  # adata.obs["cell_type_pred"]\n'
+            "# without reject_rate, no cell is called unknown"
+        ),
         "training": (
             f"`{NAME}`, fine-tuned (`configs/models/cell_type_annotation.yaml`). {told} Labels are those of the "
             "studies, brought to common names; those of the sets of 10x Genomics and of dsb were gated on proteins."

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from launch import ROOT
 
+from scfusion_fm.comparison.experiment import BASELINES
 from scfusion_fm.comparison.study_figures import StudyFigure
 from scfusion_fm.inference import model_files
 from scfusion_fm.inference.model_files import verify_model
@@ -50,7 +51,9 @@ def test_what_heads_and_figures_learn_from_is_in_the_atlas_and_what_is_scored_is
     for task in ("cell_type_annotation", "cross_modal_prediction"):
         assert {path.rpartition("/")[2] for path in read[task]["data"]} <= atlas
     for task in ("new_studies_types", "new_studies_proteins"):
-        studies = read[task]["defaults"]["studies"]
+        defaults = read[task]["defaults"]
+        studies = defaults["studies"]
+        assert set(defaults["baselines"]) <= set(BASELINES[defaults["task"]])
         for experiment in read[task]["experiments"].values():
             (scored,) = experiment["split"]["test_groups"]
             assert set(experiment["data"]) - atlas == set(studies.get(scored, [scored]))
