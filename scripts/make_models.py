@@ -46,8 +46,10 @@ def main() -> None:
     prepare = [*SCFUSION, "prepare", "--config", recipe.settings("atlas")]
     recipe.run("prepare the atlas", "atlas.zarr/manifest.json", prepare)
     check_licences(recipe.sources)
-    launcher = [Path(sys.executable).parent / "deepspeed", "--num_accelerators", threads] if threads > 1 else PYTHON
+    ranks = min(threads, 2)  # of which each takes half of a batch
+    launcher = [Path(sys.executable).parent / "deepspeed", "--num_accelerators", ranks] if ranks > 1 else PYTHON
     pretrain = [*launcher, "pretrain/run.py", "--config", recipe.settings("pretraining")]
+    pretrain += [f"run.threads_per_rank={threads // ranks}"]
     recipe.run("pretrain", "pretrain/finished", pretrain, ["touch", out / "pretrain" / "finished"])
     export = [*PYTHON, "pretrain/export.py", out / "pretrain", out / "model"]
     recipe.run("export", "model/config.json", export)
