@@ -16,6 +16,7 @@ Example, an hour on one core:
 """
 
 import argparse
+import itertools
 import json
 import time
 import warnings
@@ -177,11 +178,12 @@ def measure_mean(directory: Path) -> dict[str, float]:
     return found
 
 
-def run(directory: Path, seeds: list[int], overrides: list[str]) -> None:
+def run(directory: Path, seeds: list[int], variants: list[str], overrides: list[str]) -> None:
     """Train and score what has not been: every variant with the first seed, then with the next."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    for seed, (title, variant) in ((s, v) for s in seeds for v in VARIANTS.items()):
+    for seed, title in itertools.product(seeds, variants):
+        variant = VARIANTS[title]
         path = directory / f"{title.replace(', ', '-').replace(' ', '_')}-{seed}.json"
         if path.exists():
             continue
@@ -224,6 +226,7 @@ def main() -> None:
     runs = commands.add_parser("run", help="train and score")
     runs.add_argument("directory", type=Path)
     runs.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    runs.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME")
     runs.add_argument("overrides", nargs="*", help="settings that replace those of the recipe: key=value")
     table = commands.add_parser("table", help="show what was found")
     table.add_argument("directory", type=Path)
@@ -231,7 +234,7 @@ def main() -> None:
     if arguments.command == "data":
         cut_data(arguments.shared, arguments.directory)
     elif arguments.command == "run":
-        run(arguments.directory, arguments.seeds, arguments.overrides)
+        run(arguments.directory, arguments.seeds, arguments.variants, arguments.overrides)
     else:
         print(
             *format_rows([json.loads(path.read_text()) for path in sorted(arguments.directory.glob("*.json"))]),

@@ -7,12 +7,13 @@ import sys
 import warnings
 from types import SimpleNamespace
 
+import anndata as ad
 import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
 from launch import ROOT, run, start
-from make_cells import make_modalities
+from make_cells import make_modalities, write_h5mu
 
 import scfusion_fm
 from scfusion_fm import (
@@ -281,6 +282,29 @@ def test_one_update_of_the_fast_weights_has_no_order(monkeypatch):
         moved = layer(x[:, order], mask[:, order]).tokens
         same = torch.allclose(moved[mask[:, order]], found[:, order][mask[:, order]], atol=1e-5)
         assert same == whole_cell
+
+
+def test_long_sequences_are_compared_on_held_out_donors(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import long_sequences as benchmark
+
+    write_h5mu(tmp_path / "teaseq_pbmc.h5mu", 120, 0)
+    make_modalities(120, 1)[0].write_h5ad(tmp_path / "kang_pbmc_ctrl.h5ad")
+    monkeypatch.setattr(benchmark, "DONORS", ("d1",))
+    monkeypatch.setattr(benchmark, "TRAIN_CELLS", 70)
+    with warnings.catch_warnings(action="ignore"):  # of mudata
+        benchmark.cut_data(tmp_path, tmp_path / "long")
+    held_out, learned = (ad.read_h5ad(tmp_path / f"long/kang_{part}.h5ad").obs["donor"] for part in ("test", "train"))
+    assert set(held_out) == {"d1"}
+    assert not set(held_out) & set(learned)
+    titles, small = ["10 per token, TTT, random"], ["optim.epochs=0.1"]
+    benchmark.run(tmp_path / "long", [0], titles, small)
+    monkeypatch.setattr(benchmark, "train", None)  # what is there is not run again
+    benchmark.run(tmp_path / "long", [0], titles, small)
+    monkeypatch.setattr(sys, "argv", ["long_sequences.py", "table", str(tmp_path / "long")])
+    benchmark.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" | ")[0] for line in lines if line.startswith("| 1")] == [f"| {titles[0]}"]
 
 
 def test_optimum_of_a_parabola_is_its_vertex(monkeypatch):

@@ -15,6 +15,7 @@ from scfusion_fm.data.prepare.pieces import FileReader
 from scfusion_fm.data.schema import DATASET
 from scfusion_fm.data.vocabulary.vocabulary import Vocabulary
 
+FIRST_ROWS = 256  # of a data set, whose counts are looked at before anything is written
 CHUNK_ROWS = 2048  # neighbours that are read together; each reading asks the server
 
 
@@ -84,7 +85,9 @@ def _list_sources(soma: SomaConfig, columns: Sequence[str]) -> list[SomaSource]:
 
 def survey_soma(source: SomaSource) -> SomaCells | None:
     """
-    Find the cells of a data set; None where it has none and may be left out.
+    Find the cells of a data set, and look at the counts of the first; None where it has none and may be left out.
+
+    What is no count would else stop the work when most of it is done; all others are checked when they are read.
 
     Raises
     ------
@@ -92,11 +95,14 @@ def survey_soma(source: SomaSource) -> SomaCells | None:
         If it cannot be read.
     """
     try:
-        return open_soma_cells(source.place, source.dataset, source.obs_filter, source.columns)
+        found = open_soma_cells(source.place, source.dataset, source.obs_filter, source.columns)
     except NoCellsError:
         if source.may_be_empty:
             return None
         raise
+    assert found.file.rna is not None
+    found.file.rna.read(0, min(FIRST_ROWS, len(found.file.obs)))
+    return found
 
 
 def match_soma(cells: SomaCells, vocabulary: Vocabulary) -> SomaReader:

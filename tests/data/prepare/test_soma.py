@@ -1,6 +1,7 @@
 """Cells of SOMA experiments become an atlas: those of a Census as it is laid out, made here."""
 
 import re
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -140,3 +141,16 @@ def test_what_cannot_be_read_of_a_census_is_said_in_a_line(settings: PrepareConf
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             write_atlas(replace(settings, soma=[given]), tmp_path / "atlas.zarr")
+
+
+def test_counts_that_are_none_are_found_before_anything_is_written(settings, census: Path, tmp_path: Path):
+    import pyarrow as pa
+    import tiledbsoma
+
+    shutil.copytree(census, tmp_path / "census")
+    with tiledbsoma.open(f"{tmp_path}/census/census_data/homo_sapiens/ms/RNA/X/raw", "w") as matrix:
+        at = {"soma_dim_0": pa.array([50]), "soma_dim_1": pa.array([2])}
+        matrix.write(pa.table(at | {"soma_data": pa.array([1.5], pa.float32())}))
+    with pytest.raises(ValueError, match=re.escape('two, X["raw"]` must hold raw counts')):
+        write_atlas(replace(settings, soma=[SomaConfig(f"{tmp_path}/census")]), tmp_path / "atlas.zarr")
+    assert [path.name for path in tmp_path.iterdir()] == ["census"]
