@@ -10,11 +10,14 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
+from transformers import PreTrainedModel
 
 from scfusion_fm.data.scratch import Scratch
 from scfusion_fm.inference.export import bind_to_weights
+from scfusion_fm.inference.loaded import load
 from scfusion_fm.inference.model_files import CONFIG, EXTRACTOR, WEIGHTS, ModelFiles, verify_model
 from scfusion_fm.inference.shipped import CARD
+from scfusion_fm.model.blocks_scfusion_ttt import FixedModule
 from scfusion_fm.model.files_scfusion_ttt import (
     CALIBRATIONS,
     EXTRACTOR_CODE,
@@ -22,7 +25,6 @@ from scfusion_fm.model.files_scfusion_ttt import (
     SEEN_CELLS,
     update_checksums,
 )
-from scfusion_fm.model.pretrained_scfusion_ttt import ScFusionTTTPreTrainedModel
 
 LARGEST_SHIPPED = 15_000_000
 FIGURES = "figures.json"  # scores by study, which its card tells, too
@@ -53,8 +55,7 @@ def ship_model(model: Path, output: Path, card: str, figures: bytes | None = Non
     with Scratch(output) as scratch:
         path = scratch.path
         path.mkdir()
-        weights = safetensors.torch.load_file(files.path / WEIGHTS)
-        safetensors.torch.save_file(round_weights(weights), path / WEIGHTS, {"format": "pt"})
+        safetensors.torch.save_file(round_weights(load(model).model), path / WEIGHTS, {"format": "pt"})
         for name, entries in ((CONFIG, MODEL_CODE), (EXTRACTOR, EXTRACTOR_CODE)):
             settings = json.loads((files.path / name).read_text())
             kept = {key: value for key, value in settings.items() if key not in entries}
@@ -74,12 +75,12 @@ def ship_model(model: Path, output: Path, card: str, figures: bytes | None = Non
         scratch.publish()
 
 
-def round_weights(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Round to bfloat16 all weights but those that were fitted in closed form."""
-    exact = ScFusionTTTPreTrainedModel._keep_in_fp32_modules_strict
+def round_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Give the weights of a model by name, in bfloat16 but for those that were fitted in closed form."""
+    exact = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, FixedModule))
+    weights = {name: values.detach().contiguous() for name, values in model.state_dict().items()}
     return {
-        name: values if any(part in name.split(".") for part in exact) else values.bfloat16()
-        for name, values in weights.items()
+        name: x if name.startswith(exact) or not x.is_floating_point() else x.bfloat16() for name, x in weights.items()
     }
 
 

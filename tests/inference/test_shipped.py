@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModel
 
 import scfusion_fm as sf
-from scfusion_fm import ScFusionTTTForCellTypeAnnotation, ScFusionTTTModel
+from scfusion_fm import ScFusionTTTForCellTypeAnnotation, ScFusionTTTForCrossModalPrediction, ScFusionTTTModel
 from scfusion_fm.cli.main import main
 from scfusion_fm.inference import model_files, ship
 from scfusion_fm.inference.model_files import find_model, verify_model
@@ -49,11 +49,13 @@ def test_a_shipped_model_is_as_it_was_but_for_rounding(shelf, annotator, paired_
     assert np.allclose(x, y, atol=0.05 * np.std(x))
 
 
-def test_what_was_fitted_in_closed_form_is_not_rounded():
-    exact = {"rna_coordinates.directions": torch.rand(3), "kernel_readout.weight": torch.rand(3)}
-    found = round_weights(exact | {"model.my_kernel_readout.weight": torch.rand(3)})
-    assert all(torch.equal(found[name], values) for name, values in exact.items())
-    assert found["model.my_kernel_readout.weight"].dtype == torch.bfloat16
+def test_what_was_fitted_in_closed_form_is_not_rounded(tiny_config):
+    tiny_config.num_coordinates, tiny_config.num_landmarks = 2, 3
+    model = ScFusionTTTForCrossModalPrediction(tiny_config)
+    dtypes = {name: values.dtype for name, values in round_weights(model).items()}
+    assert dtypes.keys() == model.state_dict().keys()
+    assert {dtypes[name] for name in dtypes if "coordinates" in name or "readout" in name} == {torch.float32}
+    assert dtypes["model.rna_embeddings.weight"] == torch.bfloat16
 
 
 def test_a_model_that_is_too_large_is_refused(model_dir, tmp_path, monkeypatch):
