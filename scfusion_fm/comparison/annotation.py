@@ -53,12 +53,14 @@ def run_annotation(experiment: Experiment, partition: Partition, seed: int, scor
 def _choose_settings(experiment: Experiment, name: str, seed: int) -> AnnotationSettings:
     """Say how a model is fine-tuned: all of it, or as in the paper's third stage."""
     config, data = experiment.config, experiment.labelled
+    studies = experiment.batches()
     settings = AnnotationSettings(
         config.optim,
         seed,
         balance_classes=config.balance_classes,
         modality_dropout=config.modality_dropout,
         modalities=data.modalities,
+        studies=None if studies is None else studies.astype(str),
     )
     projects = config.models[name].projected_proteins
     if projects is None:

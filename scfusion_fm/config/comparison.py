@@ -97,7 +97,7 @@ class ExperimentConfig:
     background_key: str | None = None
     """Column of obs with groups in which proteins have levels of their own, such as batches; `dataset` is the file.
     Models learn the level that they share, which is for cells of new groups. Null: no such groups. Of
-    protein_from_rna."""
+    protein_from_rna; of annotation, the studies in whose units models read RNA alone."""
     protocol: str = "held_out"
     """held_out; or paper: scores over all cells, those trained on included, beside the held-out ones."""
     modality_dropout: float = 0.3
@@ -168,8 +168,8 @@ def _check_experiment(name: str, experiment: ExperimentConfig) -> None:
         raise ValueError(f"`{name}.label_budgets` is for the task annotation, got {experiment.task!r}.")
     if experiment.protocol == "paper" and experiment.task != "annotation":
         raise ValueError(f"`{name}.protocol` paper is for the task annotation, got {experiment.task!r}.")
-    if experiment.background_key is not None and experiment.task != "protein_from_rna":
-        raise ValueError(f"`{name}.background_key` is for the task protein_from_rna, got {experiment.task!r}.")
+    if experiment.background_key is not None and experiment.task not in ("annotation", "protein_from_rna"):
+        raise ValueError(f"`{name}.background_key` is for annotation and protein_from_rna, got {experiment.task!r}.")
     transferred = [name for name, model in experiment.models.items() if model.projected_proteins is not None]
     if transferred and (experiment.task, experiment.inputs) != ("annotation", ["rna"]):
         raise ValueError(

@@ -233,6 +233,18 @@ class AnnotationConfig(LabelledConfig):
     """Probability that a paired training cell loses one of its modalities, in [0, 1]."""
     leave_out_types: list[str] = field(default_factory=list)
     """Cell types that are left out in turn, to tell how many of their cells are accepted; each costs a fine-tuning."""
+    study_key: str | None = None
+    """Column of obs with the study, for cells of new studies: their types are named from RNA in units of each study.
+    `dataset` is the file, where there are several. Unknown cells are then recognised by their energy, if nothing else
+    is set. Null: types are named as in studies like these."""
+
+    @staticmethod
+    def complete(given: DictConfig) -> DictConfig:
+        """Let one file stand for a list of one, and choose how unknown cells of new studies are recognised."""
+        given = FinetuneConfig.complete(given)
+        if given.get("study_key") is not None and "unknown_score" not in given:
+            return cast(DictConfig, OmegaConf.merge(given, {"unknown_score": "energy"}))
+        return given
 
     def __post_init__(self):
         super().__post_init__()

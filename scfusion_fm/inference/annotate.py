@@ -20,6 +20,7 @@ from scfusion_fm.evaluation.calibration.unknown import CellOutputs
 from scfusion_fm.inference.job import BOTH, Job, Use
 from scfusion_fm.inference.label_tree import LabelTree
 from scfusion_fm.inference.model_files import ModelFiles
+from scfusion_fm.inference.study_types import FileTypes, adapt_to_file
 from scfusion_fm.model import ScFusionTTTForCellTypeAnnotation
 from scfusion_fm.notices import warn
 
@@ -96,7 +97,10 @@ def annotate(
         readable, shown = (job.has_rna, ("rna",)) if rna_only else (job.has_counts, BOTH)
         kinds = _kinds_of(job, rna_only)
         columns = {ending: namer.start(ending, len(job)) for ending in endings}
+        in_file = adapt_to_file(job)
         for part, outputs in job.forward(("logits", "pooler_output"), readable, shown):
+            if in_file is not None:
+                _name_in_file(job, in_file, part, outputs[0], kinds[part] == "rna")
             for ending, values in namer.name(CellOutputs(*outputs), kinds[part]).items():
                 columns[ending][part] = values
         namer.warn_without_threshold(kinds[readable])
@@ -134,6 +138,15 @@ def load_calibration(
     if reject_rate is not None and reject_rate not in found.rates:
         raise ValueError(f"`reject_rate` must be one of the calibrated {found.rates}, got {reject_rate}.")
     return found
+
+
+def _name_in_file(
+    job: Job, in_file: FileTypes, part: slice, logits: NDArray[np.float32], alone: NDArray[np.bool_]
+) -> None:
+    """Replace the logits (n, K) of the cells of a block whose RNA is shown alone, in place."""
+    rows = np.flatnonzero(alone & np.isfinite(logits).all(1))
+    cells = job.source.read(part.start, part.stop)
+    logits[rows] = in_file.logits(in_file.types.read(cells, rows, job.extractor))
 
 
 def _kinds_of(job: Job, rna_only: bool) -> NDArray[np.str_]:

@@ -16,7 +16,12 @@ SEEN_CELLS = "seen_cells.npz"
 CARD = "README.md"
 CONFIG, EXTRACTOR, WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors"
 # They were fitted to the outputs of certain weights, whose checksum they hold.
-CALIBRATIONS = ("annotation_calibration.json", "protein_intervals.json", "panel_regression.safetensors")
+CALIBRATIONS = (
+    "annotation_calibration.json",
+    "protein_intervals.json",
+    "panel_regression.safetensors",
+    "study_types.safetensors",
+)
 WEIGHTS_CHECKSUM = "weights_sha256"
 WRITTEN_WITH_WEIGHTS = (CONFIG, "model*.safetensors*", "adapter_*", "*.py", SEEN_CELLS, *CALIBRATIONS)
 

@@ -297,7 +297,10 @@ def test_mistakes_are_named_before_anything_is_computed(build, data_dir, model_d
         ({"baselines": ["oracle"]}, r"`experiments\.types\.baselines` must be among .* got \['oracle'\]"),
         ({"split": {"kind": "leave_group_out", "group_key": "site"}}, r"`split\.group_key` must be a column of obs"),
         ({"label_budgets": [5000]}, r"`budget` must lie in \[3, "),
-        ({"background_key": "dataset"}, "`experiments.types.background_key` is for the task protein_from_rna"),
+        (
+            {"task": "clustering", "background_key": "dataset"},
+            "`experiments.types.background_key` is for annotation and protein_from_rna, got 'clustering'",
+        ),
         (
             {"task": "protein_from_rna", "baselines": ["mean"], "background_key": "site"},
             "`background_key` must be a column of obs, got 'site'",

@@ -49,6 +49,10 @@ def calibrate_annotation(
         if score == "mahalanobis":
             gaussians = _fit_gaussians(fitted, data, _having(data, partition.train, inputs), inputs)
         cells = fitted.run(data.aligned, held_out, inputs)
+        if name == "rna" and fitted.readout is not None:  # as cells of a new study are named
+            logits, known = fitted.readout.logits_when_left_out(held_out)
+            if known.any():
+                cells, held_out = CellOutputs(logits[known], cells.embedding[known]), held_out[known]
         found[name] = calibrate_input(cells, data.codes[held_out], score, gaussians)
     return AnnotationCalibration(data.classes, score, found)
 

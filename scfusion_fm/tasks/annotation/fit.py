@@ -16,6 +16,7 @@ from scfusion_fm.evaluation.partition import Partition
 from scfusion_fm.inference.batches import CellCollator, predict_fields
 from scfusion_fm.model import ScFusionTTTFeatureExtractor, ScFusionTTTForCellTypeAnnotation
 from scfusion_fm.tasks.annotation.cells import LabelledCells
+from scfusion_fm.tasks.annotation.study_types import StudyReadout
 from scfusion_fm.tasks.dropout import InputDropout, check_modality_dropout
 from scfusion_fm.tasks.epochs import Objective
 from scfusion_fm.tasks.loss import BalancedCrossEntropy
@@ -42,6 +43,8 @@ class AnnotationSettings(FitSettings):
         Places of the proteins whose latents are projected from RNA; None, unless the model is to read RNA alone.
     trained
         Parts of the model under the head that are trained; all when None.
+    studies
+        (n,) study of every cell, to learn types in units of studies; None to learn them as they are.
     """
 
     balance_classes: bool = True
@@ -49,6 +52,7 @@ class AnnotationSettings(FitSettings):
     modalities: tuple[str, ...] = ("rna", "adt")
     projected: list[int] | None = None
     trained: tuple[str, ...] | None = None
+    studies: NDArray[np.str_] | None = None
 
     def __post_init__(self):
         check_modality_dropout(self.modality_dropout)
@@ -61,7 +65,11 @@ class AnnotationSettings(FitSettings):
 
 @dataclass(frozen=True)
 class FittedAnnotation:
-    """A fitted classifier, with the number of parameters that were trained, and what its validation cells chose."""
+    """
+    A fitted classifier, with the number of parameters that were trained, and what its validation cells chose.
+
+    Cells of which RNA alone is shown are named by `readout`, where there is one.
+    """
 
     model: PreTrainedModel
     extractor: ScFusionTTTFeatureExtractor
@@ -69,6 +77,7 @@ class FittedAnnotation:
     num_trained: int
     epochs: float = 0.0
     start: ClassifierStart | None = None
+    readout: StudyReadout | None = None
 
     def predict(
         self, aligned: AlignedCells, rows: NDArray[np.int64], modalities: tuple[str, ...] = ("rna", "adt")
@@ -86,7 +95,10 @@ class FittedAnnotation:
         """Give logits and embedding of some cells, of which the given modalities are shown."""
         shown = tuple(m for m in self.modalities if m in modalities)
         collator = CellCollator(aligned, self.extractor)
-        return CellOutputs(*predict_fields(self.model, collator, rows, ("logits", "pooler_output"), shown))
+        found = CellOutputs(*predict_fields(self.model, collator, rows, ("logits", "pooler_output"), shown))
+        if self.readout is None or shown != ("rna",):
+            return found
+        return CellOutputs(self.readout.logits(aligned, rows), found.embedding)
 
 
 def fit_annotation(
@@ -140,7 +152,8 @@ def fit_annotation(
     dropout = InputDropout(settings.seed, settings.modality_dropout, settings.optim.token_dropout)
     objective = Objective(score, loss, dropout)
     trained = train_best(model, partition, collator, objective, weights.suit(settings), epochs)
-    return FittedAnnotation(model, data.extractor, settings.modalities, *trained, start)
+    readout = None if settings.studies is None else StudyReadout.fit(data, settings.studies, partition.train)
+    return FittedAnnotation(model, data.extractor, settings.modalities, *trained, start, readout)
 
 
 def choose_projected(data: LabelledCells, proteins: list[str] | None) -> list[int]:

@@ -13,6 +13,7 @@ from scfusion_fm.evaluation.report.text import MODEL_NAME
 from scfusion_fm.inference.batches import CellCollator, predict_rows
 from scfusion_fm.inference.model_directory import load_pretrained
 from scfusion_fm.inference.model_files import find_model
+from scfusion_fm.inference.study_types import STUDY_TYPES
 from scfusion_fm.model import ScFusionTTTModel
 from scfusion_fm.tasks.annotation.baselines import name_by_baselines
 from scfusion_fm.tasks.annotation.calibrate import (
@@ -25,6 +26,7 @@ from scfusion_fm.tasks.annotation.calibrate import (
 )
 from scfusion_fm.tasks.annotation.fit import AnnotationSettings, fit_annotation
 from scfusion_fm.tasks.annotation.labelled_file import LabelledFile
+from scfusion_fm.tasks.annotation.study_types import read_studies
 from scfusion_fm.tasks.final import describe_final, join_all
 from scfusion_fm.tasks.given import read_given
 from scfusion_fm.tasks.ranks import by_all_ranks, leave_rest_to_rank_0
@@ -65,6 +67,7 @@ def run_annotation(config: AnnotationConfig, objects: Sequence[Any] | None = Non
         fits / "main",
         balance_classes=config.balance_classes,
         modality_dropout=config.modality_dropout,
+        studies=read_studies(file.cells.obs, config.study_key),
     )
     weights = Weights(find_model(config.model))
     fitted = kept = fit_annotation(weights, data, partition, settings)
@@ -104,5 +107,7 @@ def run_annotation(config: AnnotationConfig, objects: Sequence[Any] | None = Non
     facts = {"task": "cell-type annotation", "classes": ", ".join(data.classes), "fine-tuned on": config.data_names}
     if config.final:
         calibration = adopt_calibration(calibration, kept, data, everything.train)
-    files = {ANNOTATION_CALIBRATION: calibration.to_json()}
+    files: dict[str, str | bytes] = {ANNOTATION_CALIBRATION: calibration.to_json()}
+    if kept.readout is not None:
+        files[STUDY_TYPES] = kept.readout.types.to_bytes()
     return finish_run(run, kept, seen, facts, files, results, config.report)
