@@ -150,6 +150,14 @@ class Recipe:
         """Results of a fine-tuning."""
         return json.loads((self.output / task / "results.json").read_text())
 
+    def tell_final(self, task: str, calibrated: str) -> str:
+        """Say how the model that is kept was made."""
+        final = self.results(task)["final"]
+        return (
+            f"A twin that held out cells chose the length ({final['epochs']:.3g} passes; 0 where the head alone was "
+            f"fitted) and gave the {calibrated}; the shipped one then learned from all {final['cells']:,} cells."
+        )
+
 
 def check_licences(sources: list[dict]) -> None:
     """
@@ -168,7 +176,7 @@ def check_licences(sources: list[dict]) -> None:
 def ship(recipe: Recipe, name: str, made: str, figures: list[StudyFigure]) -> None:
     """Write the small directory of a model, with its card and its figures."""
     model = recipe.output / made
-    seen = describe_seen(SeenCells.load(model / SEEN_CELLS)).replace("PATH", name)
+    seen = describe_seen(SeenCells.load(model / SEEN_CELLS)).partition(";")[0]
     parts = DESCRIBE[name](recipe) | {
         "data": model_card.write_data(recipe.sources),
         "seen": seen,
@@ -202,7 +210,6 @@ def describe_pretrained(recipe: Recipe) -> dict[str, str]:
 
 def describe_types(recipe: Recipe) -> dict[str, str]:
     """Give what only the card of the classifier tells."""
-    told = recipe.results("cell_type_annotation")["final"]["told"]
     return {
         "purpose": "Names coarse types of human blood and marrow cells, or calls them unknown, from RNA or proteins.",
         "command": f"scfusion annotate {TYPES} IN.h5ad OUT.h5ad --reject-rate 0.05",
@@ -211,7 +218,8 @@ def describe_types(recipe: Recipe) -> dict[str, str]:
             "# without reject_rate, no cell is called unknown"
         ),
         "training": (
-            f"`{NAME}`, fine-tuned (`configs/models/cell_type_annotation.yaml`). {told} Labels are those of the "
+            f"`{NAME}`, fine-tuned (`configs/models/cell_type_annotation.yaml`). "
+            f"{recipe.tell_final('cell_type_annotation', 'temperatures and thresholds')} Labels are those of the "
             "studies, brought to common names; those of the sets of 10x Genomics and of dsb were gated on proteins."
         ),
     }
@@ -228,8 +236,8 @@ def describe_proteins(recipe: Recipe) -> dict[str, str]:
         "command": f"scfusion predict-protein {PROTEINS} IN.h5ad OUT.h5ad",
         "python": f'sf.predict_protein(adata, "{PROTEINS}")  # adata.obsm["protein_scfusion_ttt"]',
         "training": (
-            f"`{NAME}`, fine-tuned (`configs/models/cross_modal_prediction.yaml`). {results['final']['told']} "
-            "Intervals come from fits that left one study out in turn."
+            f"`{NAME}`, fine-tuned (`configs/models/cross_modal_prediction.yaml`). "
+            f"{recipe.tell_final('cross_modal_prediction', 'intervals')} For them, one study was left out in turn."
         ),
     }
 
