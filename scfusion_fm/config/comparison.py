@@ -95,9 +95,9 @@ class ExperimentConfig:
     baselines: list[str] | None = None
     """Baselines to show, by name; null for all."""
     background_key: str | None = None
-    """Column of obs with groups in which proteins have levels of their own, such as batches; `dataset` is the file.
-    Models learn the level that they share, which is for cells of new groups. Null: no such groups. Of
-    protein_from_rna; of annotation, the studies in whose units models read RNA alone."""
+    """Column of obs with groups in which genes and proteins have units of their own, such as batches; `dataset` is the
+    file. Models learn the units that they share, which is for cells of new groups. Null: no such groups. Of
+    protein_from_rna and annotation."""
     protocol: str = "held_out"
     """held_out; or paper: scores over all cells, those trained on included, beside the held-out ones."""
     modality_dropout: float = 0.3

@@ -75,6 +75,10 @@ class ConfigFile:
     classifier_dropout: float = ruled(Number(0, 0.999), 0.1)
     num_coordinates: int = ruled(Whole(0, 1 << 16), 0)
     num_landmarks: int = ruled(Whole(0, 1 << 24), 0)
+    study_genes: list[int] | None = ruled(Maybe(ListOf(Whole(0, (1 << 24) - 1), unique=True)), None)
+    own_genes: list[int] | None = ruled(Maybe(ListOf(Whole(-1, (1 << 24) - 1))), None)
+    study_hidden_sizes: list[int] | None = ruled(Maybe(ListOf(Whole(1, 1 << 16))), None)
+    num_study_members: int = ruled(Whole(1, 1 << 10), 3)
     projected_proteins: list[int] | None = ruled(Maybe(ListOf(Whole(0, (1 << 20) - 1), unique=True)), None)
     target_modality: str = ruled(Text(("rna", "adt")), "adt")
     predicted_features: list[str] | None = ruled(Maybe(ListOf(Text())), None)
@@ -91,6 +95,19 @@ class ConfigFile:
             )
         if self.num_landmarks and not self.num_coordinates:
             raise ValueError(f"`num_coordinates` must be at least 1 with `num_landmarks` {self.num_landmarks}, got 0")
+        if self.study_genes and (not self.num_coordinates or self.num_landmarks or self.target_modality != "adt"):
+            raise ValueError(
+                "`study_genes` must be null without `num_coordinates`, with `num_landmarks`, or for another target "
+                f"than adt, got {len(self.study_genes)}"
+            )
+        if max(self.study_genes or (0,)) >= self.num_rna_tokens * self.rna_patch_size:
+            raise ValueError(f"`study_genes` must be places below {self.num_rna_tokens * self.rna_patch_size}")
+        own = self.own_genes or []
+        if self.study_genes and (len(own) != self.num_proteins or max(own) >= len(self.study_genes)):
+            raise ValueError(
+                f"`own_genes` must be -1 or below {len(self.study_genes)} for each of {self.num_proteins} proteins, "
+                f"got {len(own)} up to {max(own, default=-1)}"
+            )
         if max(self.projected_proteins or (0,)) >= self.num_proteins:
             raise ValueError(f"`projected_proteins` must be places below {self.num_proteins}, got a larger one")
         labels = self.labels

@@ -17,7 +17,10 @@ from scfusion_fm.inference.job import Job, Use
 from scfusion_fm.inference.loaded import load
 from scfusion_fm.inference.model_files import ModelFiles
 from scfusion_fm.inference.names import name_proteins
+from scfusion_fm.inference.study_units import in_study_units
 from scfusion_fm.model import ScFusionTTTForCrossModalPrediction
+
+LEAST_PANEL = 3  # proteins that predictions are centred over
 
 
 @dataclass(frozen=True)
@@ -105,15 +108,18 @@ def predict_protein(
         groups = _find_groups(job, group_key)
         places = job.extractor.index_proteins(names)
         tables = {key: job.add_table(key, len(panel), list(panel)) for key in keys}
-        for part, (logits,) in job.forward(("logits",), job.has_rna, ("rna",)):
-            found = {key_added: logits[:, places]}
-            if intervals is not None:
-                group = None if groups is None else groups[part]
-                found = _add_ends(key_added, found[key_added], intervals, wanted, group)
-            for key, values in found.items():
-                tables[key].write(part, values[:, list(panel.values())])
+        centre = _choose_centre(job, places, list(panel.values()))
+        with in_study_units(job):
+            for part, (logits,) in job.forward(("logits",), job.has_rna, ("rna",)):
+                found = {key_added: _take_centre(logits[:, places], centre)}
+                if intervals is not None:
+                    group = None if groups is None else groups[part]
+                    found = _add_ends(key_added, found[key_added], intervals, wanted, group)
+                for key, values in found.items():
+                    tables[key].write(part, values[:, list(panel.values())])
         facts = {"obsm": key_added, "unit": "CLR", "proteins": list(panel)}
         facts |= {"model_proteins": [names[place] for place in panel.values()]}
+        facts |= {} if centre is None else {"centred_over": [names[place] for place in np.flatnonzero(centre)]}
         told = {} if intervals is None else _describe_intervals(intervals, wanted, {p: n for n, p in panel.items()})
         return job.finish("predict-protein", facts | told)
 
@@ -157,6 +163,27 @@ def _names_of_model(job: Job, intervals: ProteinIntervals | None) -> list[str]:
     if intervals is not None and intervals.names != names:
         raise ValueError(f"`model` must have intervals for the proteins it predicts, got {intervals.names}.")
     return names
+
+
+def _choose_centre(job: Job, places: NDArray[np.int64], asked: list[int]) -> NDArray[np.bool_] | None:
+    """
+    Choose the proteins, of those at `places`, that predictions are centred over; None for a model that gives CLR.
+
+    They are those that the input measures, so that both can be compared; else those that were asked for, unless these
+    are so few that their mean is one of them.
+    """
+    if not job.model.config.study_genes:
+        return None
+    measured = np.any(job.source.panels.adt, axis=0)[places]
+    if measured.sum() >= LEAST_PANEL:
+        return measured
+    centre = np.zeros(len(places), bool)
+    centre[asked if len(asked) >= LEAST_PANEL else slice(None)] = True
+    return centre
+
+
+def _take_centre(levels: NDArray[np.float32], panel: NDArray[np.bool_] | None) -> NDArray[np.float32]:
+    return levels if panel is None else levels - levels[:, panel].mean(1, keepdims=True)
 
 
 def _find_groups(job: Job, group_key: str | None) -> NDArray[np.object_] | None:

@@ -66,6 +66,14 @@ class ScFusionTTTConfig(PreTrainedConfig):
     num_landmarks
         Fine-tuning cells around which the kernel regression of a fine-tuned predictor of proteins has its functions; 0
         for none. Needs `num_coordinates`.
+    study_genes
+        Places n * S + s of the genes that a predictor of proteins reads in units of the study of a cell (see `adapt`),
+        since it was trained on several. It then predicts levels of proteins, from which the mean over a panel is still
+        to be taken (see `centre`), from `num_coordinates` coordinates and not from the tokens. None: no such units.
+    own_genes
+        Which of `study_genes` codes for each protein, -1 where none does; needed with them.
+    study_hidden_sizes, num_study_members
+        Widths of the hidden layers, and number, of the small networks that read these coordinates.
     projected_proteins
         Places of the proteins whose latents `ScFusionTTTForCellTypeAnnotation` projects from the RNA (the paper's third
         stage); a classifier with such a list, even an empty one, reads no measured protein. None reads what is given.
@@ -105,6 +113,10 @@ class ScFusionTTTConfig(PreTrainedConfig):
     classifier_dropout: float = 0.1
     num_coordinates: int = 0
     num_landmarks: int = 0
+    study_genes: list[int] | None = None
+    own_genes: list[int] | None = None
+    study_hidden_sizes: list[int] | None = None
+    num_study_members: int = 3
     projected_proteins: list[int] | None = None
     target_modality: str = "adt"
     predicted_features: list[str] | None = None
@@ -127,6 +139,7 @@ class ScFusionTTTConfig(PreTrainedConfig):
             "num_attention_heads",
             "intermediate_size",
             "ttt_mini_batch_size",
+            "num_study_members",
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
@@ -152,8 +165,28 @@ class ScFusionTTTConfig(PreTrainedConfig):
                 raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}.")
         if self.num_landmarks and not self.num_coordinates:
             raise ValueError(f"`num_coordinates` must be at least 1 with `num_landmarks` {self.num_landmarks}, got 0.")
+        self._validate_study_genes()
         if not 0 <= self.classifier_dropout < 1:
             raise ValueError(f"`classifier_dropout` must lie in [0, 1), got {self.classifier_dropout}.")
+
+    def _validate_study_genes(self) -> None:
+        if not self.study_genes:
+            return
+        if not self.num_coordinates or self.num_landmarks or self.target_modality != "adt":
+            raise ValueError(
+                "`study_genes` must be None without `num_coordinates`, with `num_landmarks`, or for another target "
+                f"than 'adt', got {len(self.study_genes)} genes with {self.num_coordinates}, {self.num_landmarks} and "
+                f"{self.target_modality!r}."
+            )
+        places = self.num_rna_tokens * self.rna_patch_size
+        if min(self.study_genes) < 0 or max(self.study_genes) >= places:
+            raise ValueError(f"`study_genes` must be places below {places}, got {max(self.study_genes)}.")
+        own, number = self.own_genes or [], len(self.study_genes)
+        if len(own) != self.num_proteins or min(own) < -1 or max(own) >= number:
+            raise ValueError(
+                f"`own_genes` must be -1 or below {number} for each of {self.num_proteins} proteins, got {len(own)} "
+                f"up to {max(own, default=-1)}."
+            )
 
     @property
     def head_dim(self) -> int:

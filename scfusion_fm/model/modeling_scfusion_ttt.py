@@ -31,6 +31,7 @@ from .outputs_scfusion_ttt import (
     ScFusionTTTPredictionOutput,
 )
 from .pretrained_scfusion_ttt import ScFusionTTTPreTrainedModel
+from .studies_scfusion_ttt import StudyReadout
 from .tokens_scfusion_ttt import (
     ModalityInput,
     ModalityTokens,
@@ -352,15 +353,19 @@ class ScFusionTTTForCellTypeAnnotation(ScFusionTTTPreTrainedModel):
         return hidden.expand(len(rna_values), -1)
 
 
+READOUTS = ("rna_coordinates", "kernel_readout", "study_readout")
+
+
 class ScFusionTTTForCrossModalPrediction(ScFusionTTTPreTrainedModel):
     """
     Predict one modality from the other: the pretraining pass with the target hidden entirely.
 
     With `config.num_landmarks`, proteins are a mixture of that and of a kernel regression on the principal components
-    of the training cells.
+    of the training cells. With `config.study_genes`, they come from genes in units of the study alone, for cells of
+    studies that were not trained on.
     """
 
-    _keys_to_ignore_on_load_unexpected = name_other_heads(*DECODERS, "rna_coordinates", "kernel_readout")
+    _keys_to_ignore_on_load_unexpected = name_other_heads(*DECODERS, *READOUTS)
 
     def __init__(self, config: ScFusionTTTConfig):
         super().__init__(config)
@@ -368,12 +373,64 @@ class ScFusionTTTForCrossModalPrediction(ScFusionTTTPreTrainedModel):
         if config.num_landmarks and config.target_modality == "adt":
             self.rna_coordinates = CellCoordinates(config.num_rna_tokens, config.rna_patch_size, config.num_coordinates)
             self.kernel_readout = KernelReadout(config.num_landmarks, config.num_coordinates, config.num_proteins)
-        if config.target_modality == "adt":
+        if config.study_genes:
+            self.study_readout = StudyReadout(
+                config.study_genes,
+                config.own_genes,
+                config.num_coordinates,
+                config.study_hidden_sizes or [],
+                config.num_study_members,
+            )
+        elif config.target_modality == "adt":
             self.adt_decoder = ReconstructionDecoder(config, config.num_proteins, 1)
         else:
             self.rna_decoder = ReconstructionDecoder(config, config.num_rna_tokens, config.rna_patch_size)
         self.register_buffer("target_weight", None, persistent=False)
         self.post_init()
+
+    def adapt(self, means: Tensor, deviations: Tensor) -> None:
+        """
+        Read genes from now on in the units of a study: around its means, and divided by its deviations.
+
+        Parameters
+        ----------
+        means, deviations
+            (N, S) of the log-normalised expression of the genes over cells of the study; the deviation is 0 for a gene
+            that was not measured or is the same in all cells.
+
+        Raises
+        ------
+        ValueError
+            If the model has no such units, or shapes do not fit.
+        """
+        if not self.config.study_genes:
+            raise ValueError(
+                "`adapt` must be left out for a model without `config.study_genes`: it has no units to set."
+            )
+        shape = self.config.num_rna_tokens, self.config.rna_patch_size
+        if means.shape != shape or deviations.shape != shape:
+            raise ValueError(
+                f"`means` and `deviations` must have the shape {shape} of the genes in patches, got "
+                f"{tuple(means.shape)} and {tuple(deviations.shape)}."
+            )
+        coordinates = self.study_readout.coordinates
+        coordinates.means.copy_(means.flatten()[coordinates.genes])
+        coordinates.deviations.copy_(deviations.flatten()[coordinates.genes])
+
+    @staticmethod
+    def centre(levels: Tensor, panel: Tensor) -> Tensor:
+        """
+        Take the mean over a panel from predicted levels: the centred log ratio over that panel.
+
+        Parameters
+        ----------
+        levels
+            (B, P) as predicted by a model with `config.study_genes`.
+        panel
+            (P,) or (B, P) true for the proteins of the panel; nothing is taken where there is none.
+        """
+        panel = panel.expand_as(levels)
+        return levels - levels.masked_fill(~panel, 0.0).sum(1, keepdim=True) / panel.sum(1, keepdim=True).clamp_min(1)
 
     def weigh_targets(self, weight: Tensor | None) -> None:
         """
@@ -424,7 +481,12 @@ class ScFusionTTTForCrossModalPrediction(ScFusionTTTPreTrainedModel):
         if source.values is None:
             name = "rna_values" if source is rna else "adt_values"
             raise ValueError(f"`{name}` must be given to predict {self.config.target_modality!r}, got None.")
-        logits, pooled = self._reconstruct(source, output_embedding)
+        if hasattr(self, "study_readout"):
+            logits, pooled = self.study_readout(source.values, source.seen()), None
+            if output_embedding:
+                pooled = self.model(source.values, source.observed, return_dict=True).pooler_output
+        else:
+            logits, pooled = self._reconstruct(source, output_embedding)
         loss = None
         if labels.values is not None:
             labels = labels.dense()

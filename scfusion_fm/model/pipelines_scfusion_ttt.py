@@ -106,8 +106,10 @@ class ProteinPredictionPipeline(CellPipeline):
     def postprocess(self, output: ModelOutput) -> list:
         """Name the proteins of some cells."""
         names = self.model.config.predicted_features or self.feature_extractor.protein_names
-        places = self.feature_extractor.index_proteins(names)
-        return [dict(zip(names, cell, strict=True)) for cell in output.logits[:, places].float().tolist()]  # (B, P)
+        levels = output.logits[:, self.feature_extractor.index_proteins(names)].float()  # (B, P)
+        if self.model.config.study_genes:  # in the units of the average study, for the cells are few at a time
+            levels = levels - levels.mean(1, keepdim=True)
+        return [dict(zip(names, cell, strict=True)) for cell in levels.tolist()]
 
 
 def name_counts(cells: Any) -> dict[str, Any]:

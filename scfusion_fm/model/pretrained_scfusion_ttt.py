@@ -30,6 +30,7 @@ from .files_scfusion_ttt import (
     write_code,
 )
 from .hub_scfusion_ttt import OPTIONS, push_directory, write_card
+from .studies_scfusion_ttt import StudyCoordinates, StudyReadout
 from .ttt_layers import TTTLayer
 
 if TYPE_CHECKING:  # named here, transformers takes the file along with the models, though they do not need it
@@ -194,6 +195,9 @@ class ScFusionTTTPreTrainedModel(PreTrainedModel):
         elif isinstance(module, (CellCoordinates, KernelReadout)):
             for _, buffer in module.named_buffers():
                 init.zeros_(buffer)
+        elif isinstance(module, (StudyCoordinates, StudyReadout)):
+            for name, tensor in (*module.named_buffers(recurse=False), *module.named_parameters()):
+                init.constant_(tensor, 1.0 if name == "noise" else 0.0)
         elif isinstance(module, MissingModalityProjection):
             init.normal_(module.position_embeddings, std=std)
         elif isinstance(module, ReconstructionDecoder):

@@ -66,6 +66,18 @@ class SparsePatches:
         """Tell of which tokens something was measured, (B, N)."""
         return self.panels.any(-1)[self.panel]
 
+    def select(self, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Give the values at some places n * S + s (K,), and whether they were measured, (B, K)."""
+        cells, tokens, size = self.shape
+        column = torch.full((tokens * size,), -1, device=self.device)
+        column[places] = torch.arange(len(places), device=self.device)
+        column = column[self.places]
+        row = torch.repeat_interleave(self.starts[::tokens].diff())
+        kept = column >= 0
+        values = self.values.new_zeros(cells, len(places))
+        values[row[kept], column[kept]] = self.values[kept]
+        return values, self.panels.flatten(1)[:, places][self.panel]
+
     def sum_tokens(self, weight: Tensor) -> Tensor:
         """Sum values times their row of a weight (N, T, K), T at least S, over each token; (B, N, K)."""
         return self._sum(weight, self.starts).view(*self.shape[:2], -1)

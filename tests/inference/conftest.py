@@ -17,9 +17,10 @@ from scfusion_fm.model import (
 def export_head(model_dir):
     """Write a model with a fresh head on the pretrained one."""
 
-    def export(path, model_class, files=None, **settings):
+    def export(path, model_class, files=None, change=lambda model: None, **settings):
         torch.manual_seed(1)
         model = model_class.from_pretrained(model_dir, **settings)
+        change(model)
         export_model(model, ScFusionTTTFeatureExtractor.from_pretrained(model_dir), path, {}, files=files)
         return path
 

@@ -6,14 +6,19 @@ import anndata as ad
 import mudata as md
 import numpy as np
 import pytest
+import torch
 from make_cells import make_modalities, write_h5mu
 
 from scfusion_fm.evaluation.calibration.fit_intervals import fit_intervals
 from scfusion_fm.evaluation.calibration.interval_file import PROTEIN_INTERVALS, write_intervals
+from scfusion_fm.inference.loaded import load
 from scfusion_fm.inference.predict_protein import predict_protein
 from scfusion_fm.model import ScFusionTTTForCrossModalPrediction
+from scfusion_fm.notices import ScFusionWarning
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*(pull_on_update|will be removed|Observation names).*")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*(pull_on_update|will be removed|Observation names|names are intersecting).*"
+)
 
 
 def make_intervals(names=("CD3", "CD19")):
@@ -95,3 +100,61 @@ def test_intervals_that_cannot_be_given_are_refused(export_head, predictor, cali
         with pytest.raises(ValueError, match=message):
             predict_protein(source, model, output=out, **wanted)
     assert not out.exists()
+
+
+@pytest.fixture(scope="module")
+def study_predictor(export_head, tmp_path_factory):
+    """A predictor in units of the study."""
+    path = tmp_path_factory.mktemp("studies") / "model"
+    sizes = {"num_coordinates": 4, "study_genes": list(range(20)), "own_genes": list(range(-1, 4))}
+    names = ["CD3", "CD4", "CD8a", "CD19"]
+
+    def fit(model):
+        torch.manual_seed(0)
+        readout = model.study_readout
+        readout.coordinates.deviations.fill_(1.0)
+        readout.deviations.fill_(1.0)
+        for tensor in (readout.coordinates.loadings, readout.levels, *readout.parameters()):
+            tensor.data.uniform_(-1, 1)
+
+    return export_head(path, ScFusionTTTForCrossModalPrediction, predicted_features=names, change=fit, **sizes)
+
+
+def predict_in_memory(adata, model, **options):
+    found = predict_protein(adata, model, copy=True, **options)
+    return found.obsm["protein_scfusion_ttt"], found.uns["scfusion_ttt"]["predict-protein"]
+
+
+def test_genes_are_read_in_units_of_the_file(study_predictor):
+    adata = make_modalities(80, seed=3)[0]
+    loaded = load(study_predictor)
+    first, record = predict_in_memory(adata, loaded)
+    assert list(record["centred_over"]) == list(first.columns)
+    np.testing.assert_allclose(first.sum(1), 0, atol=1e-4)
+    np.testing.assert_allclose(predict_in_memory(adata, loaded)[0], first, rtol=1e-6)
+    # More cells of another kind move the units, so that the first cells are read as others.
+    others = make_modalities(80, seed=4)[0]
+    others.X = others.X.multiply(np.where(np.arange(others.n_vars) % 3, 1, 8)[None]).tocsr()
+    both = predict_in_memory(ad.concat([adata, others]), loaded)[0]
+    assert np.abs(both[:80].to_numpy() - first.to_numpy()).max() > 1e-3
+    with pytest.warns(ScFusionWarning, match="20 cells are too few to tell how their study differs"):
+        few = predict_in_memory(adata[:20].copy(), loaded)[0]
+    assert np.isfinite(few.to_numpy()).all()
+
+
+def test_predictions_are_centred_over_the_panel(study_predictor):
+    loaded = load(study_predictor)
+    rna, adt = make_modalities(80, seed=3)
+    every, _ = predict_in_memory(rna, loaded)
+    three, record = predict_in_memory(rna, loaded, proteins=["CD3", "CD19", "CD4"])
+    assert sorted(record["centred_over"]) == ["CD19", "CD3", "CD4"]
+    np.testing.assert_allclose(three.sum(1), 0, atol=1e-4)
+    np.testing.assert_allclose(three["CD3"] - three["CD19"], every["CD3"] - every["CD19"], atol=1e-4)
+    one, record = predict_in_memory(rna, loaded, proteins=["CD3"])  # its mean would be itself
+    np.testing.assert_allclose(one["CD3"], every["CD3"], atol=1e-5)
+    assert len(record["centred_over"]) == 4
+    with warnings.catch_warnings(action="ignore"):
+        mdata = md.MuData({"rna": rna, "adt": adt[:, ["CD3", "CD4", "CD19"]].copy()})
+    measured, record = predict_in_memory(mdata, loaded)
+    assert sorted(record["centred_over"]) == ["CD19", "CD3", "CD4"]
+    np.testing.assert_allclose(measured[["CD3", "CD4", "CD19"]].sum(1), 0, atol=1e-4)

@@ -299,6 +299,39 @@ def test_wrong_inputs_are_refused(model, batch):
         model(batch["rna_values"], rna_bool_masked_pos=torch.ones(CELLS, 3, dtype=torch.bool))
 
 
+def test_a_predictor_reads_genes_in_units_that_fit(tiny_config):
+    genes = {"study_genes": torch.randperm(33)[:20].tolist(), "num_coordinates": 2}
+    genes["own_genes"] = torch.randint(-1, 20, (tiny_config.num_proteins,)).tolist()
+    plain, in_units = (
+        ScFusionTTTForCrossModalPrediction(type(tiny_config)(**(tiny_config.to_dict() | more))).double()
+        for more in ({}, genes)
+    )
+    units = torch.rand(2, tiny_config.num_rna_tokens, tiny_config.rna_patch_size, dtype=torch.float64) + 0.1
+    with pytest.raises(ValueError, match=r"`adapt` must be left out for a model without `config\.study_genes`"):
+        plain.adapt(*units)
+    with pytest.raises(ValueError, match=r"must have the shape \(11, 3\) of the genes in patches, got \(11, 2\)"):
+        in_units.adapt(units[0, :, :2], units[1])
+    readout = in_units.study_readout
+    for tensor in (readout.coordinates.loadings, readout.levels, readout.deviations, *readout.parameters()):
+        tensor.data.normal_()
+    values, observed = torch.rand(4, 11, 3, dtype=torch.float64), torch.rand(4, 11, 3) > 0.3
+    in_units.adapt(*units)
+    moved = in_units(values * 3 + 1, observed).logits
+    in_units.adapt((units[0] - 1) / 3, units[1] / 3)
+    torch.testing.assert_close(in_units(values, observed).logits, moved)
+    assert in_units(values, observed).pooler_output is not None
+    assert in_units(values, observed, output_embedding=False).pooler_output is None
+
+
+def test_levels_are_centred_over_a_panel():
+    levels, panel = torch.randn(5, 7), torch.rand(5, 7) > 0.5
+    panel[0] = False
+    centred = ScFusionTTTForCrossModalPrediction.centre(levels, panel)
+    torch.testing.assert_close(centred.masked_fill(~panel, 0).sum(1), torch.zeros(5), atol=1e-6, rtol=0)
+    assert torch.equal(centred[0], levels[0])
+    torch.testing.assert_close(centred.diff(), levels.diff())
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -312,6 +345,12 @@ def test_wrong_inputs_are_refused(model, batch):
         ({"num_coordinates": -1}, "`num_coordinates` must be at least 0, got -1"),
         ({"num_landmarks": -1}, "`num_landmarks` must be at least 0, got -1"),
         ({"num_landmarks": 5}, "`num_coordinates` must be at least 1 with `num_landmarks` 5, got 0"),
+        ({"study_genes": [5]}, "`study_genes` must be None without `num_coordinates`"),
+        ({"study_genes": [4000], "num_coordinates": 2}, "`study_genes` must be places below 4000, got 4000"),
+        (
+            {"study_genes": [5], "num_coordinates": 2},
+            "`own_genes` must be -1 or below 1 for each of 64 proteins",
+        ),
     ],
 )
 def test_impossible_architectures_are_refused(fields, message):

@@ -73,6 +73,10 @@ def test_order_and_repeats_of_entries_do_not_matter(extractor, both, counts):
         (ScFusionTTTModel, {}),
         (ScFusionTTTForCellTypeAnnotation, {"num_coordinates": 3}),
         (ScFusionTTTForCrossModalPrediction, {"num_coordinates": 3, "num_landmarks": 4}),
+        (
+            ScFusionTTTForCrossModalPrediction,
+            {"num_coordinates": 3, "study_genes": [0, 2, 3, 5, 8], "own_genes": [4, -1]},
+        ),
         (ScFusionTTTForCrossModalPrediction, {"target_modality": "rna"}),
     ],
 )
@@ -83,6 +87,9 @@ def test_models_take_both_alike(model_class, settings, both, extractor):
     model = model_class(ScFusionTTTConfig(**sizes, **settings, num_decoder_layers=1)).double().eval()
     for buffer in model.buffers():
         buffer.normal_()
+    if model.config.study_genes:
+        model.study_readout.coordinates.noise.fill_(0.5)
+        model.adapt(*torch.rand(2, extractor.num_rna_tokens, 3).mul(0.1).add(0.1))  # so that large values are cut
     dense, sparse = both
     given = {"rna_values": dense["rna_values"].double(), "rna_observed": dense["rna_observed"]}
     proteins = {"adt_values": torch.rand(CELLS, 2).double()} if model.config.target_modality == "rna" else {}

@@ -17,6 +17,9 @@ from scfusion_fm.evaluation.partition import Partition
 from scfusion_fm.model import ScFusionTTTFeatureExtractor
 
 SOURCE_OF = {"adt": "rna", "rna": "adt"}
+SHARE_OF_ANCHORS = 0.5  # of the batches: an anchor was measured in more
+LEAST_ANCHORS = 3  # in a cell; over fewer, its centre is mostly noise
+LEAST_DEVIATION = 1e-6
 
 
 @dataclass
@@ -85,36 +88,50 @@ class PairedCells:
         rule = "`data` must hold cells with RNA and protein in each part"
         return split.keep(paired, rule, "choose another file, or change `split`")
 
-    def level(self, rows: NDArray[np.int64]) -> tuple["PairedCells", NDArray[np.float32]]:
+    def level(self, rows: NDArray[np.int64]) -> tuple["PairedCells", NDArray[np.float32], NDArray[np.float32]]:
         """
-        Bring the targets of all batches to one level, the mean over batches of their means over some cells.
+        Bring the targets of all batches into the same units: one level and one deviation of each protein.
+
+        Each protein of a batch gets the mean and the deviation that batches have on average. Before that, the centre of
+        a cell is taken over the anchors, the proteins that most batches measured: centred over its own panel, the same
+        cell would have other values in another panel.
+
+        Parameters
+        ----------
+        rows
+            Cells that means and deviations are taken from. Other batches than theirs are centred alone.
 
         Returns
         -------
-        The cells with such values, and what was taken from each, (n, T): 0 in batches that none of the rows is of, and
-        without batches.
+        The cells, and mean and deviation of each target, (T,); both 0 for one that does not vary in any batch.
 
         Notes
         -----
-        How much of an antibody sticks to any cell differs between laboratories by more than between cells, and RNA that
-        differs, too, would be learned as the reason. Differences in the composition of batches are lost.
+        How much of an antibody sticks to any cell, and how strongly it is stained, differs between laboratories by more
+        than between cells, and RNA that differs, too, would be learned as the reason. Differences in the composition
+        of batches are lost.
         """
-        offsets = np.zeros(self.measured.shape, np.float32)
-        if self.batches is None:
-            return self, offsets
         names, codes = np.unique(self.batches.astype(str), return_inverse=True)
-        means = np.full((len(names), len(self.panel)), np.nan)
+        values = self._centre_over_anchors(rows, codes)
+        means, deviations = (np.full((len(names), len(self.panel)), np.nan) for _ in range(2))
         for code in np.unique(codes[rows]):
             own = rows[codes[rows] == code]
-            number = self.observed[own].sum(0)
-            total = np.where(self.observed[own], self.measured[own], 0.0).sum(0, dtype=np.float64)
-            means[code] = np.divide(total, number, out=np.full(len(self.panel), np.nan), where=number > 0)
-        known = np.isfinite(means)
-        shared = np.where(known, means, 0.0).sum(0) / np.maximum(known.sum(0), 1)
-        offsets = np.where(known, means - shared, 0.0)[codes].astype(np.float32)
+            seen = np.ma.MaskedArray(values[own], mask=~self.observed[own])
+            means[code], deviations[code] = (x.filled(np.nan) for x in (seen.mean(0), seen.std(0)))
+        varies = np.nan_to_num(deviations) > LEAST_DEVIATION
+        level, deviation = (_mean_over_batches(np.where(varies, x, np.nan)) for x in (means, deviations))
+        scaled = (values - means[codes]) / np.where(varies, deviations, 1.0)[codes] * deviation + level
         levelled = copy.copy(self)
-        levelled.measured = self.measured - offsets
-        return levelled, offsets
+        levelled.measured = np.where(varies[codes], scaled, values).astype(np.float32)
+        return levelled, level.astype(np.float32), deviation.astype(np.float32)
+
+    def _centre_over_anchors(self, rows: NDArray[np.int64], codes: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Take the mean over the proteins that most batches measured from each cell that measured enough of them."""
+        measuring = np.stack([self.observed[rows[codes[rows] == code]].any(0) for code in np.unique(codes[rows])])
+        anchors = self.observed & (measuring.mean(0) > SHARE_OF_ANCHORS)
+        number = anchors.sum(1, keepdims=True)
+        centre = np.where(anchors, self.measured, 0.0).sum(1, keepdims=True) / np.maximum(number, 1)
+        return self.measured - np.where(number >= LEAST_ANCHORS, centre, 0.0)
 
     def score(self, rows: NDArray[np.int64], predicted: NDArray) -> tuple[pd.DataFrame, dict[str, float]]:
         """Score predictions for some rows, (len(rows), T): a table per target, and a summary."""
@@ -137,3 +154,9 @@ def choose_genes(
     genes = np.flatnonzero(aligned.rna_observed)
     values = extractor.normalise_rna(aligned.rna[rows][:, genes].toarray(), aligned.rna_total_counts[rows])
     return np.sort(genes[np.argsort(-values.var(0), kind="stable")[:number]])
+
+
+def _mean_over_batches(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Average (S, T) over the batches that have a value; 0 where none has."""
+    known = np.isfinite(values)
+    return np.where(known, values, 0.0).sum(0) / np.maximum(known.sum(0), 1)

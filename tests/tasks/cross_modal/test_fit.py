@@ -1,11 +1,13 @@
 """Batches in which proteins have levels of their own: brought to one level, from training cells alone."""
 
+import copy
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 from make_cells import write_h5mu
-from scipy.sparse import diags
+from scipy.sparse import csr_matrix, diags
 
 from scfusion_fm.config.finetune import FinetuneOptimConfig
 from scfusion_fm.data.files.stack import stack_aligned
@@ -13,8 +15,9 @@ from scfusion_fm.evaluation.partition import Partition
 from scfusion_fm.inference.inputs import read_aligned
 from scfusion_fm.inference.model_directory import load_extractor
 from scfusion_fm.tasks.cross_modal.cells import PairedCells
-from scfusion_fm.tasks.cross_modal.fit import TargetCollator, fit_cross_modal
+from scfusion_fm.tasks.cross_modal.fit import fit_cross_modal, measure_studies
 from scfusion_fm.tasks.settings import FitSettings
+from scfusion_fm.tasks.starts.studies import Studies
 from scfusion_fm.tasks.weights import Weights
 
 LEVELS = {"a": 1.0, "b": 8.0, "c": 3.0}
@@ -43,50 +46,73 @@ def batch_means(data, rows, batch):
     return data.measured[own].mean(0)
 
 
-def test_batches_come_to_one_level_and_keep_what_differs_within_them(data):
+def batch_spreads(data, rows, batch):
+    return data.measured[rows[data.batches[rows] == batch]].std(0)
+
+
+def test_batches_come_to_one_level_and_spread_and_keep_what_differs_within_them(data):
     rows = np.flatnonzero(np.isin(data.batches, ["a", "b"]))[::2]
-    levelled, offsets = data.level(rows)
-    before = [batch_means(data, rows, x) for x in "ab"]
-    after = [batch_means(levelled, rows, x) for x in "ab"]
+    levelled, level, deviation = data.level(rows)
     shared = data.observed[rows].all(0)
     assert shared.sum() == 4
-    assert np.abs(before[0] - before[1])[shared].max() > 0.3
-    np.testing.assert_allclose(after[0][shared], after[1][shared], atol=1e-5)
-    np.testing.assert_allclose(after[0][shared], ((before[0] + before[1]) / 2)[shared], atol=1e-5)
-    np.testing.assert_allclose(after[1][~shared], before[1][~shared], atol=1e-5)  # only one batch has it
-    for name in "ab":
-        assert np.ptp(offsets[data.batches == name], axis=0).max() == 0
-    assert not offsets[data.batches == "c"].any()  # none of the rows is of it
-    np.testing.assert_array_equal(levelled.measured, data.measured - offsets)
-    plain = PairedCells(data.aligned, data.extractor)
-    assert plain.level(rows)[0] is plain
+    before, spreads = ([f(data, rows, x)[shared] for x in "ab"] for f in (batch_means, batch_spreads))
+    assert np.abs(before[0] - before[1]).max() > 0.3
+    assert np.abs(spreads[0] - spreads[1]).max() > 0.02
+    for statistic in (batch_means, batch_spreads):
+        after = [statistic(levelled, rows, x)[shared] for x in "ab"]
+        np.testing.assert_allclose(*after, atol=1e-5)
+        np.testing.assert_allclose(after[0], (level if statistic is batch_means else deviation)[shared], atol=1e-5)
+    for name in "ab":  # a line for each protein and batch, but for the centre of the cell
+        own = rows[data.batches[rows] == name]
+        centre = data.measured[own][:, shared].mean(1, keepdims=True)
+        for before, after in zip((data.measured[own] - centre).T, levelled.measured[own].T, strict=True):
+            if np.ptp(before) > 0 and np.ptp(after) > 0:
+                assert np.corrcoef(before, after)[0, 1] > 1 - 1e-5
 
 
-def test_a_batch_that_is_predicted_does_not_change_the_level(data):
+def test_another_panel_does_not_change_the_targets_of_a_cell(data):
+    """The centre of a cell is that of the anchors, which no other protein moves."""
+    rows = np.flatnonzero(np.isin(data.batches, ["a", "b"]))
+    more = PairedCells(data.aligned, data.extractor, batches=data.batches)
+    extra = ~data.observed[rows].all(0)  # only `b` measured it
+    shift = np.where(data.batches == "b", 0.7, 0.0).astype(np.float32)[:, None]
+    more.measured = data.measured + np.where(extra, 5.0, -shift)  # as if it had weighed more in the centre
+    shared = ~extra
+    np.testing.assert_allclose(
+        more.level(rows)[0].measured[:, shared], data.level(rows)[0].measured[:, shared], atol=1e-5
+    )
+
+
+def test_a_batch_that_is_predicted_does_not_change_the_units(data):
     rows = np.flatnonzero(data.batches != "c")
-    before = data.level(rows)[1]
+    before = data.level(rows)[0]
     changed = PairedCells(data.aligned, data.extractor, batches=data.batches)
     changed.measured = np.where((data.batches == "c")[:, None], 1e6, data.measured)
-    np.testing.assert_array_equal(changed.level(rows)[1], before)
+    np.testing.assert_array_equal(changed.level(rows)[0].measured[rows], before.measured[rows])
 
 
-def test_models_learn_the_level_and_predict_at_it(data, model_dir):
+def test_genes_are_read_in_units_of_the_study_and_proteins_centred_over_the_panel(data, model_dir):
     known = np.flatnonzero(data.batches != "c")
     partition = Partition(known[::2], known[1::2])
-    levelled, offsets = data.level(partition.train)
-    batch = TargetCollator(data, offsets)(partition.train)
-    observed = data.observed[partition.train]
-    values = batch["adt_values"].numpy()[:, data.panel]
-    np.testing.assert_allclose(values[observed], levelled.measured[partition.train][observed], atol=1e-6)
-
-    optim = FinetuneOptimConfig(epochs=2, batch_size=16, lr=0.01, threads=1)
-    learned = []
-    for cells in (data, PairedCells(data.aligned, data.extractor)):
-        fitted = fit_cross_modal(Weights(Path(model_dir), from_scratch=True), cells, partition, FitSettings(optim))
-        predicted = fitted.predict(partition.val)[:, 0]
-        between = [predicted[data.batches[partition.val] == x].mean() for x in "ab"]
-        learned.append(abs(between[0] - between[1]))
-    assert learned[0] < 0.3 * learned[1]  # genes tell the batch, and so the antibody
+    settings = FitSettings(FinetuneOptimConfig(epochs=1, batch_size=16, lr=0.01, threads=1))
+    fitted = fit_cross_modal(Weights(Path(model_dir), from_scratch=True), data, partition, settings)
+    assert fitted.model.config.study_genes
+    new = np.flatnonzero(data.batches == "c")
+    before = fitted.predict(new)
+    panel = data.observed[new] & fitted.learned
+    np.testing.assert_allclose(np.where(panel, before, 0).sum(1), 0, atol=1e-4)
+    # Another laboratory: genes are found twice as often, or half as often. The library size stays.
+    other = copy.copy(data)
+    other.aligned = copy.copy(data.aligned)
+    values = data.extractor.normalise_rna(data.aligned.rna.toarray(), data.aligned.rna_total_counts)
+    factor = np.where(np.arange(values.shape[1]) % 2, 0.5, 2.0) * (data.batches == "c")[:, None]
+    values = np.where((data.batches == "c")[:, None], values * factor, values)
+    scale = data.extractor.target_sum / data.aligned.rna_total_counts
+    other.aligned.rna = csr_matrix((np.expm1(values) / scale[:, None]).astype(np.float32))
+    moved = dataclasses.replace(fitted, data=other, studies=Studies(fitted.studies.names, measure_studies(other)))
+    np.testing.assert_allclose(moved.predict(new), before, atol=1e-3)
+    usual = dataclasses.replace(moved, studies=fitted.studies)  # without its own units
+    assert np.abs(usual.predict(new) - before).max() > 0.05
 
 
 def test_every_paired_cell_needs_a_batch(data):
