@@ -69,7 +69,7 @@ class ScFusionTTTConfig(PreTrainedConfig):
     study_genes
         Places n * S + s of the genes that a predictor of proteins reads in units of the study of a cell (see `adapt`),
         since it was trained on several. It then predicts levels of proteins, from which the mean over a panel is still
-        to be taken (see `centre`), from `num_coordinates` coordinates and not from the tokens. None: no such units.
+        to be taken (see `centre_over`), from `num_coordinates` coordinates and not from the tokens. None: no units.
     own_genes
         Which of `study_genes` codes for each protein, -1 where none does; needed with them.
     study_hidden_sizes, num_study_members

@@ -407,30 +407,7 @@ class ScFusionTTTForCrossModalPrediction(ScFusionTTTPreTrainedModel):
             raise ValueError(
                 "`adapt` must be left out for a model without `config.study_genes`: it has no units to set."
             )
-        shape = self.config.num_rna_tokens, self.config.rna_patch_size
-        if means.shape != shape or deviations.shape != shape:
-            raise ValueError(
-                f"`means` and `deviations` must have the shape {shape} of the genes in patches, got "
-                f"{tuple(means.shape)} and {tuple(deviations.shape)}."
-            )
-        coordinates = self.study_readout.coordinates
-        coordinates.means.copy_(means.flatten()[coordinates.genes])
-        coordinates.deviations.copy_(deviations.flatten()[coordinates.genes])
-
-    @staticmethod
-    def centre(levels: Tensor, panel: Tensor) -> Tensor:
-        """
-        Take the mean over a panel from predicted levels: the centred log ratio over that panel.
-
-        Parameters
-        ----------
-        levels
-            (B, P) as predicted by a model with `config.study_genes`.
-        panel
-            (P,) or (B, P) true for the proteins of the panel; nothing is taken where there is none.
-        """
-        panel = panel.expand_as(levels)
-        return levels - levels.masked_fill(~panel, 0.0).sum(1, keepdim=True) / panel.sum(1, keepdim=True).clamp_min(1)
+        self.study_readout.coordinates.adapt(means, deviations)
 
     def weigh_targets(self, weight: Tensor | None) -> None:
         """

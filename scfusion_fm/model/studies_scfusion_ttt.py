@@ -44,6 +44,23 @@ class StudyCoordinates(FixedModule):
         self.register_buffer("loadings", torch.zeros(len(genes), num_coordinates))
         self.register_buffer("noise", torch.ones(()))
 
+    def adapt(self, means: Tensor, deviations: Tensor) -> None:
+        """
+        Take other units, (N, S) of the genes in patches.
+
+        Raises
+        ------
+        ValueError
+            If they are not of one shape that has the genes.
+        """
+        if means.shape != deviations.shape or means.numel() <= max(self.genes):
+            raise ValueError(
+                f"`means` and `deviations` must have the shape of the genes in patches, (N, S), got "
+                f"{tuple(means.shape)} and {tuple(deviations.shape)}."
+            )
+        self.means.copy_(means.flatten()[self.genes])
+        self.deviations.copy_(deviations.flatten()[self.genes])
+
     def standardise(self, values: Tensor | SparsePatches, observed: Tensor | None) -> tuple[Tensor, Tensor]:
         """
         Give the genes in units of the study, (B, K), 0 where there is nothing to tell, and where there is, (B, K).
@@ -133,3 +150,18 @@ class StudyReadout(FixedModule):
         """Give the level of each protein (B, P) around that of the average study; 0 for one that was never learned."""
         coordinates, own = (x.expand(len(self.own_weight), -1, -1) for x in self.read(values, observed))
         return self.levels + self.deviations * self.predict(coordinates, own).mean(0)
+
+
+def centre_over(levels: Tensor, panel: Tensor) -> Tensor:
+    """
+    Take the mean over a panel from levels that a model with `config.study_genes` predicted: the CLR over that panel.
+
+    Parameters
+    ----------
+    levels
+        (B, P).
+    panel
+        (P,) or (B, P) true for the proteins of the panel; nothing is taken where there is none.
+    """
+    panel = panel.expand_as(levels)
+    return levels - levels.masked_fill(~panel, 0.0).sum(1, keepdim=True) / panel.sum(1, keepdim=True).clamp_min(1)

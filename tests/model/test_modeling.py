@@ -13,6 +13,7 @@ from scfusion_fm import (
 )
 from scfusion_fm.model.blocks_scfusion_ttt import mean_squared_error_per_cell
 from scfusion_fm.model.configuration_scfusion_ttt import TTT_DIRECTIONS
+from scfusion_fm.model.studies_scfusion_ttt import centre_over
 
 CELLS, TOKENS, GENES, PROTEINS = 4, 11, 3, 7
 
@@ -309,7 +310,7 @@ def test_a_predictor_reads_genes_in_units_that_fit(tiny_config):
     units = torch.rand(2, tiny_config.num_rna_tokens, tiny_config.rna_patch_size, dtype=torch.float64) + 0.1
     with pytest.raises(ValueError, match=r"`adapt` must be left out for a model without `config\.study_genes`"):
         plain.adapt(*units)
-    with pytest.raises(ValueError, match=r"must have the shape \(11, 3\) of the genes in patches, got \(11, 2\)"):
+    with pytest.raises(ValueError, match=r"must have the shape of the genes in patches, \(N, S\), got \(11, 2\)"):
         in_units.adapt(units[0, :, :2], units[1])
     readout = in_units.study_readout
     for tensor in (readout.coordinates.loadings, readout.levels, readout.deviations, *readout.parameters()):
@@ -326,7 +327,7 @@ def test_a_predictor_reads_genes_in_units_that_fit(tiny_config):
 def test_levels_are_centred_over_a_panel():
     levels, panel = torch.randn(5, 7), torch.rand(5, 7) > 0.5
     panel[0] = False
-    centred = ScFusionTTTForCrossModalPrediction.centre(levels, panel)
+    centred = centre_over(levels, panel)
     torch.testing.assert_close(centred.masked_fill(~panel, 0).sum(1), torch.zeros(5), atol=1e-6, rtol=0)
     assert torch.equal(centred[0], levels[0])
     torch.testing.assert_close(centred.diff(), levels.diff())

@@ -17,6 +17,7 @@ from scfusion_fm.evaluation.partition import Partition
 from scfusion_fm.inference.batches import CellCollator, choose_device, predict_rows
 from scfusion_fm.inference.study_units import StudyUnits, measure_units
 from scfusion_fm.model import ScFusionTTTFeatureExtractor, ScFusionTTTForCrossModalPrediction
+from scfusion_fm.model.studies_scfusion_ttt import centre_over
 from scfusion_fm.tasks.cross_modal.cells import SOURCE_OF, PairedCells
 from scfusion_fm.tasks.dropout import InputDropout
 from scfusion_fm.tasks.epochs import Objective
@@ -85,7 +86,7 @@ class FittedCrossModal:
             with self.studies.units[name].hold(self.model):
                 predicted[names == name] = self._predict(rows[names == name])
         panel = torch.from_numpy(self.data.observed[rows] & self.learned)
-        return self.model.centre(torch.from_numpy(predicted), panel).numpy()
+        return centre_over(torch.from_numpy(predicted), panel).numpy()
 
     def _predict(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         collator = CellCollator(self.data.aligned, self.data.extractor)
