@@ -24,7 +24,7 @@ LEAST_CELLS, MOST_CELLS = 50, 5000  # of a file, that its units and the shares o
 LEAST_DEVIATION, LARGEST = 1e-4, 10.0  # of a gene that varies; deviations above the mean
 LEAST_VARIANCE = 0.05
 SHARPNESS = 0.3  # genes repeat one another by more than the factors tell
-MOST_OF_ONE = 0.8  # share of a type from which on a file is taken for sorted cells
+MOST_OF_ONE, MOST_OF_TWO = 0.8, 0.95  # shares of the largest types above which a file is taken for sorted cells
 SHARE_CORRECTED = 0.75  # of the way from the usual shares of types to those that were found
 LEAST_LENGTH = 1e-6
 ABSENT = -1e4
@@ -105,7 +105,7 @@ class StudyTypes:
         ----------
         values
             (n, M) log-normalised expression of its cells, or of some. Of fewer than `LEAST_CELLS`, and where nearly all
-            seem to be of one type, the average study's units are taken: their own would hide what they are.
+            seem to be of one type or two, the average study's units are taken: their own would hide what they are.
         measured
             (M,) which genes the file measured.
 
@@ -120,7 +120,8 @@ class StudyTypes:
         as_usual = FileTypes(self, measured, (usual,))
         if len(values) < LEAST_CELLS:
             return as_usual
-        if self._share_types(as_usual.score_mixed(values)).max() > MOST_OF_ONE:
+        largest = np.sort(self._share_types(as_usual.score_mixed(values)))[::-1]
+        if largest[0] > MOST_OF_ONE or largest[:2].sum() > MOST_OF_TWO:  # some cells of one type may go to a near one
             return as_usual
         mean, deviation = values.mean(0), values.std(0)
         measured = measured & (deviation > LEAST_DEVIATION)
@@ -245,6 +246,6 @@ def adapt_to_file(job: Job) -> FileTypes | None:
     if len(found.units) == 1:
         number = int(job.has_rna.sum())
         few = f"{number} cells are too few to tell how their study differs"
-        one = "nearly all cells seem to be of one type, which hides how their study differs"
+        one = "nearly all cells seem to be of one type or two, which hides how their study differs"
         warn(f"{few if number < LEAST_CELLS else one}: types are named as in an average study, which is less sure.")
     return found

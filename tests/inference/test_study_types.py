@@ -86,6 +86,14 @@ def test_small_files_and_cells_of_one_type_are_read_as_an_average_study(number, 
     assert (in_file.logits(values).argmax(1) == kind).mean() > 0.95
 
 
+def test_two_types_alone_are_read_as_an_average_study():
+    types, codes = make_types(), np.repeat([0, 1], 100)
+    values = draw(types, codes)
+    in_file = types.adapt(values, np.ones(GENES, bool))
+    assert len(in_file.units) == 1
+    assert (in_file.logits(values).argmax(1) == codes).mean() > 0.95
+
+
 def test_a_gene_that_does_not_vary_is_not_read():
     types = make_types()
     values = draw(types, np.repeat(np.arange(TYPES), 40))
