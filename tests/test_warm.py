@@ -10,7 +10,7 @@ from launch import run, start
 SCRIPT = """
 import atexit, json, os, signal, sys, threading
 atexit.register(print, "handlers have run")
-print(json.dumps([sys.argv, sys.path[0], os.getcwd(), os.environ["MARK"], __name__, __file__]))
+print(json.dumps([sys.argv, sys.path[0], os.getcwd(), os.environ["MARK"], __name__, __file__]), flush=True)
 print(sorted(os.listdir("/proc/self/fd")), signal.getsignal(signal.SIGTERM), threading.active_count(), file=sys.stderr)
 """
 ENDS = {
