@@ -346,3 +346,25 @@ def test_every_zero_stage_agrees_with_plain_pytorch_and_holds_what_it_promises(t
     moments = [row["bytes"]["moments"] for row in figures["memory"]]
     assert len(moments) == 4
     assert moments[1:] == [pytest.approx(moments[0] / 2, rel=0.02)] * 3
+
+
+def test_benchmark_of_types_of_new_studies(model_dir, tmp_path, monkeypatch, capsys):
+    """Each of its three tables has the studies or types that were left out."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import new_laboratory_types
+
+    for seed in range(3):
+        rna = make_modalities(150, seed=seed)[0]
+        rna.write_h5ad(tmp_path / f"{seed}.h5ad")
+    settings = {"data": [f"{seed}.h5ad" for seed in range(3)], "labels_key": "cell_type", "models": {"m": {}}}
+    config = {"data_dir": str(tmp_path), "output_dir": str(tmp_path / "out"), "experiments": {"new study": settings}}
+    settings["models"]["m"]["path"] = str(model_dir)
+    settings |= {"task": "annotation", "inputs": ["rna"], "split": {"kind": "leave_group_out", "group_key": "dataset"}}
+    (tmp_path / "config.yaml").write_text(json.dumps(config))
+    for options, told in (([], "macro_f1"), (["--unknown", "B"], "energy"), (["--sorted"], "in the whole file")):
+        monkeypatch.setattr(sys, "argv", ["new_laboratory_types.py", str(tmp_path / "config.yaml"), *options])
+        with warnings.catch_warnings(action="ignore"):
+            new_laboratory_types.main()
+        table = capsys.readouterr().out
+        assert told in table
+        assert ("all" if options == ["--sorted"] else "0.h5ad") in table
