@@ -3,8 +3,8 @@
     python scripts/make_models.py OUT --data DIR              # all steps; the models are in OUT/shipped
     python scripts/make_models.py OUT --data DIR --install    # and replace those of the package (scfusion_fm/shipped)
 
-DIR holds the files that configs/models/atlas.yaml names (docs/models.md). All settings are in configs/models. Two quiet
-cores take about an hour. `--figures RUN` adds the studies of further runs of `scfusion evaluate` to the cards.
+DIR holds the files that configs/models/atlas.yaml names (docs/models.md). All settings are in configs/models. The cards
+list how long each step took. `--figures RUN` adds the studies of further runs of `scfusion evaluate` to the cards.
 """
 
 import argparse

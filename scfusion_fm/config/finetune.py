@@ -273,7 +273,8 @@ class CrossModalConfig(FinetuneConfig):
     background_key: str | None = None
     """Column of obs with groups in which genes and proteins have units of their own, such as laboratories: for cells of
     new groups. Proteins are learned in the units that the groups share, genes are read in those of each group, and
-    predictions are centred over the panel that is asked for. Null: no such groups."""
+    predictions are centred over the panel that is asked for. No weights of the pretrained model are trained then: of
+    `optim`, `num_coordinates` and `threads` are read. Null: no such groups."""
     interval_left_out_key: str | None = None
     """Column of obs, such as the donor, whose groups are left out of the fit in turn, so that intervals are made for
     cells of a new group; as many more fits as there are groups. Null: intervals are for cells like these."""

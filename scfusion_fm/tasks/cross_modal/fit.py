@@ -166,7 +166,13 @@ def _fit_in_study_units(
     tested: FittedCrossModal | None,
 ) -> FittedCrossModal:
     """Fit a predictor of proteins for batches that it was not trained on."""
-    extractor, train = data.extractor, partition.train
+    extractor, train, optim = data.extractor, partition.train, settings.optim
+    if not optim.num_coordinates or optim.lora_rank or optim.deepspeed:
+        raise ValueError(
+            "`background_key` needs `optim.num_coordinates`, and neither `optim.lora_rank` nor `optim.deepspeed`, for "
+            f"no weights of the pretrained model are trained; got {optim.num_coordinates}, {optim.lora_rank} and "
+            f"{optim.deepspeed!r}. Leave them as they are by default."
+        )
     levelled, *usual = data.level(train)
     studies = Studies(data.batches.astype(str), measure_studies(data))
     own = _find_own_genes(data)
@@ -177,7 +183,7 @@ def _fit_in_study_units(
         settings.seed,
         target_modality="adt",
         predicted_features=data.names,
-        num_coordinates=max(1, min(settings.optim.num_coordinates or 1, len(genes), len(train) - 1)),
+        num_coordinates=max(1, min(optim.num_coordinates, len(genes), len(train) - 1)),
         study_genes=genes.tolist(),
         own_genes=[place.get(gene, -1) for gene in own],
         study_hidden_sizes=list(HIDDEN_SIZES),

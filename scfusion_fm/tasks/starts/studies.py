@@ -82,7 +82,7 @@ def choose_study_genes(units: list[StudyUnits], own: NDArray[np.int64]) -> NDArr
 
 
 def fit_loadings(
-    parts: list[NDArray[np.float32]], told: list[NDArray[np.bool_]], number: int, seed: int
+    parts: list[NDArray[np.float32]], told: list[NDArray[np.bool_]], number: int
 ) -> tuple[NDArray[np.float64], float]:
     """
     Fit probabilistic principal components to studies that measured different genes.
@@ -95,8 +95,6 @@ def fit_loadings(
         (K,) of each study, which genes tell something.
     number
         Components.
-    seed
-        Of the start.
 
     Returns
     -------
@@ -173,7 +171,7 @@ def fit_study_readout(
     groups = [np.flatnonzero(studies.names[train] == name) for name in np.unique(studies.names[train])]
     parts, seen = [scaled[rows].numpy() for rows in groups], [told[rows[0]].numpy() for rows in groups]
     number = min(readout.coordinates.loadings.shape[1], len(train) - 1, scaled.shape[1])
-    loadings, noise = fit_loadings(parts, seen, number, seed)
+    loadings, noise = fit_loadings(parts, seen, number)
     readout.coordinates.loadings[:, :number] = torch.from_numpy(loadings).float()
     readout.coordinates.noise.fill_(noise)
     del scaled, told

@@ -115,6 +115,13 @@ def test_genes_are_read_in_units_of_the_study_and_proteins_centred_over_the_pane
     assert np.abs(usual.predict(new) - before).max() > 0.05
 
 
+@pytest.mark.parametrize("settings", [{"num_coordinates": 0}, {"lora_rank": 2}, {"deepspeed": "zero.json"}])
+def test_settings_of_a_training_that_there_is_not_are_refused(data, model_dir, settings):
+    optim = FinetuneOptimConfig(threads=1, **settings)
+    with pytest.raises(ValueError, match=r"`background_key` needs `optim\.num_coordinates`, and neither"):
+        fit_cross_modal(Weights(Path(model_dir)), data, Partition(data.paired[::2]), FitSettings(optim))
+
+
 def test_every_paired_cell_needs_a_batch(data):
     batches = data.batches.copy()
     batches[[0, 5]] = None

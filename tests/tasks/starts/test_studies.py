@@ -27,7 +27,7 @@ def test_loadings_are_found_from_studies_that_lack_genes(monkeypatch):
     """The maximum of the likelihood is at the truth, with many cells: covariance and noise, for any rotation."""
     monkeypatch.setattr("scfusion_fm.tasks.starts.studies.ITERATIONS", 300)
     truth, parts, told = make_studies()
-    found, noise = fit_loadings(parts, told, C, 0)
+    found, noise = fit_loadings(parts, told, C)
     np.testing.assert_allclose(found @ found.T, truth @ truth.T, atol=0.15 * np.abs(truth @ truth.T).max())
     assert noise == pytest.approx(0.25, rel=0.1)
 
