@@ -72,10 +72,10 @@ def build_predictor(model_dir, num_landmarks):
 
 
 def read_features(model, collator, rows, shown):
-    """What the classifier is called with."""
+    """What the classifier is called with, of all cells at once: batches would end in any order."""
     found = []
     hook = model.classifier.register_forward_pre_hook(lambda _, given: found.append(given[0]))
-    predict_rows(model, collator, rows, modalities=shown)
+    predict_rows(model, collator, rows, modalities=shown, batch_size=len(rows))
     hook.remove()
     return torch.cat(found).double().numpy()
 
