@@ -1,6 +1,7 @@
 # make demo       the whole story on the embedded data; results in runs/demo
 # make test       the test suite; make test-all also runs what repeats it at a larger size
 # make test-data  the tests of files and atlases with the newest versions of all libraries, on Python 3.13 or 3.12
+# make docs      the site in docs/_build/html; SCFUSION_NOTEBOOKS=off leaves the notebooks without outputs
 # make models    the models that come with the package, anew: make models DATA=DIR; docs/models.md
 # A Linux machine without a GPU gets the smaller CPU build of torch with
 #   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
@@ -11,13 +12,14 @@ DATA_PYTHON ?= $(shell for p in python3.13 python3.12; do $$p -c '' 2>/dev/null 
 TORCH_INDEX ?=
 BIN := .venv/bin
 DATA_BIN := .venv-data/bin
+DOCS_BIN := .venv-docs/bin
 DEMO := runs/demo
 # The commands are found by name.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Threads that wait for one another give the core away soon: on a busy machine, spinning is ruinous.
 export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: demo models test test-all test-data lint clean
+.PHONY: demo docs models test test-all test-data lint clean
 
 demo: $(DEMO)/report.html $(DEMO)/shipped.h5mu
 	@echo
@@ -51,6 +53,11 @@ lint: .venv/ready
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
+docs: .venv-docs/ready
+	rm -rf docs/generated docs/_build
+	$(DOCS_BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build/html
+	@echo "Done. Look at docs/_build/html/index.html"
+
 clean:
 	rm -rf $(DEMO)
 
@@ -59,6 +66,14 @@ clean:
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# What the site needs beside the packages of .venv, which it sees: two of them would be another 3 GB.
+.venv-docs/ready: .venv/ready
+	$(BIN)/python -m venv .venv-docs
+	echo "import site; site.addsitedir('$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')')" \
+	  > $$($(DOCS_BIN)/python -c 'import site; print(site.getsitepackages()[0])')/packages_of_venv.pth
+	$(DOCS_BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	touch $@
 
 # Without torch: nothing in scfusion_fm/data needs it, but for the two modules that give tensors.
