@@ -14,9 +14,14 @@ from the same synthetic cells with two threads, files in the page cache:
 Every measurement is a process of its own; contenders take turns and the medians are printed. annbatch takes part when
 `--annbatch PYTHON` names an interpreter that has it, as `python3.12 benchmarks/loader_annbatch.py --install DIR` makes.
 `stall` is the share of time that training with steps of 100 ms would wait for our loader.
+
+`--only collation` compares two ways to make features and masks, on the training thread and in the threads of the
+loader: what a thread that sleeps for the length of a step spends and waits beside. It prints medians and the range of
+turns that alternate, and fails if the two ways give other bits.
 """
 
 import argparse
+import itertools
 import json
 import platform
 import statistics
@@ -34,15 +39,18 @@ import anndata as ad
 import numba
 import numpy as np
 import scipy.sparse as sp
+import torch
 import zarr
 from loader_annbatch import measure
 from numpy.typing import NDArray
 
-from scfusion_fm.config.pretrain import LoaderConfig
+from scfusion_fm import ScFusionTTTFeatureExtractor
+from scfusion_fm.config.pretrain import LoaderConfig, MaskingConfig
 from scfusion_fm.data.atlas.atlas import Atlas
 from scfusion_fm.data.atlas.packed import BufferPool
 from scfusion_fm.data.prepare.synthesize import synthesize_atlas
 from scfusion_fm.data.prepare.synthetic import SyntheticSettings
+from scfusion_fm.data.stream.collate import MaskingCollator
 from scfusion_fm.data.stream.loader import AtlasLoader
 from scfusion_fm.data.stream.order import CellOrder
 
@@ -66,11 +74,11 @@ def write_stores(directory: Path, settings: SyntheticSettings) -> None:
     adata.write_h5ad(directory / "cells.h5ad")
 
 
-def build_loader(directory: Path, batch: int, **settings: int) -> AtlasLoader:
+def build_loader(directory: Path, batch: int, collate: MaskingCollator | None = None, **settings: int) -> AtlasLoader:
     """Make our loader with its default settings, or others for the order."""
     atlas = Atlas(directory / "atlas.zarr")
     order = CellOrder(atlas.rows_by_dataset("train"), 0, LoaderConfig(**settings))
-    return AtlasLoader(atlas, order, batch, batch, threads=THREADS)
+    return AtlasLoader(atlas, order, batch, batch, threads=THREADS, collate=collate)
 
 
 def read_ours(directory: Path, batch: int, **settings: int) -> Batches:
@@ -172,6 +180,53 @@ def measure_stall(directory: Path, batch: int, seconds: float, step_s: float = 0
     return {"stall": share, **loader.describe()}
 
 
+def collate_ahead(loader: AtlasLoader) -> Iterator[dict]:
+    """Yield the arguments of the model that the threads of a loader made."""
+    while True:
+        yield from (cells.inputs for cells, _ in loader.next_batch())
+
+
+def collate_here(loader: AtlasLoader, collate: MaskingCollator) -> Iterator[dict]:
+    """Yield the arguments of the model, made when they are asked for."""
+    while True:
+        yield from (collate(*cells) for cells in loader.next_batch())
+
+
+def take_steps(batches: Iterator[dict], batch: int, seconds: float, step_s: float) -> tuple[float, float, float]:
+    """Sleep steps; give microseconds per cell: CPU of this thread, time beside the steps, and CPU of all threads."""
+    next(batches)
+    start, thread, process, steps = time.monotonic(), time.thread_time(), time.process_time(), 0
+    while time.monotonic() - start < seconds:
+        next(batches)
+        time.sleep(step_s)
+        steps += 1
+    beside = time.monotonic() - start - steps * step_s
+    spent = (time.thread_time() - thread, beside, time.process_time() - process)
+    return tuple(1e6 * s / (steps * batch) for s in spent)
+
+
+def measure_collation(directory: Path, batch: int, seconds: float, rounds: int, step_s: float) -> dict[str, dict]:
+    """Compare collation on the training thread with that in the threads of the loader."""
+    torch.set_num_threads(1)
+    extractor = ScFusionTTTFeatureExtractor(**Atlas(directory / "atlas.zarr").vocabulary.to_dict(), patch_size=16)
+    collate = MaskingCollator(extractor, MaskingConfig())
+    with build_loader(directory, batch) as plain, build_loader(directory, batch, collate) as collating:
+        ways = {"training thread": collate_here(plain, collate), "loader threads": collate_ahead(collating)}
+        for one, other in zip(*(itertools.islice(batches, 10) for batches in ways.values()), strict=True):
+            same = all(one[k].equal(other[k]) if torch.is_tensor(one[k]) else one[k] == other[k] for k in one)
+            if not same or one.keys() != other.keys():
+                raise ValueError("the two ways to collate gave different batches.")
+        turns: dict[str, list] = {name: [] for name in ways}
+        for turn in range(rounds):
+            for name in list(ways)[:: 1 if turn % 2 else -1]:
+                turns[name].append(take_steps(ways[name], batch, seconds, step_s))
+    found = {}
+    for name, taken in turns.items():
+        columns = dict(zip(("thread_cpu_us", "beside_steps_us", "all_cpu_us"), zip(*taken, strict=True), strict=True))
+        found[name] = {key: [statistics.median(v), min(v), max(v)] for key, v in columns.items()}
+    return found
+
+
 def run_contender(name: str, arguments: argparse.Namespace) -> dict[str, float]:
     """Measure one contender in a process of its own."""
     common = ["--batch", str(arguments.batch), "--seconds", str(arguments.seconds)]
@@ -224,10 +279,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the numbers here")
     parser.add_argument("--store", type=Path, help="directory of the synthetic cells; written when new, kept for later")
     parser.add_argument("--annbatch", metavar="PYTHON", help="interpreter that has annbatch")
-    parser.add_argument("--only", choices=[*READERS, "stall"], help="measure one contender and print JSON")
+    parser.add_argument("--only", choices=[*READERS, "stall", "collation"], help="measure one contender and print JSON")
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--seconds", type=float, help="length of one measurement")
     parser.add_argument("--rounds", type=int, help="turns of each contender")
+    parser.add_argument("--step-ms", type=float, default=100.0, help="length of a step of `collation`")
     return parser.parse_args()
 
 
@@ -237,6 +293,10 @@ def main() -> None:
     a.seconds = a.seconds or (1.0 if a.quick else 5.0)
     if a.only == "stall":
         print(json.dumps(measure_stall(a.store, a.batch, a.seconds)))
+        return
+    if a.only == "collation":
+        found = measure_collation(a.store, a.batch, a.seconds, a.rounds or 5, a.step_ms / 1e3)
+        print(json.dumps(found))
         return
     if a.only:
         buffered = {} if a.only.startswith("ours") else {"warm_up": 1}

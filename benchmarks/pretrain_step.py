@@ -6,7 +6,7 @@ Each row adds something to the row above it, on the same model, cells and thread
 - `bare`: forward, backward and AdamW in plain PyTorch on tensors that are ready, without clipping;
 - `engine`: the same through the DeepSpeed engine that `pretrain/run.py` builds;
 - `loader`: and cells are read from an atlas meanwhile;
-- `collate`: and are turned into features and masks, of which the model then gets those;
+- `collate`: and are turned into features and masks by the threads of the loader; the model then gets those;
 - `whole`: `PretrainingLoop` with its log and TensorBoard, without checkpoints and evaluation;
 - `attention`: the bare step of the same architecture with softmax attention instead of the TTT layers.
 
@@ -105,16 +105,18 @@ class Steps:
     def __init__(self, plan: Plan, directory: Path):
         self.atlas = Atlas(directory / "atlas.zarr")
         order = CellOrder(self.atlas.rows_by_dataset("train"), 0, LoaderConfig())
-        self.loader = AtlasLoader(self.atlas, order, plan.batch, plan.batch)
         self.extractor = ScFusionTTTFeatureExtractor(**self.atlas.vocabulary.to_dict(), patch_size=10)
-        self.collator = MaskingCollator(self.extractor, MaskingConfig())
+        self.loader = AtlasLoader(self.atlas, order, plan.batch, plan.batch)
+        collate = MaskingCollator(self.extractor, MaskingConfig())
+        self.collating = AtlasLoader(self.atlas, order, plan.batch, plan.batch, collate=collate)
         self.config = ScFusionTTTConfig(
             num_rna_tokens=self.extractor.num_rna_tokens,
             rna_patch_size=self.extractor.patch_size,
             num_proteins=self.extractor.num_proteins,
             **plan.model,
         )
-        self.batches = [self.collator(*cells) for _ in range(READY_BATCHES) for cells in self.loader.next_batch()]
+        ready = (cells for _ in range(READY_BATCHES) for cells, _ in self.collating.next_batch())
+        self.batches = [cells.inputs for cells in ready]
         self._ready = itertools.cycle(self.batches)
         self._bare, self._attention = (build_step(build_model(self.config, x), self._next_ready) for x in LAYERS)
         settings = read_deepspeed_settings(ROOT / "configs" / "deepspeed" / "zero2.json")
@@ -124,8 +126,7 @@ class Steps:
         self.log = RunLog(directory, run, {})
         self.loop = PretrainingLoop(
             engine=self._engine,
-            loader=self.loader,
-            collate=self.collator,
+            loader=self.collating,
             validation_rows=self.atlas.rows_of("val"),
             schedule=Schedule(1, 0, optim.lr, 1.0),
             guard=StepGuard(GuardConfig(loss_factor=10.0)),
@@ -167,8 +168,8 @@ class Steps:
     def collate(self, number: int) -> None:
         """Step on the cells that are read."""
         for _ in range(number):
-            for cells in self.loader.next_batch():
-                self._train(self.collator(*cells))
+            for cells, _ in self.collating.next_batch():
+                self._train(cells.inputs)
 
     def whole(self, number: int) -> None:
         """Step as a run does; the progress lines are swallowed."""
@@ -184,6 +185,7 @@ class Steps:
     def close(self) -> None:
         """Stop threads."""
         self.loader.close()
+        self.collating.close()
         self.log.close()
 
 
@@ -230,18 +232,16 @@ def summarise(times: dict[str, list[tuple[float, float]]], plan: Plan, tokens: f
 def measure_alone(steps: Steps, plan: Plan) -> dict[str, float]:
     """Give CPU microseconds per cell, all threads together, of reading and of collating without a model."""
 
-    def drain(collate: bool) -> Iterator[float]:
+    def drain(loader: AtlasLoader) -> Iterator[float]:
         for _ in range(3):
             wait_for_rest()
             start = time.process_time()
             for _ in range(READY_BATCHES):
-                for cells in steps.loader.next_batch():
-                    if collate:
-                        steps.collator(*cells)
+                list(loader.next_batch())
             yield 1e6 * (time.process_time() - start) / (READY_BATCHES * plan.batch)
 
-    read = statistics.median(drain(collate=False))
-    return {"loader": read, "collate": statistics.median(drain(collate=True)) - read}
+    read = statistics.median(drain(steps.loader))
+    return {"loader": read, "collate": statistics.median(drain(steps.collating)) - read}
 
 
 def measure_growth(plan: Plan, threads: int) -> list[dict]:

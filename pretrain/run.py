@@ -68,9 +68,9 @@ def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopRequest) -> bool:
     optim, rank, world_size = config.optim, ranks.rank, ranks.world_size
     order = CellOrder(atlas.rows_by_dataset("train"), config.seed, config.loader)
     sizes = (optim.global_batch_size, optim.micro_batch_size)
-    loader = AtlasLoader(atlas, order, *sizes, rank, world_size, config.loader.threads)
     extractor = ScFusionTTTFeatureExtractor(**atlas.vocabulary.to_dict(), patch_size=config.patch_size)
     collate = MaskingCollator(extractor, config.masking, config.seed)
+    loader = AtlasLoader(atlas, order, *sizes, rank, world_size, config.loader.threads, collate)
     schedule = build_schedule(optim, len(order))
 
     # The run: new, or going on from its newest checkpoint, whatever ranks and ZeRO stage wrote that.
@@ -97,7 +97,6 @@ def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopRequest) -> bool:
     loop = PretrainingLoop(
         engine=engine,
         loader=loader,
-        collate=collate,
         validation_rows=spread(atlas.rows_of("val"), config.run.eval_cells),
         schedule=schedule,
         guard=StepGuard(config.guard),

@@ -23,20 +23,18 @@ from scfusion_fm.training.stop import StopRequest
 
 VALIDATION_EPOCH = -1  # held-out cells get the same masks every time
 
-Collator = Callable[[Any, NDArray[np.int64] | int], dict[str, Any]]
-
 
 class Loader(Protocol):
-    """Reads the cells of this rank; see `scfusion_fm.data.stream.loader.AtlasLoader`."""
+    """Reads and collates the cells of this rank; see `scfusion_fm.data.stream.loader.AtlasLoader`."""
 
     order: Sized
     cells_seen: int
     stall_seconds: float
 
     def next_batch(self) -> Iterator[tuple[Any, NDArray[np.int64]]]:
-        """Advance by one global batch; give cells and the pass of each."""
+        """Advance by one global batch; give cells (`row` and the `inputs` of the model) and the pass of each."""
 
-    def deal_rows(self, rows: NDArray[np.int64]) -> Iterator[tuple[Any, NDArray[np.bool_]]]:
+    def deal_rows(self, rows: NDArray[np.int64], passes: int) -> Iterator[tuple[Any, NDArray[np.bool_]]]:
         """Read some rows once; give cells, as many batches to every rank, and which of the cells count."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -56,9 +54,7 @@ class PretrainingLoop:
     engine
         The DeepSpeed engine.
     loader
-        Reads the cells of this rank.
-    collate
-        Turns cells and the pass of each into the arguments of the model.
+        Reads the cells of this rank, and makes the arguments of the model.
     validation_rows
         Held-out rows of the atlas, the same on all ranks.
     schedule
@@ -87,7 +83,6 @@ class PretrainingLoop:
 
     engine: deepspeed.DeepSpeedEngine
     loader: Loader
-    collate: Collator
     validation_rows: NDArray[np.int64]
     schedule: Schedule
     guard: StepGuard
@@ -155,7 +150,7 @@ class PretrainingLoop:
         set_learning_rate(self.engine.basic_optimizer, self.schedule.at(self.step))
         tally, seen = Tally(self.engine.device, self.engine.module.config), []
         for cells, passes in self.loader.next_batch():
-            batch = self._to_device(self.collate(cells, passes))
+            batch = self._to_device(cells.inputs)
             output = self.engine(**batch)
             self.engine.backward(output.loss)
             tally.add(output, batch)
@@ -183,8 +178,8 @@ class PretrainingLoop:
             return
         self.engine.eval()
         tally = Tally(self.engine.device, self.engine.module.config)
-        for cells, counts in self.loader.deal_rows(self.validation_rows):
-            batch = self._to_device(self.collate(cells, VALIDATION_EPOCH))
+        for cells, counts in self.loader.deal_rows(self.validation_rows, VALIDATION_EPOCH):
+            batch = self._to_device(cells.inputs)
             weight = torch.from_numpy(counts).to(self.engine.device, torch.float64)
             tally.add(self.engine(**batch), batch, weight)
         self.engine.train()

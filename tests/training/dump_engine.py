@@ -24,8 +24,8 @@ def run_and_dump(loop: PretrainingLoop) -> bool:
         name: (p.detach() if whole else safe_get_full_fp32_param(p)).clone().cpu()
         for name, p in loop.engine.module.named_parameters()
     }
-    cells, _ = next(loop.loader.deal_rows(loop.validation_rows[:4]))
-    batch = loop.collate(cells, VALIDATION_EPOCH)
+    cells, _ = next(loop.loader.deal_rows(loop.validation_rows[:4], VALIDATION_EPOCH))
+    batch = cells.inputs
     loop.engine.eval()
     with torch.no_grad():
         output = loop.engine(**batch)

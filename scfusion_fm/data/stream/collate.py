@@ -53,18 +53,16 @@ class MaskingCollator:
         """Give the arguments of `ScFusionTTTForPreTraining.forward`; `epoch` per cell or for all."""
         batch: dict[str, Any] = dict(self.feature_extractor.prepare(**rows.as_counts()))
         epoch = np.broadcast_to(np.asarray(epoch), rows.row.shape)
-        seen: dict[str, NDArray[np.bool_]] = {
-            "rna": batch["rna_observed"].any(-1).numpy(),
-            "adt": batch["adt_observed"].numpy(),
-        }
+        tokens = {"rna_observed": batch["rna_observed"].any(-1), "adt_observed": batch["adt_observed"]}
+        seen = {name: tokens[f"{name}_observed"].numpy() for name, _ in _MODALITIES}
         hidden = self._draw_hidden(rows.row, epoch, seen)
         for name, stream in _MODALITIES:
             draw = uniform(self.seed, stream, epoch[:, None], rows.row[:, None], np.arange(seen[name].shape[1]))
             masked = smallest_share(draw, seen[name], getattr(self.masking, f"{name}_ratio"))
             masked = np.where(hidden[name][:, None], seen[name], masked)
-            batch[f"{name}_bool_masked_pos"] = torch.from_numpy(masked)
+            tokens[f"{name}_bool_masked_pos"] = batch[f"{name}_bool_masked_pos"] = torch.from_numpy(masked)
         # Known here: to count it later, a step would have to wait for its device.
-        batch["max_lengths"] = self.feature_extractor.find_max_lengths(batch)
+        batch["max_lengths"] = self.feature_extractor.find_max_lengths(tokens)
         return batch
 
     def _draw_hidden(

@@ -1,12 +1,12 @@
 """Batches of cells for one rank, read ahead by threads.
 
 The loader walks along the order some batches ahead of training and has threads read every window that it meets; the
-next two batches are also made dense there. It remembers nothing but how many cells were handed out.
+next two batches are also made dense there, and collated. It remembers nothing but how many cells were handed out.
 """
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Self
@@ -19,10 +19,32 @@ from scfusion_fm.data.atlas.atlas import Atlas, AtlasRows
 from scfusion_fm.data.atlas.packed import PackedCells
 from scfusion_fm.data.stream.order import CellOrder, rank_slots
 
-_DENSE_AHEAD = 2  # micro-batches made dense before they are asked for
+_READY_AHEAD = 2  # micro-batches made dense and collated before they are asked for
+_COLLATED = 1.25  # of a dense batch: what was observed comes with the values
+_COLLATING = 4  # dense batches that a thread holds while it collates: counts, and steps on the way
 _WINDOWS = 3  # of a lane that can be in memory: one being read from, one ahead, and what an epoch's border cuts off
 
-Batch = tuple[AtlasRows, NDArray[np.int64]]
+Collator = Callable[[AtlasRows, NDArray[np.int64] | int], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class CollatedCells:
+    """
+    Some cells of an atlas, as a collator made them.
+
+    Attributes
+    ----------
+    row
+        (B,) row numbers in the atlas.
+    inputs
+        What the collator gave: the arguments of a model.
+    """
+
+    row: NDArray[np.int64]
+    inputs: dict[str, Any]
+
+
+Batch = tuple[Any, NDArray[np.int64]]  # AtlasRows, or CollatedCells where there is a collator
 
 
 @dataclass(frozen=True)
@@ -55,6 +77,9 @@ class AtlasLoader:
         Which share this process takes.
     threads
         Threads that read ahead.
+    collate
+        Makes the arguments of a model from cells and the pass of each, in these threads. Then `CollatedCells` are
+        handed out in place of `AtlasRows`.
 
     Attributes
     ----------
@@ -82,6 +107,7 @@ class AtlasLoader:
         rank: int = 0,
         world_size: int = 1,
         threads: int = 2,
+        collate: Collator | None = None,
     ):
         if min(global_batch_size, micro_batch_size) < 1 or global_batch_size % (micro_batch_size * world_size):
             raise ValueError(
@@ -95,15 +121,16 @@ class AtlasLoader:
         self.micro_batch_size = micro_batch_size
         self.cells_seen = 0
         self.stall_seconds = 0.0
-        self._atlas = atlas
+        self._atlas, self._collate = atlas, collate
         self._rank, self._world_size = rank, world_size
         self._slots = rank_slots(global_batch_size, order.lanes, rank, world_size)
         steps = min(order.lanes * self._window_rows, len(order)) // global_batch_size
         self._ahead = max(steps, 1) * self.accumulation_steps  # one window of each lane, or one epoch
+        self._threads = threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="atlas")
         self._windows: WeakValueDictionary[tuple[int, int], _Window] = WeakValueDictionary()
         self._planned: deque[_Parts] = deque()
-        self._dense: deque[Future[Batch]] = deque()
+        self._ready: deque[Future[Batch]] = deque()
         self._planned_cells = self._left = 0
 
     @property
@@ -128,20 +155,28 @@ class AtlasLoader:
             self._left = left
             start = time.monotonic()
             self._look_ahead()
-            batch = self._dense.popleft().result()
+            batch = self._ready.popleft().result()
             self.stall_seconds += time.monotonic() - start
             yield batch
 
-    def deal_rows(self, rows: NDArray[np.int64]) -> Iterator[tuple[AtlasRows, NDArray[np.bool_]]]:
+    def deal_rows(self, rows: NDArray[np.int64], passes: int = 0) -> Iterator[tuple[Any, NDArray[np.bool_]]]:
         """
         Read some rows of the atlas once, whatever the position; give cells, and which of them count, (B,).
 
-        Every rank gets as many batches. They are filled up with cells that do not count, since others have them.
+        Every rank gets as many batches. They are filled up with cells that do not count, since others have them. A
+        collator is told the same pass of all of them.
         """
         size = self.micro_batch_size
+        ready: deque[tuple[Future[Any], NDArray[np.bool_]]] = deque()
         for start in range(0, len(rows), size * self._world_size):
             place = start + self._rank * size + np.arange(size)
-            yield self._atlas.read(rows[place % len(rows)]), place < len(rows)
+            made = self._pool.submit(self._read_batch, rows[place % len(rows)], passes)
+            ready.append((made, place < len(rows)))
+            if len(ready) > _READY_AHEAD:
+                made, counts = ready.popleft()
+                yield made.result(), counts
+        for made, counts in ready:
+            yield made.result(), counts
 
     def state_dict(self) -> dict[str, Any]:
         """Give the position in the stream, the same on all ranks, and what the stream consists of."""
@@ -185,13 +220,17 @@ class AtlasLoader:
 
         In memory are windows of the rank's lanes, sparse (two of each lane, or three at the border of epochs), three
         dense micro-batches and the tables of the atlas: `mebibytes` = 3 * lanes * window_rows * bytes of a sparse cell
-        + 3 * micro_batch_size * bytes of a dense cell + tables, where the sparse cell is a mean over the atlas.
+        + 3 * micro_batch_size * bytes of a dense cell + tables, where the sparse cell is a mean over the atlas. With a
+        collator, the three have masks too, and each thread works on some more.
         """
         lanes = len(np.unique(self._slots % self.order.lanes))
         if self.global_batch_size % self.order.lanes:
             lanes = self.order.lanes  # the lanes of a slot change from batch to batch
         sparse = _WINDOWS * lanes * self._window_rows * self._atlas.sparse_bytes_per_cell(self.order.block_rows)
-        dense = (_DENSE_AHEAD + 1) * self.micro_batch_size * self._atlas.dense_bytes_per_cell
+        batches = float(_READY_AHEAD + 1)
+        if self._collate is not None:
+            batches = _COLLATED * batches + _COLLATING * self._threads
+        dense = batches * self.micro_batch_size * self._atlas.dense_bytes_per_cell
         return {
             "lanes": lanes,
             "window_rows": self._window_rows,
@@ -211,29 +250,29 @@ class AtlasLoader:
 
     def _restart(self) -> None:
         """Forget what was read ahead, and look ahead from the present position."""
-        waiting: list[Future[Any]] = [*self._dense, *(w.cells for w in self._windows.values())]
+        waiting: list[Future[Any]] = [*self._ready, *(w.cells for w in self._windows.values())]
         for future in waiting:
             future.cancel()
         self._windows.clear()
         self._planned.clear()
-        self._dense.clear()
+        self._ready.clear()
         self._planned_cells, self._left = self.cells_seen, 0
 
     def _look_ahead(self) -> None:
         """
-        Plan micro-batches, which has their windows read, and have the next ones made dense.
+        Plan micro-batches, which has their windows read, and have the next ones made.
 
-        The pool takes tasks in turn, and a task that makes a batch dense comes after those that read its windows, so
-        that it never waits for a task behind it.
+        The pool takes tasks in turn, and a task that makes a batch comes after those that read its windows, so that it
+        never waits for a task behind it.
         """
-        while len(self._planned) + len(self._dense) < self._ahead:
+        while len(self._planned) + len(self._ready) < self._ahead:
             self._planned.extend(self._plan_step())
-            self._start_dense()
-        self._start_dense()
+            self._start_batches()
+        self._start_batches()
 
-    def _start_dense(self) -> None:
-        while self._planned and len(self._dense) < _DENSE_AHEAD:
-            self._dense.append(self._pool.submit(self._make_dense, self._planned.popleft()))
+    def _start_batches(self) -> None:
+        while self._planned and len(self._ready) < _READY_AHEAD:
+            self._ready.append(self._pool.submit(self._make_batch, self._planned.popleft()))
 
     def _plan_step(self) -> Iterator[_Parts]:
         """Find the windows of this rank's micro-batches in the next global batch."""
@@ -254,7 +293,15 @@ class AtlasLoader:
             self._windows[epoch, number] = window
         return window
 
-    def _make_dense(self, parts: _Parts) -> Batch:
+    def _make_batch(self, parts: _Parts) -> Batch:
         rows = np.concatenate([window.rows[inside] for window, inside in parts])
         passes = np.concatenate([window.passes[inside] for window, inside in parts])
-        return self._atlas.unpack(rows, [(window.cells.result(), inside) for window, inside in parts]), passes
+        cells = self._atlas.unpack(rows, [(window.cells.result(), inside) for window, inside in parts])
+        return self._finish(cells, passes), passes
+
+    def _read_batch(self, rows: NDArray[np.int64], passes: int) -> AtlasRows | CollatedCells:
+        return self._finish(self._atlas.read(rows), passes)
+
+    def _finish(self, cells: AtlasRows, passes: NDArray[np.int64] | int) -> AtlasRows | CollatedCells:
+        """Collate, where somebody said how; the dense counts can be lent again then."""
+        return cells if self._collate is None else CollatedCells(cells.row, self._collate(cells, passes))

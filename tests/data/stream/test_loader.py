@@ -55,9 +55,9 @@ def make_loader(atlas):
     """Make loaders that are closed after the test."""
     made = []
 
-    def make(batch=BATCH, micro=2, rank=0, world_size=1, threads=1, **settings):
+    def make(batch=BATCH, micro=2, rank=0, world_size=1, threads=1, collate=None, **settings):
         order = make_order(atlas, **settings)
-        made.append(AtlasLoader(atlas, order, batch, micro, rank, world_size, threads))
+        made.append(AtlasLoader(atlas, order, batch, micro, rank, world_size, threads, collate))
         return made[-1]
 
     yield make
@@ -116,6 +116,45 @@ def test_world_sizes_threads_and_stops_change_nothing(make_loader):
         assert len({json.dumps(loader.state_dict()) for loader in loaders}) == 1
         state = loaders[0].state_dict()
     assert step > 2 * len(whole.order) / BATCH
+
+
+def collate(rows, passes):
+    """Note what came, and in which thread."""
+    return {"digests": digest_cells(rows, np.broadcast_to(passes, rows.row.shape)), "thread": threading.get_ident()}
+
+
+def test_cells_are_collated_ahead_by_threads_whatever_the_ranks_and_stops(make_loader):
+    whole, state = make_loader(), make_loader().state_dict()
+    for world_size, threads in ((1, 2), (3, 1), (2, 3)):
+        loaders = [
+            make_loader(rank=r, world_size=world_size, threads=threads, collate=collate) for r in range(world_size)
+        ]
+        for loader in loaders:
+            loader.load_state_dict(state)
+        for _ in range(12):
+            made = [cells for loader in loaders for cells, _ in loader.next_batch()]
+            assert [d for cells in made for d in cells.inputs["digests"]] == next_digests([whole])
+            assert threading.get_ident() not in {cells.inputs["thread"] for cells in made}
+        next(loaders[0].next_batch())  # a batch that is not read to its end, and two that were made ahead
+        state = whole.state_dict()
+    told = [make_loader(collate=c).describe()["mebibytes"] for c in (None, collate)]
+    assert told[0] <= told[1]
+
+
+def test_held_out_cells_are_collated_with_the_pass_that_is_asked_for(make_loader, atlas):
+    rows = atlas.rows_of("val")[:5]
+    found = list(make_loader(collate=collate).deal_rows(rows, -1))
+    expected = digest_cells(atlas.read(rows), np.full(len(rows), -1))
+    assert [d for cells, _ in found for d in cells.inputs["digests"]][: len(rows)] == expected
+    assert np.concatenate([cells.row[counts] for cells, counts in found]).tolist() == rows.tolist()
+
+
+def test_an_error_of_the_collator_reaches_the_caller(make_loader):
+    def fail(rows, passes):
+        raise ValueError("of the collator")
+
+    with pytest.raises(ValueError, match="of the collator"):
+        next(make_loader(collate=fail).next_batch())
 
 
 def test_accumulation_cuts_the_same_batch(make_loader):
