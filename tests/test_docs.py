@@ -17,28 +17,22 @@ import pytest
 from launch import ROOT
 
 from scfusion_fm.cli.main import build_parser
+from scfusion_fm.cli.training import TASKS
 from scfusion_fm.config.comparison import EvaluateConfig
-from scfusion_fm.config.finetune import AnnotationConfig, CrossModalConfig, UnimodalTransferConfig
 from scfusion_fm.config.flags import list_settings, name_flags, parse_flags
-from scfusion_fm.config.imputation import ImputationConfig
-from scfusion_fm.config.integration import IntegrationConfig
 from scfusion_fm.config.loading import load_config
 from scfusion_fm.config.prepare import PrepareConfig
 from scfusion_fm.config.pretrain import PretrainConfig
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-FINETUNE = {
-    "finetune/cell_type_annotation.py": AnnotationConfig,
-    "finetune/cross_modal_prediction.py": CrossModalConfig,
-    "finetune/unimodal_transfer.py": UnimodalTransferConfig,
-    "finetune/protein_imputation.py": ImputationConfig,
-    "finetune/batch_integration.py": IntegrationConfig,
-}
+SCHEMAS = {name: pkgutil.resolve_name(f"scfusion_fm.{':'.join(task.schema)}") for name, task in TASKS.items()}
+FINETUNE = {f"finetune/{task.script}.py": SCHEMAS[name] for name, task in TASKS.items()}
 # With the file that stands for one that the reader has.
 CONFIGS = {
     "prepare": (PrepareConfig, "configs/data/demo.yaml"),
     "evaluate": (EvaluateConfig, "configs/evaluate/demo.yaml"),
     "plan": (PretrainConfig, "configs/pretrain/demo.yaml"),
+    "pretrain": (PretrainConfig, "configs/pretrain/demo.yaml"),
     "pretrain/run.py": (PretrainConfig, "configs/pretrain/demo.yaml"),
 }
 LAUNCHERS = ("python", "deepspeed", "torchrun", "accelerate", "srun", "sbatch")
@@ -113,9 +107,22 @@ def check_scfusion(words):
     if not words:  # the package's name
         return
     assert words[0] in commands()
+    if words[0] in ("finetune", "pretrain"):  # their options are those of their settings
+        check_training(words)
+        return
     assert options_of(words) <= set(commands()[words[0]]._option_string_actions)
     if not is_part(words):
         check_config(words[0], build_parser().parse_args(words))
+
+
+def check_training(words):
+    assert options_of(words) <= known_options() | {"--config"}
+    if words[0] == "finetune" and len(words) > 1:
+        schema = SCHEMAS[words[1]]
+        if not is_part(words[1:]):
+            parse_flags(schema, "", words[2:])
+    if words[0] == "pretrain" and not is_part(words):
+        check_config("pretrain", argparse.Namespace(config=words[2], overrides=words[3:]))
 
 
 def check_config(name, args):
@@ -125,7 +132,7 @@ def check_config(name, args):
         load_config(schema, args.config if (ROOT / args.config).exists() else example, args.overrides)
 
 
-def check_script(words, monkeypatch):
+def check_script(words):
     """Check a script and its arguments; those in front of it are the launcher's."""
     at = next((i for i, word in enumerate(words) if word.endswith((".py", ".sbatch"))), None)
     if at is None:  # a launcher that is only named
@@ -134,13 +141,12 @@ def check_script(words, monkeypatch):
     assert (ROOT / script).is_file()
     assert options_of(own) <= known_options() | {"--config"}
     if script in FINETUNE and not is_part([script, *own]):
-        monkeypatch.setattr("sys.argv", [script, *own])
-        parse_flags(FINETUNE[script], "")
+        parse_flags(FINETUNE[script], "", own)
     if script in CONFIGS and not is_part([script, *own]):
         check_config(script, argparse.Namespace(config=own[own.index("--config") + 1], overrides=own[2:]))
 
 
-def check_command(words, monkeypatch):
+def check_command(words):
     if words[0] == "scfusion":
         check_scfusion(words[1:])
     elif words[0] == "make":
@@ -150,7 +156,7 @@ def check_command(words, monkeypatch):
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
         assert {extra for word in words for extra in re.findall(r"\.\[(\w+)\]", word)} <= set(extras)
     else:
-        check_script(words, monkeypatch)
+        check_script(words)
 
 
 @each_page
@@ -158,7 +164,7 @@ def test_commands_can_be_typed(page, monkeypatch):
     monkeypatch.chdir(ROOT)
     for words in find_commands(page):
         try:
-            check_command(words, monkeypatch)
+            check_command(words)
         except (SystemExit, Exception) as error:
             pytest.fail(f"{shlex.join(words)}: {error}")
 

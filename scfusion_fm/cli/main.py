@@ -3,7 +3,7 @@
 import argparse
 from typing import NoReturn
 
-from scfusion_fm.cli import data, model, report
+from scfusion_fm.cli import data, model, report, training
 from scfusion_fm.cli.limits import run_limited
 from scfusion_fm.config.command import run_command
 from scfusion_fm.untrusted.text import show_text
@@ -25,8 +25,9 @@ def main() -> None:
 def build_parser() -> argparse.ArgumentParser:
     """Describe all sub-commands; `run` of the parsed arguments is the handler."""
     parser = Parser(prog="scfusion", description="Foundation model for CITE-seq.")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # set by a launcher; not used
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for group in (data, model, report):
+    for group in (data, model, training, report):
         group.add_commands(commands)
     return parser
 

@@ -1,29 +1,13 @@
-"""How every command begins and ends: its configuration, and errors of the user as one line and exit code 2."""
+"""How every command ends: errors of the user as one line and exit code 2."""
 
-import argparse
 import os
 import sys
 import warnings
 from collections.abc import Callable
-from typing import TypeVar
 
 from scfusion_fm.config.errors import CommandError
 from scfusion_fm.notices import ScFusionWarning
 from scfusion_fm.untrusted.text import show_text
-
-T = TypeVar("T")
-
-
-def parse_config(schema: type[T], description: str) -> T:
-    """Read `--config FILE key=value ...` from the command line; a launcher may add `--local_rank`."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, help=f"YAML file with the settings of {schema.__name__}")
-    parser.add_argument("--local_rank", type=int, help="set by the launcher; not used")
-    parser.add_argument("overrides", nargs="*", help="settings that replace those of the file: key=value")
-    args = parser.parse_args()
-    from scfusion_fm.config.loading import load_config  # needs OmegaConf, which a help text does not
-
-    return load_config(schema, args.config, args.overrides)
 
 
 def run_command(main: Callable[[], None]) -> None:

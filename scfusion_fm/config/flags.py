@@ -59,7 +59,9 @@ class Setting:
         return None if self.may_be_null and given in (NULL, [NULL]) else given
 
 
-def parse_flags(schema: type[T], description: str) -> T:
+def parse_flags(
+    schema: type[T], description: str, arguments: Sequence[str] | None = None, program: str | None = None
+) -> T:
     """
     Read settings from the command line: `--config FILE`, flags that replace what it says, and `key=value` likewise.
 
@@ -68,7 +70,11 @@ def parse_flags(schema: type[T], description: str) -> T:
     schema
         A dataclass of settings; what it says below its fields is the help text.
     description
-        What the script does.
+        What the command does.
+    arguments
+        Of the command line; those of the process by default.
+    program
+        What help and errors call the command; the name of the script by default.
 
     Raises
     ------
@@ -76,8 +82,8 @@ def parse_flags(schema: type[T], description: str) -> T:
         If a setting is missing, unknown or wrong.
     """
     settings = {setting.name: setting for setting in list_settings(schema)}
-    parser = _build_parser(schema, list(settings.values()), description)
-    given = vars(parser.parse_intermixed_args())
+    parser = build_parser(schema, description, program)
+    given = vars(parser.parse_intermixed_args(arguments))
     path, overrides = given.pop("config", None), given.pop("overrides", [])
     given.pop("local_rank", None)
     for name in [name for name in given if name in settings and settings[name].is_list]:
@@ -146,8 +152,11 @@ def read_field_texts(schema: Any) -> dict[str, str]:
     return texts
 
 
-def _build_parser(schema: type, settings: list[Setting], description: str) -> argparse.ArgumentParser:
+def build_parser(schema: type, description: str, program: str | None = None) -> argparse.ArgumentParser:
+    """Describe the flags of all settings of a dataclass, as in `parse_flags`."""
+    settings = list(list_settings(schema))
     parser = argparse.ArgumentParser(
+        prog=program,
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="%(prog)s [--config FILE] [--SETTING VALUE ...] [key=value ...]",

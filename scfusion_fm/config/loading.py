@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
+from scfusion_fm.config.shipped import find_settings
 from scfusion_fm.records import seal_text
 
 LARGEST_FILE = 1_000_000  # letters, or entries; no settings are that long
@@ -30,7 +31,7 @@ def load_config(
     schema
         A dataclass whose fields are dataclasses, or lists or dicts of them, or plain values.
     path
-        YAML file; None for none.
+        YAML file; None for none. `configs/...` is one that comes with the package, where there is no such file.
     overrides
         Settings such as `optim.lr=3e-4` that replace those of the file and of the flags.
     flags
@@ -42,12 +43,13 @@ def load_config(
         If the file is missing or no YAML, a key is unknown, a value has the wrong type or is missing.
     """
     where = FLAGS if path is None else str(path)
-    if path is not None and not Path(path).is_file():
+    path = None if path is None else find_settings(path)
+    if path is not None and not path.is_file():
         raise ValueError(f"`--config` must be a YAML file, got {where!r}, which does not exist.")
     bad = [o for o in overrides if "=" not in o]
     if bad:
         raise ValueError(f"Overrides must read `key=value`, got {bad[0]!r}.")
-    read = OmegaConf.create() if path is None else _read_yaml(Path(path))
+    read = OmegaConf.create() if path is None else _read_yaml(path)
     for name, value in (flags or {}).items():
         OmegaConf.update(read, name, value, force_add=True)
     return build_config(schema, _override(read, overrides), where)

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from scfusion_fm.config.shipped import find_settings
+
 OURS = (
     "train_batch_size",
     "train_micro_batch_size_per_gpu",
@@ -45,7 +47,7 @@ KNOWN = {
 
 def read_deepspeed_settings(path: str | Path) -> dict[str, Any]:
     """
-    Read a DeepSpeed JSON file.
+    Read a DeepSpeed JSON file; `configs/...` may be one that comes with the package.
 
     Raises
     ------
@@ -53,7 +55,7 @@ def read_deepspeed_settings(path: str | Path) -> dict[str, Any]:
         If it is missing, is no JSON, sets what the training configuration decides, or what cannot be trained or resumed
         exactly.
     """
-    path = Path(path)
+    path = find_settings(path)
     try:
         settings = json.loads(path.read_text())
     except (OSError, ValueError) as error:

@@ -19,7 +19,21 @@ from scfusion_fm.data.fingerprints.seen import SeenCells
 from scfusion_fm.data.split import assign_split
 
 COMMANDS = ["fetch", "prepare", "synthesize", "verify", "doctor", "inspect", "models", "embed", "annotate"]
-COMMANDS += ["predict-protein", "impute", "surprise", "seen", "push", "plan", "evaluate", "plot", "report"]
+COMMANDS += [
+    "predict-protein",
+    "impute",
+    "surprise",
+    "seen",
+    "push",
+    "pretrain",
+    "export",
+    "finetune",
+    "configs",
+    "plan",
+    "evaluate",
+    "plot",
+    "report",
+]
 
 
 def call(monkeypatch, *arguments):
