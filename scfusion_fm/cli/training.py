@@ -163,8 +163,17 @@ def _add_finetune(commands: argparse._SubParsersAction) -> None:
     tasks = parser.add_subparsers(required=True, metavar="TASK")
     for name, task in TASKS.items():
         # Its options are those of its settings, which are read when it runs; here, none is known, `--help` neither.
-        own = tasks.add_parser(name, help=task.text.partition("\n")[0], add_help=False, prefix_chars=NO_PREFIX)
-        own.add_argument("arguments", nargs=argparse.REMAINDER)
+        own = tasks.add_parser(
+            name,
+            help=task.text.partition("\n")[0],
+            description=task.description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            add_help=False,
+            prefix_chars=NO_PREFIX,
+        )
+        own.add_argument(
+            "arguments", nargs=argparse.REMAINDER, metavar="--SETTING VALUE", help=f"settings of {task.schema[1]}"
+        )
         own.set_defaults(run=lambda args, name=name: finetune(name, args.arguments, f"scfusion finetune {name}"))
 
 
