@@ -15,10 +15,11 @@ from scfusion_fm.evaluation.baselines.studies import normalise_sparse
 from scfusion_fm.inference.study_types import LARGEST, LEAST_DEVIATION, MOST_CELLS, StudyTypes
 from scfusion_fm.model import ScFusionTTTFeatureExtractor
 from scfusion_fm.tasks.annotation.cells import LabelledCells
+from scfusion_fm.tasks.starts.factors import StudyPart, fit_factors
 
 MOST_GENES, FACTORS = 3000, 20
 LEAST_STUDIES, LEAST_OF_TYPE = 2, 5  # that measured a gene; cells of a type in a study that tell its markers
-ROUNDS, FACTOR_ROUNDS = 3, 8
+ROUNDS = 3
 FEW = 20  # cells of a type in a study that count half as much as very many
 LEAST_NOISE = 0.1
 COMPLETION_PENALTY = 0.1
@@ -189,46 +190,15 @@ def complete_means(means: NDArray[np.float64], seen: NDArray[np.bool_]) -> NDArr
 
 def find_factors(cells: StudyCells, x: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """
-    Find factors (M, R) and noise (M,) of cells around the mean of their type; factor analysis with missing genes.
+    Find factors (M, R) and noise (M,) of cells around the mean of their type.
 
     Rare types count by more than their number, so that abundant ones do not decide alone what varies.
     """
     weight = 1 / np.sqrt(np.bincount(cells.codes)[cells.codes])
     weight = (weight / weight.mean()).astype(np.float32)
-    number = min(FACTORS, *x.shape)
-    factors = _start_factors(x, number)
-    per_study = np.array([weight[rows].sum() for rows in cells.parts])
-    observed = np.maximum(per_study @ cells.measured, 1e-9)
-    total = (weight @ np.square(x)) / observed
-    noise = np.maximum(total - np.square(factors).sum(1), LEAST_NOISE)
-    patterns, pattern = np.unique(cells.measured, axis=1, return_inverse=True)
-    for _ in range(FACTOR_ROUNDS):
-        crossed, squares = np.zeros(factors.shape), []
-        for s, rows in enumerate(cells.parts):
-            genes = cells.measured[s]
-            part = factors[genes] / noise[genes, None]
-            spread = np.linalg.inv(np.eye(number) + factors[genes].T @ part)
-            scores = x[rows][:, genes] @ part @ spread
-            weighted = scores * weight[rows, None]
-            squares.append(spread * per_study[s] + weighted.T @ scores)
-            crossed[genes] += x[rows][:, genes].T @ weighted
-        for p, has in enumerate(patterns.T):
-            if has.any():
-                own = pattern.reshape(-1) == p
-                square = sum(squares[s] for s in np.flatnonzero(has))
-                square = square + 1e-3 * np.trace(square) / number * np.eye(number)
-                factors[own] = np.linalg.solve(square, crossed[own].T).T
-        noise = np.maximum(total - (factors * crossed).sum(1) / observed, LEAST_NOISE)
+    parts = [StudyPart(x[rows], cells.measured[s], weight[rows]) for s, rows in enumerate(cells.parts)]
+    factors, noise = fit_factors(parts, FACTORS, LEAST_NOISE, isotropic=False)
     return factors.astype(np.float32), noise.astype(np.float32)
-
-
-def _start_factors(x: NDArray[np.float32], number: int) -> NDArray[np.float64]:
-    """Give the principal components (M, R) of x, by randomised subspace iteration."""
-    basis = x @ np.random.default_rng(0).normal(size=(x.shape[1], min(number + 10, *x.shape))).astype(np.float32)
-    for _ in range(2):
-        basis = np.linalg.qr(x @ (x.T @ basis))[0]
-    _, sizes, directions = np.linalg.svd(basis.T @ x, full_matrices=False)
-    return (directions[:number].T * (sizes[:number] / np.sqrt(len(x)))).astype(np.float64)
 
 
 def average_units(

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -18,11 +17,11 @@ from scfusion_fm.inference.batches import CellCollator
 from scfusion_fm.inference.study_units import StudyUnits, average_units
 from scfusion_fm.model.studies_scfusion_ttt import StudyReadout
 from scfusion_fm.tasks.starts.classifier import choose_cells
+from scfusion_fm.tasks.starts.factors import StudyPart, fit_factors
 from scfusion_fm.training.components import prepare_parts
 
 VARYING_GENES, HIDDEN_SIZES, NUM_MEMBERS = 2000, (256, 128), 3
-ITERATIONS = 8  # of the search for loadings, which then shrink what few cells say of a gene
-LOADING_PENALTY = 1e-3
+LEAST_NOISE = 1e-3
 BATCH_SIZE, LEARNING_RATE, OWN_LEARNING_RATE, WEIGHT_DECAY, DROPOUT = 128, 1e-3, 1e-2, 0.01, 0.3
 MOST_EPOCHS, PATIENCE = 100, 5
 
@@ -81,55 +80,6 @@ def choose_study_genes(units: list[StudyUnits], own: NDArray[np.int64]) -> NDArr
     return np.union1d(chosen[points[chosen] > 0], wanted[varies[wanted]])
 
 
-def fit_loadings(
-    parts: list[NDArray[np.float32]], told: list[NDArray[np.bool_]], number: int
-) -> tuple[NDArray[np.float64], float]:
-    """
-    Fit probabilistic principal components to studies that measured different genes.
-
-    Parameters
-    ----------
-    parts
-        (n, K) of each study, genes in units of the study, 0 where they tell nothing.
-    told
-        (K,) of each study, which genes tell something.
-    number
-        Components.
-
-    Returns
-    -------
-    Loadings (K, C) and the variance of the noise.
-
-    Notes
-    -----
-    Expectation maximisation (Tipping and Bishop 1999, appendix B) over the measured genes of each study, from the
-    components of the values with zeros for what was not measured. On one thread, for the same bits everywhere.
-    """
-    with threadpool_limits(1):
-        gram = sum(part.T.astype(np.float64) @ part for part in parts) / sum(map(len, parts))
-        variance, directions = np.linalg.eigh(gram)
-        loadings = directions[:, ::-1][:, :number] * np.sqrt(np.maximum(variance[::-1][:number], 1e-6))
-        loadings, noise, eye = np.ascontiguousarray(loadings), 1.0, np.eye(loadings.shape[1])
-        for _ in range(ITERATIONS):
-            sums, moments = np.zeros_like(loadings), np.zeros((len(loadings), eye.size))
-            cells, rest, count = np.zeros(len(loadings)), 0.0, 0
-            for part, seen in zip(parts, told, strict=True):
-                own = loadings[seen]
-                spread = np.linalg.inv(own.T @ own + noise * eye)
-                mean = part[:, seen] @ own @ spread
-                moment = mean.T @ mean + len(part) * noise * spread
-                sums[seen] += part[:, seen].T @ mean
-                moments[seen] += moment.ravel()
-                cells[seen] += len(part)
-                power = np.square(part[:, seen], dtype=np.float64).sum()
-                rest += power - 2 * np.sum((part[:, seen] @ own) * mean) + np.sum((own.T @ own) * moment)
-                count += part[:, seen].size
-            systems = moments.reshape(-1, *eye.shape) + LOADING_PENALTY * np.maximum(cells, 1.0)[:, None, None] * eye
-            loadings = np.linalg.solve(systems, sums[..., None])[..., 0]
-            noise = max(rest / max(count, 1), 1e-3)
-    return loadings, float(noise)
-
-
 def fit_study_readout(
     model: PreTrainedModel,
     collator: CellCollator,
@@ -169,12 +119,12 @@ def fit_study_readout(
     readout.deviations.copy_(torch.from_numpy(targets.deviations))
     scaled, told = _read_by_study(model, collator, train, studies, readout.coordinates.standardise)
     groups = [np.flatnonzero(studies.names[train] == name) for name in np.unique(studies.names[train])]
-    parts, seen = [scaled[rows].numpy() for rows in groups], [told[rows[0]].numpy() for rows in groups]
+    parts = [StudyPart(scaled[rows].numpy(), told[rows[0]].numpy(), np.ones(len(rows), np.float32)) for rows in groups]
     number = min(readout.coordinates.loadings.shape[1], len(train) - 1, scaled.shape[1])
-    loadings, noise = fit_loadings(parts, seen, number)
+    loadings, noise = fit_factors(parts, number, LEAST_NOISE, isotropic=True)
     readout.coordinates.loadings[:, :number] = torch.from_numpy(loadings).float()
-    readout.coordinates.noise.fill_(noise)
-    del scaled, told
+    readout.coordinates.noise.fill_(float(noise[0]))
+    del scaled, told, parts
     cells = _read_cells(model, collator, train, studies, targets)
     val = None if epochs is not None else _read_cells(model, collator, partition.val, studies, targets)
     best = _train_networks(readout, cells, val, seed, epochs)
