@@ -74,6 +74,12 @@ def _add_predict_protein(commands: argparse._SubParsersAction) -> None:
     predict.add_argument(
         "--proteins", nargs="+", metavar="NAME", help="these alone, by their names in the file or model"
     )
+    predict.add_argument(
+        "--unit",
+        choices=("clr", "deviations"),
+        default="clr",
+        help="centred log ratio, or deviations from the mean of the file, which are surer in a new study",
+    )
     predict.add_argument("--level", type=float, help="coverage of the intervals; 0.9 by default")
     predict.add_argument("--group-key", help="column of obs whose groups get their own intervals, if calibrated")
     predict.add_argument(
@@ -85,7 +91,7 @@ def _add_predict_protein(commands: argparse._SubParsersAction) -> None:
 def _predict_protein(args: argparse.Namespace) -> None:
     from scfusion_fm.inference.predict_protein import predict_protein
 
-    own = {name: getattr(args, name) for name in ("proteins", "level", "group_key", "drop_undetermined")}
+    own = {name: getattr(args, name) for name in ("proteins", "unit", "level", "group_key", "drop_undetermined")}
     _use(predict_protein, args, **own)
 
 

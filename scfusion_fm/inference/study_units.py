@@ -90,17 +90,25 @@ def in_study_units(job: "Job") -> Iterator[None]:
     if not job.model.config.study_genes:
         yield
         return
-    source, number = job.source, int(job.has_rna.sum())
+    number = int(job.has_rna.sum())
     if number < LEAST_CELLS:
         warn(f"{number} cells are too few to tell how their study differs; they are read as an average one.")
         yield
         return
-    step = READ_ROWS * max(1, round(len(source) / MOST_CELLS))
-    blocks = (slice(start, min(start + READ_ROWS, len(source))) for start in range(0, len(source), step))
-    parts = ((source.read(b.start, b.stop), np.flatnonzero(job.has_rna[b])) for b in blocks)
-    units = measure_units(parts, job.extractor)
+    units = measure_units(sample_cells(job), job.extractor)
     with units.hold(job.model):
         yield
+
+
+def sample_cells(job: "Job") -> Iterator[tuple[AlignedCells, NDArray[np.int64]]]:
+    """Read at most about `MOST_CELLS` cells of a job, evenly over the file, and which of them have RNA."""
+    source = job.source
+    step = READ_ROWS * max(1, round(len(source) / MOST_CELLS))
+    for start in range(0, len(source), step):
+        block = slice(start, min(start + READ_ROWS, len(source)))
+        rows = np.flatnonzero(job.has_rna[block])
+        if len(rows):
+            yield source.read(block.start, block.stop), rows
 
 
 def average_units(units: list[StudyUnits]) -> StudyUnits:

@@ -9,7 +9,8 @@ import pytest
 import torch
 from make_cells import make_modalities, write_h5mu
 
-from scfusion_fm.evaluation.calibration.fit_intervals import fit_intervals
+from scfusion_fm.evaluation.calibration.deviations import LEAST_REST
+from scfusion_fm.evaluation.calibration.fit_intervals import fit_intervals, fit_left_out_intervals
 from scfusion_fm.evaluation.calibration.interval_file import PROTEIN_INTERVALS, write_intervals
 from scfusion_fm.inference.loaded import load
 from scfusion_fm.inference.predict_protein import predict_protein
@@ -94,6 +95,13 @@ def test_intervals_that_cannot_be_given_are_refused(export_head, predictor, cali
         (predictor, rna_file, {"level": 0.9}, "`model` must hold protein_intervals.json for `level`"),
         (calibrated_predictor, rna_file, {"level": 0.7}, "`level` must be one of the calibrated"),
         (calibrated_predictor, rna_file, {"group_key": "site"}, "`group_key` must be a column of obs"),
+        (
+            calibrated_predictor,
+            rna_file,
+            {"unit": "deviations"},
+            "`model` must have intervals for new groups for",
+        ),
+        (calibrated_predictor, rna_file, {"unit": "counts"}, r"`unit` must be one of \['clr', 'deviations'\]"),
         (calibrated_predictor, tmp_path / "taken.h5ad", {}, r"`obsm\['protein_scfusion_ttt_upper'\]` is already in"),
         (other, rna_file, {}, "`model` must have intervals for the proteins it predicts"),
     ):
@@ -118,6 +126,40 @@ def study_predictor(export_head, tmp_path_factory):
             tensor.data.uniform_(-1, 1)
 
     return export_head(path, ScFusionTTTForCrossModalPrediction, predicted_features=names, change=fit, **sizes)
+
+
+@pytest.fixture(scope="module")
+def new_study_predictor(export_head, tmp_path_factory):
+    """A predictor with intervals for new groups; RNA tells the level of CD3 alone."""
+    rng = np.random.default_rng(0)
+    predicted = rng.normal(size=(90, 2))
+    measured = predicted + 0.3 * rng.normal(size=(90, 2)) + np.repeat([0, 3, 6], 30)[:, None] * [0.0, 1.0]
+    groups = np.repeat(["x", "y", "z"], 30)
+    intervals = fit_left_out_intervals(measured, predicted, np.ones((90, 2), bool), ["CD3", "CD19"], groups)
+    files = {PROTEIN_INTERVALS: write_intervals(intervals).encode()}
+    path = tmp_path_factory.mktemp("new_study") / "model"
+    return intervals, export_head(path, ScFusionTTTForCrossModalPrediction, files, predicted_features=["CD3", "CD19"])
+
+
+def test_deviations_are_from_the_mean_of_the_file(new_study_predictor, capsys):
+    intervals, model = new_study_predictor
+    adata = make_modalities(80, seed=3)[0]
+    plain = predict_protein(adata, model, copy=True)
+    assert "RNA does not tell the level of 1 of 2 proteins in a new study" in capsys.readouterr().err
+    assert list(plain.uns["scfusion_ttt"]["predict-protein"]["level_unknown"]) == ["CD19"]
+    found = predict_protein(adata, model, copy=True, unit="deviations")
+    value, lower, upper = (found.obsm[f"protein_scfusion_ttt{end}"] for end in ("", "_lower", "_upper"))
+    before = plain.obsm["protein_scfusion_ttt"].to_numpy(np.float64)
+    expected = (before - before.mean(0)) / intervals.relative.deviations
+    np.testing.assert_allclose(value, expected, atol=1e-4)
+    rest = np.sqrt(np.maximum(1 - expected.var(0), LEAST_REST))
+    half = np.repeat(intervals.relative_widths(0.9, rest)[None], 80, 0)
+    np.testing.assert_allclose((upper - lower) / 2, half, rtol=1e-3)
+    record = found.uns["scfusion_ttt"]["predict-protein"]
+    assert record["unit"].startswith("deviations of the protein")
+    assert list(record["level_unknown"]) == []
+    with pytest.raises(ValueError, match="`unit='deviations'` needs at least 50 cells with RNA, got 20"):
+        predict_protein(adata[:20].copy(), model, unit="deviations")
 
 
 def predict_in_memory(adata, model, **options):

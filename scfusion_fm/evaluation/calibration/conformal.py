@@ -36,28 +36,50 @@ def left_out_quantiles(parts: list[NDArray[np.float64]], levels: tuple[float, ..
 
     Notes
     -----
-    The smallest error that reaches the level when each of the K groups weighs the same (pooling of distributions; Dunn,
-    Wasserman and Ramdas 2018, arXiv 1809.07441), which holds the level with many groups, times sqrt(1 + 1/K) for few:
-    errors of a new group are mostly an offset of its own, as those of the K, and the factor is that of a prediction
-    interval for one more of K draws. It is no promise; that of hierarchical conformal prediction (Lee, Barber and
-    Willett 2023, arXiv 2306.06342) is infinite for K < level / (1 - level), nine groups at 0.9. docs/experiments.md has
-    what it held over data sets.
+    Those of `pool_quantiles`, which hold the level with many groups, times sqrt(1 + 1/K) for few: errors of a new group
+    are mostly an offset of its own, as those of the K, and the factor is that of a prediction interval for one more of
+    K draws. It is no promise; that of hierarchical conformal prediction (Lee, Barber and Willett 2023, arXiv
+    2306.06342) is infinite for K < level / (1 - level), nine groups at 0.9. docs/experiments.md has what it held over
+    data sets.
+    """
+    found, number = pool_quantiles(parts, levels)
+    return found * np.sqrt(1 + 1 / np.maximum(number, 1))
+
+
+def pool_quantiles(
+    parts: list[NDArray[np.float64]], levels: tuple[float, ...]
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """
+    Give quantiles of errors when each group weighs the same (A, P), and how many groups measured a protein (P,).
+
+    Parameters
+    ----------
+    parts, levels
+        As of `left_out_quantiles`.
+
+    Returns
+    -------
+    The smallest error that reaches the level; infinite for a protein that fewer than two groups measured.
+
+    Notes
+    -----
+    Pooling of distributions; Dunn, Wasserman and Ramdas 2018, arXiv 1809.07441.
     """
     values = np.concatenate(parts)
     members = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-    found = np.full((len(levels), values.shape[1]), np.inf)
+    found, groups = np.full((len(levels), values.shape[1]), np.inf), np.zeros(values.shape[1], int)
     for place, column in enumerate(values.T):
         seen = np.isfinite(column)
         cells = np.bincount(members[seen], minlength=len(parts))
-        number = int((cells > 0).sum())
+        groups[place] = number = int((cells > 0).sum())
         if number < 2:
             continue
         order = np.argsort(column[seen], kind="stable")
         reached = np.cumsum(1 / cells[members[seen][order]]) / number
         # Rounded, as a sum of many fractions is not exact.
         steps = np.searchsorted(np.round(reached, 9), np.round(levels, 9))
-        found[:, place] = column[seen][order[np.minimum(steps, len(order) - 1)]] * np.sqrt(1 + 1 / number)
-    return found
+        found[:, place] = column[seen][order[np.minimum(steps, len(order) - 1)]]
+    return found, groups
 
 
 def coverage_by(

@@ -9,7 +9,13 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import norm
 
 from scfusion_fm.evaluation.calibration.conformal import conformal_quantiles, left_out_quantiles, rows_by_group
-from scfusion_fm.evaluation.calibration.intervals import SHOWN_FACTS, IntervalRule, ProteinIntervals
+from scfusion_fm.evaluation.calibration.deviations import relative_quantiles
+from scfusion_fm.evaluation.calibration.intervals import (
+    SHOWN_FACTS,
+    IntervalRule,
+    ProteinIntervals,
+    RelativeWidths,
+)
 from scfusion_fm.evaluation.metrics.proteins import check_protein_arrays, protein_scores
 
 
@@ -79,7 +85,8 @@ def fit_left_out_intervals(
 
     Notes
     -----
-    See `left_out_quantiles`. Whether RNA determines a protein is told by the correlation within groups.
+    See `left_out_quantiles`, and `relative_quantiles` for deviations from the mean of a file. Whether RNA determines a
+    protein is told by the correlation within groups.
     """
     rule = IntervalRule()
     measured, predicted, errors = _find_errors(measured, predicted, observed, names)
@@ -90,7 +97,12 @@ def fit_left_out_intervals(
     table = _describe_proteins(*centred, observed, names)
     table["r2"] = _describe_proteins(measured, predicted, observed, names)["r2"]
     widths = left_out_quantiles([errors[rows] for rows in groups.values()], rule.levels)
-    return ProteinIntervals(list(names), rule, table, widths, num_left_out=len(groups))
+    parts = [
+        tuple(np.where(observed[rows], x[rows], np.nan) for x in (measured, predicted)) for rows in groups.values()
+    ]
+    half_widths, deviations = relative_quantiles(parts, rule.levels)
+    relative = RelativeWidths(deviations, half_widths)
+    return ProteinIntervals(list(names), rule, table, widths, num_left_out=len(groups), relative=relative)
 
 
 def pearson_interval(pearson: ArrayLike, n: ArrayLike) -> tuple[NDArray, NDArray]:

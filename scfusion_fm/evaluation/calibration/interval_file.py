@@ -8,7 +8,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from scfusion_fm.evaluation.calibration.intervals import SHOWN_FACTS, IntervalRule, ProteinIntervals
+from scfusion_fm.evaluation.calibration.intervals import (
+    SHOWN_FACTS,
+    IntervalRule,
+    ProteinIntervals,
+    RelativeWidths,
+)
 from scfusion_fm.untrusted.checksums import read_bounded
 from scfusion_fm.untrusted.rules import ListOf, MapOf, Number, Numbers, Text, Whole, parse_bytes, render, ruled
 
@@ -29,6 +34,8 @@ class IntervalsFile:
     half_widths: list[list[float | None]] = ruled(WIDTHS)
     groups: dict[str, list[list[float | None]]] = ruled(MapOf(WIDTHS))
     num_left_out: int = ruled(Whole(0, 1 << 40), 0)  # files of the first releases have none
+    deviations: list[float | None] = ruled(Numbers(gaps=True), ())  # likewise, and of intervals without groups left out
+    relative_half_widths: list[list[float | None]] = ruled(WIDTHS, ())
 
     def __post_init__(self) -> None:
         if set(self.table) != set(SHOWN_FACTS) or not self.levels:
@@ -42,12 +49,25 @@ class IntervalsFile:
             )
         if any(x is not None and x < 0 for row in rows[len(self.table) :] for x in row):
             raise ValueError("`half_widths` and `groups` must not be negative, got such numbers")
+        self._check_relative()
         if any(x is None or x < 0 or x != int(x) for x in self.table["n"]):
             raise ValueError("`table['n']` must hold whole numbers of cells, got others")
+
+    def _check_relative(self) -> None:
+        rows = [self.deviations, *self.relative_half_widths]
+        given = bool(self.deviations or self.relative_half_widths)
+        fits = len(rows) == len(self.levels) + 1 and all(len(row) == len(self.proteins) for row in rows)
+        if given and not fits:
+            raise ValueError(
+                "`deviations` and `relative_half_widths` must fit the proteins and levels, got other lengths"
+            )
+        if any(x is not None and x < 0 for row in rows for x in row):
+            raise ValueError("`deviations` and `relative_half_widths` must not be negative, got such numbers")
 
 
 def write_intervals(intervals: ProteinIntervals) -> str:
     """Give the file as text; infinite and undefined numbers are null."""
+    relative = intervals.relative
     content = IntervalsFile(
         levels=list(intervals.rule.levels),
         min_pearson=intervals.rule.min_pearson,
@@ -57,6 +77,8 @@ def write_intervals(intervals: ProteinIntervals) -> str:
         table={k: _to_list(v) for k, v in intervals.table.items()},
         half_widths=[_to_list(row) for row in intervals.half_widths],
         groups={k: [_to_list(row) for row in v] for k, v in intervals.group_half_widths.items()},
+        deviations=[] if relative is None else _to_list(relative.deviations),
+        relative_half_widths=[] if relative is None else [_to_list(row) for row in relative.half_widths],
     )
     return render(content)
 
@@ -78,7 +100,11 @@ def read_intervals(path: Path) -> ProteinIntervals:
     table["n"] = table["n"].astype(int)
     pooled = _matrix(content.half_widths, np.inf)
     groups = {k: _matrix(v, np.nan) for k, v in content.groups.items()}
-    return ProteinIntervals(content.proteins, rule, table, pooled, groups, content.num_left_out)
+    relative = None
+    if content.deviations:
+        deviations = np.array(_from_list(content.deviations, np.nan))
+        relative = RelativeWidths(deviations, _matrix(content.relative_half_widths, np.inf))
+    return ProteinIntervals(content.proteins, rule, table, pooled, groups, content.num_left_out, relative)
 
 
 def _to_list(values: Any) -> list[float | None]:

@@ -51,6 +51,23 @@ class IntervalRule:
 
 
 @dataclass(frozen=True)
+class RelativeWidths:
+    """
+    Intervals of deviations from the mean of a file, for files of new groups.
+
+    Attributes
+    ----------
+    deviations
+        (P,) of measured values in a group, on average; NaN for a protein that varied in none.
+    half_widths
+        (A, P), in shares of `FileScale.rest`; infinite for a protein of fewer than two groups.
+    """
+
+    deviations: NDArray[np.float64]
+    half_widths: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
 class ProteinIntervals:
     """
     Half widths of the intervals of each protein, and how well RNA determined it.
@@ -70,6 +87,8 @@ class ProteinIntervals:
     num_left_out
         How many groups were left out of the fit in turn, so that the intervals are for cells of a new group; 0 where
         they are for cells like those of the calibration.
+    relative
+        Intervals of deviations from the mean of a file, where groups were left out.
 
     Notes
     -----
@@ -88,6 +107,7 @@ class ProteinIntervals:
     half_widths: NDArray[np.float64]
     group_half_widths: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     num_left_out: int = 0
+    relative: "RelativeWidths | None" = None
 
     @property
     def undetermined(self) -> NDArray[np.bool_]:
@@ -124,12 +144,35 @@ class ProteinIntervals:
                 widths[rows] = np.where(np.isnan(own[place]), widths[rows], own[place])
         return widths
 
+    def relative_widths(self, level: float, rest: NDArray[np.float64]) -> NDArray[np.float64]:
+        """
+        Give half widths (P,) in deviations, for cells of a file.
+
+        Parameters
+        ----------
+        level
+            One of the calibrated levels.
+        rest
+            (P,) `FileScale.rest` of the file.
+
+        Raises
+        ------
+        ValueError
+            If the level was not calibrated.
+        """
+        return self.relative.half_widths[self._place(level)] * rest
+
+    @property
+    def level_unknown(self) -> NDArray[np.bool_]:
+        """(P,) proteins of which RNA was not shown to tell the level in a new group, whatever it tells within one."""
+        return ~(self.table["r2"].to_numpy() > 0) & (self.num_left_out > 0)
+
     def _place(self, level: float) -> int:
         near = [i for i, known in enumerate(self.rule.levels) if np.isclose(known, level)]
         if not near:
             raise ValueError(f"`level` must be one of the calibrated {list(self.rule.levels)}, got {level}.")
         return near[0]
 
-    def without_interval(self, level: float) -> NDArray[np.bool_]:
-        """(P,) proteins with too few calibration cells for an interval of this level."""
-        return np.isinf(self.half_widths[self._place(level)])
+    def without_interval(self, level: float, relative: bool = False) -> NDArray[np.bool_]:
+        """(P,) proteins with too few calibration cells for an interval of this level, or of deviations."""
+        return np.isinf((self.relative if relative else self).half_widths[self._place(level)])

@@ -10,6 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from scfusion_fm.evaluation.calibration.conformal import conformal_quantiles, coverage_by, left_out_quantiles
+from scfusion_fm.evaluation.calibration.deviations import relative_errors, relative_quantiles
 from scfusion_fm.evaluation.calibration.intervals import LEVELS
 
 
@@ -55,7 +56,7 @@ def cross_coverage(folds: list[HeldOut], names: list[str], new_groups: bool) -> 
     Returns
     -------
     One row per fold, level and protein that was measured and can have an interval: `fold`, `level`, `protein`, `n`,
-    `coverage` and `width`.
+    `coverage` and `width`, in the `unit` `CLR`; for new groups also in `deviations` from the mean of a fold.
 
     Raises
     ------
@@ -72,15 +73,34 @@ def cross_coverage(folds: list[HeldOut], names: list[str], new_groups: bool) -> 
         raise ValueError(f"`folds` must be at least two, to calibrate on others, got {len(folds)}.")
     tables = []
     for fold in folds:
-        errors = [other.errors for other in folds if other is not fold]
+        others = [other for other in folds if other is not fold]
+        errors = [other.errors for other in others]
         found = (
             left_out_quantiles(errors, LEVELS) if new_groups else conformal_quantiles(np.concatenate(errors), LEVELS)
         )
-        for level, width in zip(LEVELS, found, strict=True):
-            observed = np.isfinite(fold.measured) & np.isfinite(width)
-            measured = np.where(observed, fold.measured, 0.0)
-            width = np.where(np.isfinite(width), width, 0.0)
-            ends = (fold.predicted - width, fold.predicted + width)
-            table = coverage_by(measured, *ends, observed, names).drop(columns="group")
-            tables.append(table[table["n"] > 0].assign(fold=fold.name, level=level))
+        tables.append(_count(fold.measured, fold.predicted, found, names).assign(fold=fold.name, unit="CLR"))
+        if new_groups:
+            tables.append(_count_deviations(fold, others, names).assign(fold=fold.name, unit="deviations"))
     return pd.concat(tables, ignore_index=True)
+
+
+def _count(
+    measured: NDArray[np.floating], predicted: NDArray[np.floating], widths: NDArray[np.float64], names: list[str]
+) -> pd.DataFrame:
+    """Count how often intervals of the given half widths (A, P) hold what was measured."""
+    tables = []
+    for level, width in zip(LEVELS, widths, strict=True):
+        observed = np.isfinite(measured) & np.isfinite(width)
+        width = np.where(np.isfinite(width), width, 0.0)
+        ends = (predicted - width, predicted + width)
+        table = coverage_by(np.where(observed, measured, 0.0), *ends, observed, names).drop(columns="group")
+        tables.append(table[table["n"] > 0].assign(level=level))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _count_deviations(fold: HeldOut, others: list[HeldOut], names: list[str]) -> pd.DataFrame:
+    """Count the same for deviations from the mean of a fold, in those of its own measured values."""
+    parts = [(part.measured.astype(np.float64), part.predicted.astype(np.float64)) for part in others]
+    quantiles, deviations = relative_quantiles(parts, LEVELS)
+    errors, rest = relative_errors(fold.measured.astype(np.float64), fold.predicted, deviations)
+    return _count(errors, np.zeros_like(errors), quantiles * rest, names)

@@ -16,6 +16,11 @@ NOTE = (
     "centred log ratio. Where folds are groups, such as laboratories, intervals are made for a new group: each group "
     "weighs the same, and few groups widen them."
 )
+DEVIATIONS_NOTE = (
+    "The same for how far a cell lies from the mean of its group, in deviations of the protein over the cells of the "
+    "group: what RNA tells of a new group where it does not tell the level."
+)
+UNITS = {"CLR": ("Intervals", NOTE), "deviations": ("Intervals of deviations within a group", DEVIATIONS_NOTE)}
 BY_METHOD = ["kind", "method"]
 
 
@@ -28,8 +33,13 @@ def add_coverage(section: Section, coverage: pd.DataFrame) -> None:
     section
         The experiment's part of the page.
     coverage
-        One row per `kind`, `method`, `seed`, `fold`, `level` and `protein`: `coverage`, `width` and `n`.
+        One row per `unit`, `kind`, `method`, `seed`, `fold`, `level` and `protein`: `coverage`, `width` and `n`.
     """
+    for unit, part in coverage.groupby("unit", sort=False):
+        _add_unit(section, *UNITS[unit], part)
+
+
+def _add_unit(section: Section, heading: str, note: str, coverage: pd.DataFrame) -> None:
     by_fold = coverage.groupby([*BY_METHOD, "level", "seed", "fold"], sort=False)
     folds = by_fold[["coverage", "width"]].mean().reset_index()
     rows = [_describe_method(kind, method, part) for (kind, method), part in folds.groupby(BY_METHOD, sort=False)]
@@ -37,15 +47,16 @@ def add_coverage(section: Section, coverage: pd.DataFrame) -> None:
     headings = {"method": "method"} | {f"at {x:g}": f"held at {x:.0%}" for x in levels}
     headings |= {"lowest": f"lowest fold at {SHOWN_LEVEL:.0%}", "width": f"width at {SHOWN_LEVEL:.0%}"}
     table = render_table(rows, headings, model=MODEL_NAME)
-    section.add("<h3>Intervals</h3>", f'<p class="note">{escape(NOTE)}</p>', table)
+    section.add(f"<h3>{heading}</h3>", f'<p class="note">{escape(note)}</p>', table)
     shown = folds[folds["level"] == SHOWN_LEVEL]
     for (kind, method), part in shown.groupby(BY_METHOD, sort=False):
         if kind == "model":
-            section.findings.append(("", _describe_coverage(section.title, name_method(kind, method), part)))
+            title = f"{section.title}, {name_method(kind, method)}"
+            section.findings.append(("", _describe_coverage(title, heading.lower(), part)))
     own = coverage[(coverage["level"] == SHOWN_LEVEL) & (coverage["kind"] == "model")]
-    for key, title in (("fold", "fold"), ("protein", "protein")):
+    for key in ("fold", "protein"):
         table = _render_parts(own, key)
-        section.add(f"<details><summary>At {SHOWN_LEVEL:.0%}, by {title}</summary>{table}</details>")
+        section.add(f"<details><summary>At {SHOWN_LEVEL:.0%}, by {key}</summary>{table}</details>")
 
 
 def _describe_method(kind: str, method: str, folds: pd.DataFrame) -> dict:
@@ -60,10 +71,10 @@ def _describe_method(kind: str, method: str, folds: pd.DataFrame) -> dict:
     }
 
 
-def _describe_coverage(title: str, name: str, folds: pd.DataFrame) -> str:
+def _describe_coverage(title: str, what: str, folds: pd.DataFrame) -> str:
     lowest = folds.loc[folds["coverage"].idxmin()]
     return (
-        f"{title}, {name}: intervals meant to hold {SHOWN_LEVEL:.0%} hold {folds['coverage'].mean():.1%}, mean over "
+        f"{title}: {what} meant to hold {SHOWN_LEVEL:.0%} hold {folds['coverage'].mean():.1%}, mean over "
         f"folds; the least in {lowest['fold']}, {lowest['coverage']:.1%}."
     )
 

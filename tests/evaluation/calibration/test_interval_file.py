@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from scfusion_fm.evaluation.calibration.fit_intervals import fit_intervals
+from scfusion_fm.evaluation.calibration.fit_intervals import fit_intervals, fit_left_out_intervals
 from scfusion_fm.evaluation.calibration.interval_file import PROTEIN_INTERVALS, read_intervals, write_intervals
 
 NAMES = ["a", "b", "c"]
@@ -30,9 +30,29 @@ def test_the_file_gives_the_same_intervals(written, tmp_path):
     assert np.array_equal(read.undetermined, written.undetermined)
 
 
+def test_the_file_gives_the_same_intervals_of_deviations(tmp_path):
+    rng = np.random.default_rng(5)
+    measured, predicted = rng.normal(size=(2, 60, 3))
+    observed = np.ones((60, 3), bool)
+    observed[20:, 2] = False
+    written = fit_left_out_intervals(measured, predicted, observed, NAMES, np.repeat(["x", "y", "z"], 20))
+    path = tmp_path / PROTEIN_INTERVALS
+    path.write_text(write_intervals(written))
+    read = read_intervals(path)
+    np.testing.assert_array_equal(read.relative.deviations, written.relative.deviations)
+    rest = np.array([1.0, 0.5, 0.5])
+    for level in read.rule.levels:
+        found = read.relative_widths(level, rest)
+        np.testing.assert_array_equal(found, written.relative_widths(level, rest))
+        assert np.isfinite(found).tolist() == [True, True, False]
+        assert read.without_interval(level, relative=True).tolist() == [False, False, True]
+    assert read.level_unknown.all()
+
+
 def test_files_of_earlier_releases_are_read(written, tmp_path):
     content = json.loads(write_intervals(written)) | {"scaled": False}
-    del content["num_left_out"]
+    for name in ("num_left_out", "deviations", "relative_half_widths"):
+        del content[name]
     path = tmp_path / PROTEIN_INTERVALS
     path.write_text(json.dumps(content))
     read = read_intervals(path)
@@ -54,6 +74,11 @@ def test_files_of_earlier_releases_are_read(written, tmp_path):
         ({"table": {}}, "`table` must have the columns"),
         ({"min_pearson": 2}, "`min_pearson` must be a number from -1 to 1"),
         ({"num_left_out": -1}, "`num_left_out` must be a whole number"),
+        ({"deviations": [1.0, 1.0, 1.0]}, "`deviations` and `relative_half_widths` must fit the proteins and levels"),
+        (
+            {"deviations": [1.0, 1.0, -1.0], "relative_half_widths": [[1.0, 0, 0]] * 4},
+            "`deviations` and `relative_half_widths` must not be negative",
+        ),
     ],
 )
 def test_damage_is_refused(written, tmp_path, change, message):

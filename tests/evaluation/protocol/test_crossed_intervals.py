@@ -34,7 +34,12 @@ def test_coverage_of_a_fold_is_that_of_intervals_from_the_other_folds():
 
 def test_new_groups_get_wider_intervals_and_what_cannot_have_one_is_left_out():
     folds = [draw(str(i), offset, seed=i) for i, offset in enumerate((-1.0, 0.0, 1.0))]
-    plain, wide = (cross_coverage(folds, NAMES, new_groups) for new_groups in (False, True))
+    plain, both = (cross_coverage(folds, NAMES, new_groups) for new_groups in (False, True))
+    wide, within = (both[both["unit"] == unit].reset_index(drop=True) for unit in ("CLR", "deviations"))
+    assert set(plain["unit"]) == {"CLR"}
+    assert len(within) == len(wide)
+    held = within[within["level"] == 0.9]["coverage"]  # offsets of groups do not matter
+    np.testing.assert_allclose(held, 0.9, atol=0.06)
     assert (wide["width"] > plain["width"]).all()
     folds[1].measured[:, 1] = np.nan
     table = cross_coverage(folds, NAMES, new_groups=True)
@@ -42,7 +47,7 @@ def test_new_groups_get_wider_intervals_and_what_cannot_have_one_is_left_out():
     assert set(table["protein"]) == {"a"}
     folds[1].measured[:50, 1] = 0.0
     table = cross_coverage(folds, NAMES, new_groups=True)
-    assert table[(table["fold"] == "1") & (table["protein"] == "b")]["n"].tolist() == [50] * 4
+    assert table[(table["fold"] == "1") & (table["protein"] == "b")]["n"].tolist() == [50] * 4 * 1
 
 
 def test_one_fold_has_nothing_to_calibrate_on():
