@@ -3,6 +3,7 @@
 # make test-data  the tests of files and atlases with the newest versions of all libraries, on Python 3.13 or 3.12
 # make docs      the site in docs/_build/html; SCFUSION_NOTEBOOKS=off leaves the notebooks without outputs
 # make models    the models that come with the package, anew: make models DATA=DIR; docs/models.md
+# make dist      wheel and source distribution in dist; make smoke tries the wheel in a new environment
 # A Linux machine without a GPU gets the smaller CPU build of torch with
 #   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
 
@@ -19,7 +20,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Threads that wait for one another give the core away soon: on a busy machine, spinning is ruinous.
 export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: demo docs models test test-all test-data lint clean
+.PHONY: demo docs models test test-all test-data lint clean dist smoke
 
 demo: $(DEMO)/report.html $(DEMO)/shipped.h5mu
 	@echo
@@ -57,6 +58,23 @@ docs: .venv-docs/ready
 	rm -rf docs/generated docs/_build
 	$(DOCS_BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build/html
 	@echo "Done. Look at docs/_build/html/index.html"
+
+# The wheel is made of the source distribution, so that both are known to be complete.
+dist: .venv/ready
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python scripts/check_wheel.py dist
+
+# The wheel in a new environment, as a user has it: first the base install, then what each extra is for.
+smoke: dist
+	rm -rf .venv-smoke
+	$(PYTHON) -m venv .venv-smoke
+	.venv-smoke/bin/pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
+	.venv-smoke/bin/pip install --quiet --constraint constraints.txt dist/*.whl
+	du -sm --apparent-size .venv-smoke
+	.venv-smoke/bin/python scripts/smoke.py .venv-smoke/bin
+	.venv-smoke/bin/pip install --quiet --constraint constraints.txt "$$(ls dist/*.whl)[pretrain,eval,explore]"
+	.venv-smoke/bin/python scripts/smoke.py .venv-smoke/bin --extras pretrain eval explore
 
 clean:
 	rm -rf $(DEMO)

@@ -14,6 +14,7 @@ from scfusion_fm.config.flags import read_settings
 from scfusion_fm.config.imputation import ImputationConfig
 from scfusion_fm.config.integration import IntegrationConfig
 from scfusion_fm.data.files.readers import Given
+from scfusion_fm.extras import explain_missing
 from scfusion_fm.tasks.annotation.run import run_annotation
 from scfusion_fm.tasks.annotation.transfer import run_transfer
 from scfusion_fm.tasks.cross_modal.run import run_cross_modal
@@ -209,4 +210,5 @@ def _run(
         for i, given in enumerate(objects)
     ]
     given = {"model": str(model), "data": names, "output_dir": str(output_dir)}
-    return run(read_settings(schema, settings | given), objects)
+    with explain_missing():
+        return run(read_settings(schema, settings | given), objects)

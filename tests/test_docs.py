@@ -154,7 +154,12 @@ def check_command(words):
         assert {word for word in words[1:] if "=" not in word} <= set(targets)
     elif words[0] == "pip":
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-        assert {extra for word in words for extra in re.findall(r"\.\[(\w+)\]", word)} <= set(extras)
+        assert {
+            extra
+            for word in words
+            for found in re.findall(r"(?:\.|fm)\[([\w,]+)\]", word)
+            for extra in found.split(",")
+        } <= set(extras)
     else:
         check_script(words)
 

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable
 
 from scfusion_fm.config.errors import CommandError
+from scfusion_fm.extras import explain_missing
 from scfusion_fm.notices import ScFusionWarning
 from scfusion_fm.untrusted.text import show_text
 
@@ -14,7 +15,8 @@ def run_command(main: Callable[[], None]) -> None:
     """Run a command; what is the user's to mend is told without a traceback, on one rank only."""
     warnings.showwarning = _show_warning
     try:
-        main()
+        with explain_missing():
+            main()
     except BrokenPipeError:
         sys.exit(1)
     except KeyboardInterrupt as interruption:

@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any, Protocol
 
 from scfusion_fm.config.pretrain import RunConfig
+from scfusion_fm.extras import explain_missing
 
 WANDB_RUN_FILE, MLFLOW_RUN_FILE, MLFLOW_STORE = "wandb_run.txt", "mlflow_run.txt", "mlflow.db"
 WANDB_PATIENCE_S = 600.0  # for its service to send what is left
@@ -190,6 +191,8 @@ class Sinks:
         project, experiment = settings.wandb_project, settings.mlflow_experiment
         starts: dict[str, Callable[[], Sink]] = {}
         if settings.tensorboard:
+            with explain_missing():
+                importlib.import_module("tensorboard")
             starts["tensorboard"] = lambda: TensorBoardSink(directory, first_step)
         if project is not None:
             wandb = _import_extra("wandb", ["wandb"], "wandb_project", project)

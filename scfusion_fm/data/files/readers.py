@@ -27,6 +27,7 @@ from scfusion_fm.data.files.opened import open_10x, open_anndata
 from scfusion_fm.data.files.stored import StoredAnnData, store_anndata
 from scfusion_fm.data.locations import Location, check_exists, file_system, is_remote, suffix_of
 from scfusion_fm.data.schema import Cells, Modality
+from scfusion_fm.extras import MissingPackageError, explain_missing
 
 SUFFIXES = (".h5ad", ".h5mu", ".h5", ".zarr")
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -291,7 +292,7 @@ def _or_refuse(path: str, read: Any, *arguments: Any) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # repeated names and the like are judged below
             return read(*arguments)
-    except BrokenFileError:
+    except (BrokenFileError, MissingPackageError):
         raise
     except Exception as error:  # the libraries raise OSError, KeyError, RuntimeError and more on broken files
         raise explain_file(path, suffix_of(path) or "zarr", error) from error
@@ -318,6 +319,7 @@ def _open_zarr(path: str) -> zarr.Group:
 
 
 def _read_10x_h5(path: str) -> ad.AnnData:
-    import scanpy  # slow to import, and rarely needed
+    with explain_missing():
+        import scanpy  # for files of Cell Ranger 1 and 2 alone
 
     return scanpy.read_10x_h5(path, gex_only=False)
