@@ -5,7 +5,9 @@
     python benchmarks/zero_stages.py --only losses --json OUT
 
 Losses: the same global batches on one process without DeepSpeed, in float32, and on two ranks. Memory: what a rank of
-two holds of a model of 200 million parameters, against what ZeRO promises, and the peak of its resident set.
+two holds of a model of 200 million parameters, against what ZeRO promises, and the peak of its resident set. Start: how
+much building this model adds to the resident set of a rank at most, whole and in parts, before there is an engine; the
+first weights are compared bit by bit.
 """
 
 import argparse
@@ -16,7 +18,10 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
+import zlib
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -137,10 +142,12 @@ def train_plainly(shape: dict[str, Any], steps: int) -> dict[str, list[float]]:
 def train_on_rank(case: Case, shape: dict[str, Any], steps: int) -> dict[str, Any]:
     """Train this rank's share through DeepSpeed; count what it holds before the last update."""
     from scfusion_fm.training.engine import build_engine
+    from scfusion_fm.training.parted import building, count_elements
 
     rank, micro = int(os.environ["RANK"]), CELLS // RANKS // case.accumulation
-    model = build_model(shape)
-    numbers = model.num_parameters()
+    with building(case.settings):
+        model = build_model(shape)
+    numbers = count_elements(model)
     if case.checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     engine = build_engine(model, case.settings, replace(OPTIM, micro_batch_size=micro), case.accumulation)
@@ -160,6 +167,23 @@ def train_on_rank(case: Case, shape: dict[str, Any], steps: int) -> dict[str, An
         norms.append(float(engine.get_global_grad_norm()))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {"losses": losses, "norms": norms, "parameters": numbers, "bytes": held, "peak_rss": peak}
+
+
+def build_on_rank(case: Case, shape: dict[str, Any], in_parts: bool) -> dict[str, Any]:
+    """Build the model on this rank; count what that adds to its resident set, and hash the first weights of each."""
+    from scfusion_fm.training.parted import building, held_whole
+
+    before, start = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize(), time.monotonic()
+    with building(case.settings) if in_parts else nullcontext():
+        model = build_model(shape)
+    seconds = time.monotonic() - start
+    added = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    checksum = 0
+    for module in model.modules():
+        with held_whole(module.parameters(recurse=False)):
+            for parameter in module.parameters(recurse=False):
+                checksum = zlib.crc32(parameter.detach().numpy().tobytes(), checksum)
+    return {"added": added, "seconds": seconds, "checksum": checksum}
 
 
 def count_bytes(engine: Any) -> dict[str, int]:
@@ -198,26 +222,33 @@ def run_worker(order: Path) -> None:
     start_ranks(1, 600.0)
     with leaving_ranks():
         for number, case in enumerate(given["cases"]):
-            result = train_on_rank(Case(**case), given["shape"], given["steps"])
+            if "in_parts" in given:
+                result = build_on_rank(Case(**case), given["shape"], given["in_parts"])
+            else:
+                result = train_on_rank(Case(**case), given["shape"], given["steps"])
             if os.environ["RANK"] == "0":
                 order.with_suffix(f".{number}.out").write_text(json.dumps(result))
 
 
-def launch(cases: list[Case], shape: dict[str, Any], steps: int, scratch: Path) -> list[dict[str, Any]]:
-    """Run cases on two ranks, one after the other in the same processes."""
+def launch(
+    cases: list[Case], shape: dict[str, Any], steps: int, scratch: Path, ranks: int = RANKS, **more: bool
+) -> list[dict[str, Any]]:
+    """Run cases on some ranks, one after the other in the same processes."""
     order = scratch / f"order_{len(list(scratch.iterdir()))}"
-    order.write_text(json.dumps({"cases": [asdict(c) for c in cases], "shape": shape, "steps": steps}))
+    order.write_text(json.dumps({"cases": [asdict(c) for c in cases], "shape": shape, "steps": steps} | more))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    place = {"WORLD_SIZE": str(RANKS), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    place = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    # What was freed goes back to the system, and is not kept between parts that stay.
+    place["MALLOC_MMAP_THRESHOLD_"] = "262144"
     workers = [
         subprocess.Popen(
             [sys.executable, __file__, "--worker", str(order)],
             env=os.environ | place | {"RANK": str(rank), "LOCAL_RANK": str(rank), "DS_ACCELERATOR": "cpu"},
             stdout=subprocess.DEVNULL,
         )
-        for rank in range(RANKS)
+        for rank in range(ranks)
     ]
     codes = [w.wait() for w in workers]
     if any(codes):
@@ -273,11 +304,26 @@ def weigh_stages(quick: bool, scratch: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def weigh_start(quick: bool, scratch: Path) -> list[dict[str, Any]]:
+    """Weigh what building takes, whole and in parts; an AssertionError tells where the first weights differ."""
+    rows = []
+    for ranks in (2,) if quick else (2, 4):
+        made = {}
+        for in_parts in (False, True):
+            how = {"ranks": ranks, "in_parts": in_parts}
+            (made[in_parts],) = launch([Case(3)], SMALL if quick else LARGE, 0, scratch, **how)
+            rows.append(how | made[in_parts])
+            way, mebibytes = "in parts" if in_parts else "whole", rows[-1]["added"] / 2**20
+            print(f"| {ranks} | {way} | {mebibytes:,.0f} | {rows[-1]['seconds']:.1f} |", flush=True)
+        assert made[False]["checksum"] == made[True]["checksum"]
+    return rows
+
+
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer steps and cases, a small model")
-    parser.add_argument("--only", choices=("losses", "memory"))
+    parser.add_argument("--only", choices=("losses", "memory", "start"))
     parser.add_argument("--json", type=Path, metavar="OUT", help="file for the figures")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -285,13 +331,16 @@ def main() -> None:
         return run_worker(args.worker)
     results: dict[str, Any] = {"torch": torch.__version__}
     with tempfile.TemporaryDirectory() as scratch:
-        if args.only != "memory":
+        if args.only in (None, "losses"):
             print("| against plain PyTorch in float32 | losses | gradient norms | bound |\n|---|---|---|---|")
             results["losses"] = compare_losses(args.quick, Path(scratch))
-        if args.only != "losses":
+        if args.only in (None, "memory"):
             print("\n| rank 0 of 2, MiB | parameters | gradients | float32 copy | moments | peak RSS |")
             print("|---|---|---|---|---|---|")
             results["memory"] = weigh_stages(args.quick, Path(scratch))
+        if args.only in (None, "start"):
+            print("\n| ranks | built | added to the resident set, MiB | seconds |\n|---|---|---|---|")
+            results["start"] = weigh_start(args.quick, Path(scratch))
     if args.json:
         args.json.write_text(json.dumps(results, indent=1))
     if not all(row["within"] for row in results.get("losses", [])):

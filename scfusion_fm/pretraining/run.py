@@ -29,6 +29,7 @@ from scfusion_fm.training.guard import StepGuard
 from scfusion_fm.training.log import RunLog
 from scfusion_fm.training.loop import PretrainingLoop
 from scfusion_fm.training.optimizer import build_schedule
+from scfusion_fm.training.parted import building, count_elements, load_weights
 from scfusion_fm.training.peers import PeerWatch
 from scfusion_fm.training.ranks import Ranks, check_shared, leaving_ranks, start_ranks
 from scfusion_fm.training.run_directory import RunDirectory
@@ -66,12 +67,13 @@ def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopRequest) -> bool:
     schedule = build_schedule(optim, len(order))
 
     # The run: new, or going on from its newest checkpoint, whatever ranks and ZeRO stage wrote that.
-    model = build_model(config, extractor)
+    with building(deepspeed):
+        model = build_model(config, extractor)
     check_shared(Path(config.output_dir), ranks)
     directory = RunDirectory(Path(config.output_dir), identity, config.run)
     checkpoint = directory.newest()
     if checkpoint:
-        checkpoint.load_into(model)
+        load_weights(model, checkpoint)
     elif config.start_cells:
         cells = spread(atlas.rows_of("train"), config.start_cells)
         start_from_components(
@@ -83,7 +85,6 @@ def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopRequest) -> bool:
             describe_run(directory.path, model.config, extractor, atlas)
 
     # The engine, and the loop with its log.
-    size = model.num_parameters()  # before stage 3 takes the parameters apart
     engine = build_engine(model, deepspeed, optim, loader.accumulation_steps)
     log = RunLog(directory.path, config.run, identity, checkpoint.step if checkpoint else 0, enabled=rank == 0)
     loop = PretrainingLoop(
@@ -103,8 +104,8 @@ def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopRequest) -> bool:
         restore(engine, checkpoint, loop.updates)
     log.say(
         f"{'resumed' if checkpoint else 'new'} run in {directory.path}: step {loop.step} of {schedule.total_steps}, "
-        f"{size:,} parameters, {len(order)} training and {len(loop.validation_rows)} validation cells, "
-        f"{world_size} ranks"
+        f"{count_elements(model):,} parameters, {len(order)} training and {len(loop.validation_rows)} validation "
+        f"cells, {world_size} ranks"
     )
     log.say("loader: " + ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in loader.describe().items()))
     with loader:

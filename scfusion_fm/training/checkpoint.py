@@ -273,6 +273,21 @@ class Checkpoint:
             )
         return out
 
+    def check_names(self, names: Iterable[str]) -> None:
+        """
+        Check that the checkpoint has the parameters of a model.
+
+        Raises
+        ------
+        ValueError
+            If it has others.
+        """
+        other = sorted(set(self.names) ^ set(names))
+        if other:
+            raise ValueError(
+                f"The checkpoint {str(self.directory)!r} must be of this model, got one that differs in {other[:3]}."
+            )
+
     def weights(self, shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
         """
         Gather the float32 weights.
@@ -287,11 +302,7 @@ class Checkpoint:
         ValueError
             If the checkpoint has other parameters.
         """
-        other = sorted(set(self.names) ^ shapes.keys())
-        if other:
-            raise ValueError(
-                f"The checkpoint {str(self.directory)!r} must be of this model, got one that differs in {other[:3]}."
-            )
+        self.check_names(shapes)
         return {name: self.read(WEIGHT, name, 0, shape.numel()).view(shape) for name, shape in shapes.items()}
 
     def load_into(self, model: nn.Module) -> None:

@@ -13,6 +13,8 @@ from scipy import sparse
 from threadpoolctl import threadpool_limits
 from torch import nn
 
+from scfusion_fm.training.parted import held_whole
+
 Batch = Mapping[str, torch.Tensor]
 
 PART_CELLS = 512  # prepared at a time
@@ -118,16 +120,17 @@ def start_from_components(
     sample = prepare(rows[:: max(1, len(rows) // SAMPLE_CELLS)])
     for name, panels in read_panels(prepare_parts(prepare, rows)).items():
         embedding = getattr(model, f"{name}_embeddings")
-        shape = (len(embedding.weight), embedding.weight.shape[1] // 2)  # N, S
-        observed = sample[f"{name}_observed"].unflatten(1, shape) if name == "adt" else sample[f"{name}_observed"]
-        if not panels.measured.any() or not observed.any():
-            continue
-        embedding.start_from(
-            torch.from_numpy(panels.components(model.config.hidden_size, seed)).float().unflatten(0, shape),
-            torch.from_numpy(panels.means()).float().unflatten(0, shape),
-            sample[f"{name}_values"].reshape(observed.shape),
-            observed,
-        )
+        with held_whole(embedding.parameters()):
+            shape = (len(embedding.weight), embedding.weight.shape[1] // 2)  # N, S
+            observed = sample[f"{name}_observed"].unflatten(1, shape) if name == "adt" else sample[f"{name}_observed"]
+            if not panels.measured.any() or not observed.any():
+                continue
+            embedding.start_from(
+                torch.from_numpy(panels.components(model.config.hidden_size, seed)).float().unflatten(0, shape),
+                torch.from_numpy(panels.means()).float().unflatten(0, shape),
+                sample[f"{name}_values"].reshape(observed.shape),
+                observed,
+            )
 
 
 @torch.no_grad()

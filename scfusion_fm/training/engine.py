@@ -5,13 +5,13 @@ from typing import Any
 
 import deepspeed
 import torch
-from deepspeed.runtime.config import DeepSpeedConfigError
-from deepspeed.runtime.zero.utils import ZeRORuntimeException
+from deepspeed.accelerator import get_accelerator
 from torch import nn
 
 from scfusion_fm.config.pretrain import OptimConfig
 from scfusion_fm.training.fragments import check_layout
 from scfusion_fm.training.optimizer import build_optimizer
+from scfusion_fm.training.parted import explained_refusals, finish_parts, is_parted
 from scfusion_fm.training.settings import is_on, offload_device, zero_stage
 
 
@@ -24,7 +24,7 @@ def build_engine(
     Parameters
     ----------
     model
-        The model, the same on every rank.
+        The model, the same on every rank, or built in parts (`scfusion_fm.training.parted`).
     settings
         DeepSpeed settings without batch sizes, optimizer and schedule.
     optim
@@ -59,7 +59,7 @@ def start_engine(
     Parameters
     ----------
     model, optimizer
-        The same on every rank; the optimizer is one of `make_adamw`.
+        The same on every rank, or built in parts; the optimizer is one of `make_adamw`.
     settings
         DeepSpeed settings without batch sizes, optimizer and schedule.
     batch
@@ -74,14 +74,14 @@ def start_engine(
     """
     stage = zero_stage(settings)
     settings = copy.deepcopy(settings) | batch
+    if any(is_parted(parameter) for parameter in model.parameters()):
+        finish_parts(model, settings, torch.device(get_accelerator().current_device_name()))
     settings["gradient_clipping"] = max_grad_norm if stage else 0.0  # stage 0: the optimizer clips
     settings["steps_per_print"] = None
     if stage == 3 and is_on(settings, "torch_autocast"):
         # Parameters that stay gathered would have other bits after a resume than before it.
         settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0
-    try:
+    with explained_refusals():
         engine = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)[0]
-    except (AssertionError, ValueError, DeepSpeedConfigError, ZeRORuntimeException) as error:
-        raise ValueError(f"`deepspeed` must be settings that DeepSpeed can run, but it says: {error}") from error
     check_layout(engine)
     return engine

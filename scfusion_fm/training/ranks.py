@@ -72,6 +72,8 @@ def start_ranks(threads_per_rank: int, timeout_s: float) -> Ranks:
     # meanwhile leaves a lock on which every later one hangs, and gloo does the same work.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    # DeepSpeed binds no device to the group of a rank that is alone, and then waits for nobody on the one that is set.
+    warnings.filterwarnings("ignore", message=r"barrier\(\): using the device under current context")
     # DeepSpeed sets the device of a rank only when it makes the engine, and ranks talk before that.
     get_accelerator().set_device(int(os.environ["LOCAL_RANK"]))
     timeout = timedelta(seconds=timeout_s)
@@ -97,7 +99,7 @@ def leaving_ranks() -> Iterator[None]:
         if distributed.get_backend() == "gloo":
             comm.destroy_process_group()
         raise
-    comm.barrier()
+    comm.barrier(device_ids=_own_device())
     comm.destroy_process_group()
 
 
@@ -132,6 +134,12 @@ def check_shared(directory: Path, ranks: Ranks, patience_s: float = 30.0) -> Non
             f"`output_dir` must be a directory that all hosts share and may write to, got {str(directory)!r}, which is "
             f"not that of rank 0 on host {ranks.hosts[0]} for {ranks.name(blind)}. Choose one on a shared file system."
         )
+
+
+def _own_device() -> list[int] | None:
+    """Give the number of the GPU on which this rank meets others; None without GPUs."""
+    accelerator = get_accelerator()
+    return [accelerator.current_device()] if accelerator.device_name() == "cuda" else None
 
 
 def _name_numbers(ranks: list[int]) -> str:

@@ -3,7 +3,9 @@
 import json
 import os
 import time
+import warnings
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 from deepspeed import comm
@@ -12,7 +14,8 @@ from torch import distributed
 
 from scfusion_fm.config.command import run_command
 from scfusion_fm.training import launch as launch_module
-from scfusion_fm.training.ranks import Ranks, check_shared, start_ranks
+from scfusion_fm.training import ranks as ranks_module
+from scfusion_fm.training.ranks import Ranks, check_shared, leaving_ranks, start_ranks
 
 
 def as_command(rank, body):
@@ -88,6 +91,25 @@ def test_no_collective_waits_longer_than_told_in_groups_of_deepspeed_neither(tmp
     codes, said = finish(tmp_path, ranks, timeout_s=0)
     assert codes[0] == 0, said
     assert all(2 < seconds < 6 for seconds in json.loads((tmp_path / "seconds").read_text()))
+
+
+def part(rank, directory):
+    start_ranks(1, 60.0)
+    warnings.warn("barrier(): using the device under current context. You can specify `device_id`", stacklevel=1)
+    given = []
+    barrier, comm.barrier = comm.barrier, lambda device_ids: given.append(device_ids) or barrier()
+    with leaving_ranks():
+        pass
+    (directory / f"{rank}.json").write_text(json.dumps(given))
+
+
+def test_ranks_part_on_their_own_device_without_a_warning(tmp_path, monkeypatch):
+    codes, said = finish(tmp_path, launch(tmp_path, as_command, 1, partial(part, directory=tmp_path)))
+    assert (codes, said) == ([0], [""])
+    assert json.loads((tmp_path / "0.json").read_text()) == [None]
+    gpu = SimpleNamespace(device_name=lambda: "cuda", current_device=lambda: 3)
+    monkeypatch.setattr(ranks_module, "get_accelerator", lambda: gpu)
+    assert ranks_module._own_device() == [3]
 
 
 def share(rank, directories):
