@@ -123,6 +123,13 @@ def finetune(task: str, arguments: Sequence[str] | None = None, program: str | N
         print(done)
 
 
+def build_task_parser(task: str) -> argparse.ArgumentParser:
+    """Describe the flags of a fine-tuning, which are its settings."""
+    from scfusion_fm.config.flags import build_parser
+
+    return build_parser(_load(TASKS[task].schema), TASKS[task].description, f"scfusion finetune {task}")
+
+
 def _add_pretrain(commands: argparse._SubParsersAction) -> None:
     text = "pretrain a model on an atlas, or go on with it"
     raw = argparse.RawDescriptionHelpFormatter

@@ -33,6 +33,8 @@ COMMANDS += [
     "evaluate",
     "plot",
     "report",
+    "env",
+    "completion",
 ]
 
 
