@@ -2,6 +2,7 @@
 # make test       the test suite; make test-all also runs what repeats it at a larger size
 # make test-data  the tests of files and atlases with the newest versions of all libraries, on Python 3.13 or 3.12
 # make docs      the site in docs/_build/html; SCFUSION_NOTEBOOKS=off leaves the notebooks without outputs
+# make benchmarks  the tables of docs/benchmarks.md, measured anew, in a quarter of an hour
 # make models    the models that come with the package, anew: make models DATA=DIR; docs/models.md
 # make dist      wheel and source distribution in dist; make smoke tries the wheel in a new environment
 # A Linux machine without a GPU gets the smaller CPU build of torch with
@@ -20,7 +21,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Threads that wait for one another give the core away soon: on a busy machine, spinning is ruinous.
 export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: demo docs models test test-all test-data lint clean dist smoke
+.PHONY: benchmarks demo docs models test test-all test-data lint clean dist smoke
 
 demo: $(DEMO)/report.html $(DEMO)/shipped.h5mu
 	@echo
@@ -54,9 +55,12 @@ lint: .venv/ready
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
+benchmarks: .venv/ready
+	python scripts/run_benchmarks.py
+
 docs: .venv-docs/ready
 	rm -rf docs/generated docs/_build
-	$(DOCS_BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build/html
+	$(DOCS_BIN)/python -m sphinx --jobs auto --fail-on-warning --keep-going --quiet docs docs/_build/html
 	@echo "Done. Look at docs/_build/html/index.html"
 
 # The wheel is made of the source distribution, so that both are known to be complete.

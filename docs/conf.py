@@ -10,7 +10,8 @@ sys.path[:0] = [str(HERE.parent), str(HERE / "_ext")]
 from scfusion_fm import __version__  # noqa: E402
 
 project = "scfusion_fm"
-copyright = "the authors of scfusion_fm; Apache-2.0"
+author = "the authors of scfusion_fm"
+copyright = "2026, Apache-2.0"
 version = release = __version__
 
 extensions = [
@@ -20,6 +21,7 @@ extensions = [
     "sphinx.ext.autosummary",
     "sphinx_copybutton",
     "sphinx_design",
+    "card_figures",
     "command_reference",
     "page_titles",
 ]
@@ -36,14 +38,18 @@ autodoc_member_order = "bysource"
 python_maximum_signature_line_length = 80
 numpydoc_show_class_members = False
 
-# Pages in Markdown; notebooks are Markdown, too (jupytext), and run while the site is built.
+# Pages in Markdown; notebooks are Markdown, too (jupytext), and run where they stand while the
+# site is built.
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath", "attrs_block"]
 myst_heading_anchors = 4
 nb_execution_mode = os.environ.get("SCFUSION_NOTEBOOKS", "force")  # `off`: pages without outputs, in a minute less
+if nb_execution_mode == "off":
+    suppress_warnings = ["misc.highlighting_failure"]  # without a kernel, cells pass for plain Python
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 nb_execution_show_tb = True
 nb_merge_streams = True
+nb_output_stderr = "remove"  # but where a cell says that it is to be shown
 
 html_theme = "sphinx_book_theme"
 html_title = "scfusion_fm"

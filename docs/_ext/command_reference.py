@@ -3,6 +3,7 @@
 import argparse
 import inspect
 import re
+import textwrap
 from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
@@ -59,7 +60,9 @@ def _build_section(parser: argparse.ArgumentParser) -> nodes.section:
     name = parser.prog
     section = nodes.section(ids=[nodes.make_id(name)], names=[nodes.fully_normalize_name(name)])
     section += nodes.title("", "", nodes.literal("", name))
-    section += _read_text(parser.description or "")
+    for part in (parser.description or "").replace("%(prog)s", name).split("\n\n"):
+        block = textwrap.dedent(part).strip("\n")
+        section += nodes.literal_block("", block, language="text") if part.startswith("    ") else _read_text(block)
     usage = re.sub(r"\n\s+", "\n    ", parser.format_usage().removeprefix("usage: ").strip())
     section += nodes.literal_block("", usage, language="text")
     actions = [action for action in parser._actions if action.help != argparse.SUPPRESS and action.dest != "help"]
