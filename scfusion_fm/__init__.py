@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from scfusion_fm.data.stream.order import CellOrder as CellOrder
     from scfusion_fm.data.vocabulary.vocabulary import Vocabulary as Vocabulary
     from scfusion_fm.data.vocabulary.vocabulary import build_vocabulary as build_vocabulary
+    from scfusion_fm.explorer.page import explore as explore
     from scfusion_fm.inference.annotate import annotate as annotate
     from scfusion_fm.inference.doctor import doctor as doctor
     from scfusion_fm.inference.embed import embed as embed
@@ -78,6 +79,7 @@ _HOMES = {
     "doctor": "inference.doctor",
     "seen": "inference.seen",
     "push_to_hub": "inference.export",
+    "explore": "explorer.page",
     "fetch": "data.fetch.fetch",
     "read_cells": "data.files.readers",
     "align_cells": "data.files.align",

@@ -10,7 +10,6 @@ EXTRAS = {
     "tensorboard": "pretrain",
     "matplotlib": "eval",
     "scanpy": "eval",
-    "plotly": "explore",
     "umap": "explore",
 }
 """By the name that is imported."""

@@ -83,6 +83,7 @@ STEPS = {
             says="pip install 'scfusion-fm[eval]'",
             code=2,
         ),
+        scfusion("explore proteins.h5mu page.html", says="pip install 'scfusion-fm[explore]'", code=2),
     ],
     "pretrain": [
         scfusion(f"pretrain --config configs/pretrain/demo.yaml {SMALL}", "runs/demo/pretrain/metrics.jsonl"),
@@ -97,7 +98,7 @@ STEPS = {
         ),
         scfusion("report --annotation runs/annotation --output report.html", "report.html"),
     ],
-    "explore": [],
+    "explore": [scfusion("explore proteins.h5mu page.html", "page.html")],
 }
 
 

@@ -90,6 +90,7 @@ def packages_behind(*rooms):
     [
         (("cli", "config", "inference", "planning", "model", "data.files", "data.inspect", "data.prepare"), set()),
         (("data.atlas", "data.fetch", "data.fingerprints", "data.stream.loader", "training.settings"), set()),
+        (("explorer",), set()),
         (("pretraining", "training"), {"pretrain"}),
         (("data.stream",), {"pretrain"}),
         (("comparison", "evaluation", "finetune", "pl", "tasks"), {"eval"}),
@@ -103,7 +104,7 @@ def test_rooms_load_no_package_of_other_extras(rooms, extras):
 def test_lists_of_dependencies_are_honest():
     imported = {name.partition(".")[0] for found in IMPORTS.values() for name, _ in found}
     imported -= {*sys.stdlib_module_names, "scfusion_fm", ""}
-    assert imported - BASE == {*EXTRAS, *OPTIONAL} - {"accelerate", "tensorboard", "plotly"}  # which others load
+    assert imported - BASE == {*EXTRAS, *OPTIONAL} - {"accelerate", "tensorboard"}  # which others load
     assert BASE - imported == set()
     extras = PROJECT["optional-dependencies"]
     for package, extra in EXTRAS.items():

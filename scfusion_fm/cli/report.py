@@ -8,8 +8,8 @@ from pathlib import Path
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
-    """Add `plan`, `evaluate`, `plot` and `report`."""
-    for add in (_add_plan, _add_evaluate, _add_plot, _add_report):
+    """Add `plan`, `evaluate`, `plot`, `report` and `explore`."""
+    for add in (_add_plan, _add_evaluate, _add_plot, _add_report, _add_explore):
         add(commands)
 
 
@@ -88,3 +88,25 @@ def _report(args: argparse.Namespace) -> None:
         args.output, pretraining=args.pretraining, annotation=args.annotation, cross_modal=args.cross_modal
     )
     print(f"wrote {written}")
+
+
+def _add_explore(commands: argparse._SubParsersAction) -> None:
+    explore = commands.add_parser("explore", help="write a page to look at cells with in a browser, without a network")
+    explore.add_argument("input", type=Path, help="file that `embed`, and perhaps other commands, wrote")
+    explore.add_argument("output", type=Path, nargs="?", help="page to write, .html; beside the input by default")
+    explore.add_argument(
+        "--basis", default="X_scfusion_ttt", help="embedding in obsm; its UMAP is shown without X_umap"
+    )
+    explore.add_argument("--key", default="protein_scfusion_ttt", help="predicted proteins in obsm")
+    explore.add_argument(
+        "--max-cells", type=int, default=200_000, metavar="N", help="above it, a random sample is shown"
+    )
+    explore.set_defaults(run=_explore)
+
+
+def _explore(args: argparse.Namespace) -> None:
+    from scfusion_fm.explorer.page import explore
+
+    output = args.output or args.input.with_suffix(".html")
+    written = explore(args.input, output, basis=args.basis, key=args.key, max_cells=args.max_cells)
+    print(f"wrote {written}, {written.stat().st_size / 2**20:.1f} MiB; open it in a browser")
