@@ -23,6 +23,7 @@ EXAMPLES = {
     "evaluate": "scfusion evaluate --config configs/evaluate/demo.yaml",
     "plot": "scfusion plot runs/first runs/second --output losses.png",
     "report": "scfusion report --pretraining runs/demo/pretrain --output runs/demo/report.html",
+    "explore": "scfusion explore out.h5ad cells.html",
     "env": "scfusion env",
     "completion": "scfusion completion bash > ~/.local/share/bash-completion/completions/scfusion",
 }

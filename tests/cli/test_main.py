@@ -33,6 +33,7 @@ COMMANDS += [
     "evaluate",
     "plot",
     "report",
+    "explore",
     "env",
     "completion",
 ]
