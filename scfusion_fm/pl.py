@@ -327,6 +327,11 @@ def _measure(given: Container, key: str, names: list[str], model: Any) -> NDArra
     told = given.uns.get("scfusion_ttt", {}).get("predict-protein", {})
     if model is None and told.get("obsm") != key:
         raise ValueError(f"`model` must be given, got none: uns does not tell which model made obsm[{key!r}].")
+    if told.get("obsm") == key and not str(told.get("unit", "CLR")).startswith("CLR"):
+        raise ValueError(
+            f"`key` must hold proteins in CLR to be drawn beside measured ones, got {told['unit']!r} in obsm[{key!r}]. "
+            "Predict them with `unit='clr'`."
+        )
     extractor = getattr(model, "extractor", None) or load_extractor(Path(told["model"] if model is None else model))
     known = dict(zip(told.get("proteins", ()), told.get("model_proteins", ()), strict=False))  # older results lack them
     places = extractor.index_proteins([known.get(name, name) for name in names])

@@ -78,6 +78,10 @@ def test_measured_proteins_are_brought_into_the_unit_of_the_predictions(paired):
         sf.pl.protein(mdata, "X", model=model)
     with pytest.raises(ValueError, match="`model` must be given, got none"):
         sf.pl.proteins(mdata)
+    mdata.uns["scfusion_ttt"] = {"predict-protein": {"obsm": "protein_scfusion_ttt", "unit": "deviations of something"}}
+    with pytest.raises(ValueError, match="`key` must hold proteins in CLR to be drawn beside measured ones"):
+        sf.pl.protein(mdata, "CD4", model=model)
+    del mdata.uns["scfusion_ttt"]
     mdata.obsm["protein_scfusion_ttt"] = mdata.obsm["protein_scfusion_ttt"][["CD999"]]
     with pytest.raises(ValueError, match="`given` must hold proteins that were measured and predicted and vary"):
         sf.pl.proteins(mdata, model=model)
