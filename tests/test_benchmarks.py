@@ -349,7 +349,7 @@ def test_every_zero_stage_agrees_with_plain_pytorch_and_holds_what_it_promises(t
 
 
 def test_benchmark_of_types_of_new_studies(model_dir, tmp_path, monkeypatch, capsys):
-    """Each of its three tables has the studies or types that were left out."""
+    """Each of its tables has the studies or types that were left out."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     import new_laboratory_types
 
@@ -361,7 +361,12 @@ def test_benchmark_of_types_of_new_studies(model_dir, tmp_path, monkeypatch, cap
     settings["models"]["m"]["path"] = str(model_dir)
     settings |= {"task": "annotation", "inputs": ["rna"], "split": {"kind": "leave_group_out", "group_key": "dataset"}}
     (tmp_path / "config.yaml").write_text(json.dumps(config))
-    for options, told in (([], "macro_f1"), (["--unknown", "B"], "energy"), (["--sorted"], "in the whole file")):
+    for options, told in (
+        ([], "macro_f1"),
+        (["--unknown", "B"], "energy"),
+        (["--sorted"], "in the whole file"),
+        (["--rejected"], "at 5%"),
+    ):
         monkeypatch.setattr(sys, "argv", ["new_laboratory_types.py", str(tmp_path / "config.yaml"), *options])
         with warnings.catch_warnings(action="ignore"):
             new_laboratory_types.main()

@@ -15,13 +15,15 @@ from scfusion_fm.data.files.counts import READ_ROWS
 from scfusion_fm.data.schema import AlignedCells
 from scfusion_fm.inference.job import Job
 from scfusion_fm.inference.model_files import ModelFiles
+from scfusion_fm.inference.study_units import LEAST_CELLS, LEAST_DEVIATION
 from scfusion_fm.model import ScFusionTTTFeatureExtractor
+from scfusion_fm.model.studies_scfusion_ttt import StudyCoordinates
 from scfusion_fm.notices import warn
 from scfusion_fm.untrusted.weights_file import read_header
 
 STUDY_TYPES = "study_types.safetensors"
-LEAST_CELLS, MOST_CELLS = 50, 5000  # of a file, that its units and the shares of its types are taken from
-LEAST_DEVIATION, LARGEST = 1e-4, 10.0  # of a gene that varies; deviations above the mean
+MOST_CELLS = 5000  # of a file, that its units and the shares of its types are taken from
+LARGEST = StudyCoordinates.FARTHEST
 LEAST_VARIANCE = 0.05
 SHARPNESS = 0.3  # genes repeat one another by more than the factors tell
 MOST_OF_ONE, MOST_OF_TWO = 0.8, 0.95  # shares of the largest types above which a file is taken for sorted cells

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from scfusion_fm.notices import warn
 if TYPE_CHECKING:
     from scfusion_fm.inference.job import Job
 
+Numbers = TypeVar("Numbers", torch.Tensor, NDArray)
 LEAST_CELLS, MOST_CELLS = 50, 20_000  # of a file that units are taken from
 LEAST_DEVIATION = 1e-4  # of a gene that varies
 
@@ -113,8 +114,13 @@ def sample_cells(job: "Job") -> Iterator[tuple[AlignedCells, NDArray[np.int64]]]
 
 def average_units(units: list[StudyUnits]) -> StudyUnits:
     """Average the units of studies, each gene over those in which it varies, for cells of which no study is known."""
-    number = torch.stack([unit.deviations > 0 for unit in units]).sum(0).clamp_min(1)
+    varies = torch.stack([unit.deviations > 0 for unit in units])
     means, deviations = (
-        torch.stack([getattr(u, name) for u in units]).sum(0) / number for name in ("means", "deviations")
+        average_where(torch.stack([getattr(unit, name) for unit in units]), varies) for name in ("means", "deviations")
     )
     return StudyUnits(means, deviations)
+
+
+def average_where(values: Numbers, chosen: Numbers) -> Numbers:
+    """Average over the first dimension where something is chosen; 0 where nothing is."""
+    return (values * chosen).sum(0) / chosen.sum(0).clip(1)

@@ -9,12 +9,12 @@ from scipy.stats import multivariate_normal
 
 from scfusion_fm.inference.annotate import annotate
 from scfusion_fm.inference.study_types import (
-    LEAST_CELLS,
     SHARPNESS,
     STUDY_TYPES,
     FileTypes,
     StudyTypes,
 )
+from scfusion_fm.inference.study_units import LEAST_CELLS
 from scfusion_fm.model import ScFusionTTTFeatureExtractor, ScFusionTTTForCellTypeAnnotation
 
 GENES, TYPES = 12, 3

@@ -12,7 +12,8 @@ from scipy import sparse
 
 from scfusion_fm.data.schema import AlignedCells, as_text
 from scfusion_fm.evaluation.baselines.studies import normalise_sparse
-from scfusion_fm.inference.study_types import LARGEST, LEAST_DEVIATION, MOST_CELLS, StudyTypes
+from scfusion_fm.inference.study_types import LARGEST, MOST_CELLS, StudyTypes
+from scfusion_fm.inference.study_units import LEAST_DEVIATION, average_where
 from scfusion_fm.model import ScFusionTTTFeatureExtractor
 from scfusion_fm.tasks.annotation.cells import LabelledCells
 from scfusion_fm.tasks.starts.factors import StudyPart, fit_factors
@@ -205,14 +206,10 @@ def average_units(
     cells: StudyCells, moments: list[tuple[NDArray, NDArray]], shifts: list[tuple[NDArray, NDArray]]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Average zero and length of the shared units, (M,) each, over the studies in which a gene varies."""
-    zero, length, number = np.zeros((3, cells.measured.shape[1]))
-    for s, ((mean, deviation), (shift, scale)) in enumerate(zip(moments, shifts, strict=True)):
-        varies = cells.measured[s] & (deviation > LEAST_DEVIATION)
-        zero += np.where(varies, mean - shift * deviation / scale, 0.0)
-        length += np.where(varies, deviation / scale, 0.0)
-        number += varies
-    length = np.where(number > 0, length / np.maximum(number, 1), 1.0)
-    return (zero / np.maximum(number, 1)).astype(np.float32), length.astype(np.float32)
+    (mean, deviation), (shift, scale) = ([np.stack(x) for x in zip(*pairs, strict=True)] for pairs in (moments, shifts))
+    varies = cells.measured & (deviation > LEAST_DEVIATION)
+    zero, length = average_where(mean - shift * deviation / scale, varies), average_where(deviation / scale, varies)
+    return zero.astype(np.float32), np.where(varies.any(0), length, 1.0).astype(np.float32)
 
 
 @dataclass(frozen=True)
