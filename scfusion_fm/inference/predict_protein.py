@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scfusion_fm.data.files.coverage import MIN_COVERAGE
 from scfusion_fm.data.files.readers import Container, Given
 from scfusion_fm.data.schema import Modality, read_categories
-from scfusion_fm.evaluation.calibration.deviations import FileScale
+from scfusion_fm.evaluation.calibration.deviations import FileScale, find_ends
 from scfusion_fm.evaluation.calibration.interval_file import PROTEIN_INTERVALS, read_intervals
 from scfusion_fm.evaluation.calibration.intervals import ProteinIntervals
 from scfusion_fm.inference.batches import CellCollator, predict_fields
@@ -271,13 +271,13 @@ def _add_ends(
     level = _level_of(wanted)
     if scale is None:
         widths = intervals.widths(level, len(predicted), groups)
+        lower, upper = predicted - widths, predicted + widths
     else:
         predicted = scale.apply(predicted).astype(np.float32)
-        widths = intervals.relative_widths(level, scale.rest)
-    if wanted.drop_undetermined:
-        predicted = np.where(intervals.undetermined, np.nan, predicted)
-    ends = {f"{key}_lower": predicted - widths, f"{key}_upper": predicted + widths}
-    return {key: predicted} | {k: v.astype(np.float32) for k, v in ends.items()}
+        lower, upper = find_ends(predicted, intervals.relative_widths(level, scale.rest))
+    dropped = intervals.undetermined & wanted.drop_undetermined
+    found = {key: predicted, f"{key}_lower": lower, f"{key}_upper": upper}
+    return {name: np.where(dropped, np.nan, values).astype(np.float32) for name, values in found.items()}
 
 
 def _describe_intervals(intervals: ProteinIntervals, wanted: IntervalRequest, panel: dict[int, str]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from make_cells import make_modalities, write_h5mu
 
-from scfusion_fm.evaluation.calibration.deviations import LEAST_REST
+from scfusion_fm.evaluation.calibration.deviations import FileScale, find_ends
 from scfusion_fm.evaluation.calibration.fit_intervals import fit_intervals, fit_left_out_intervals
 from scfusion_fm.evaluation.calibration.interval_file import PROTEIN_INTERVALS, write_intervals
 from scfusion_fm.inference.loaded import load
@@ -152,9 +152,10 @@ def test_deviations_are_from_the_mean_of_the_file(new_study_predictor, capsys):
     before = plain.obsm["protein_scfusion_ttt"].to_numpy(np.float64)
     expected = (before - before.mean(0)) / intervals.relative.deviations
     np.testing.assert_allclose(value, expected, atol=1e-4)
-    rest = np.sqrt(np.maximum(1 - expected.var(0), LEAST_REST))
-    half = np.repeat(intervals.relative_widths(0.9, rest)[None], 80, 0)
-    np.testing.assert_allclose((upper - lower) / 2, half, rtol=1e-3)
+    rest = FileScale.of(before.mean(0), before.var(0), intervals.relative.deviations).rest
+    ends = find_ends(expected, intervals.relative_widths(0.9, rest))
+    np.testing.assert_allclose(np.stack((lower, upper)), ends, atol=1e-3)
+    assert ((lower <= value) & (value <= upper)).all(None)
     record = found.uns["scfusion_ttt"]["predict-protein"]
     assert record["unit"].startswith("deviations of the protein")
     assert list(record["level_unknown"]) == []

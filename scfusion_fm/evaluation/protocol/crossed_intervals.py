@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from scfusion_fm.evaluation.calibration.conformal import conformal_quantiles, coverage_by, left_out_quantiles
-from scfusion_fm.evaluation.calibration.deviations import relative_errors, relative_quantiles
+from scfusion_fm.evaluation.calibration.deviations import find_ends, relative_quantiles, standardise_group
 from scfusion_fm.evaluation.calibration.intervals import LEVELS
 
 
@@ -78,22 +78,22 @@ def cross_coverage(folds: list[HeldOut], names: list[str], new_groups: bool) -> 
         found = (
             left_out_quantiles(errors, LEVELS) if new_groups else conformal_quantiles(np.concatenate(errors), LEVELS)
         )
-        tables.append(_count(fold.measured, fold.predicted, found, names).assign(fold=fold.name, unit="CLR"))
+        ends = (fold.predicted - found[:, None], fold.predicted + found[:, None])
+        tables.append(_count(fold.measured, *ends, names).assign(fold=fold.name, unit="CLR"))
         if new_groups:
             tables.append(_count_deviations(fold, others, names).assign(fold=fold.name, unit="deviations"))
     return pd.concat(tables, ignore_index=True)
 
 
 def _count(
-    measured: NDArray[np.floating], predicted: NDArray[np.floating], widths: NDArray[np.float64], names: list[str]
+    measured: NDArray[np.floating], lower: NDArray[np.floating], upper: NDArray[np.floating], names: list[str]
 ) -> pd.DataFrame:
-    """Count how often intervals of the given half widths (A, P) hold what was measured."""
+    """Count how often intervals hold what was measured, ends (A, n, P) of each level; those without ends are none."""
     tables = []
-    for level, width in zip(LEVELS, widths, strict=True):
-        observed = np.isfinite(measured) & np.isfinite(width)
-        width = np.where(np.isfinite(width), width, 0.0)
-        ends = (predicted - width, predicted + width)
-        table = coverage_by(np.where(observed, measured, 0.0), *ends, observed, names).drop(columns="group")
+    for level, *ends in zip(LEVELS, lower, upper, strict=True):
+        observed = np.isfinite(measured) & np.isfinite(ends).all(0)
+        values = (np.where(observed, x, 0.0) for x in (measured, *ends))
+        table = coverage_by(*values, observed, names).drop(columns="group")
         tables.append(table[table["n"] > 0].assign(level=level))
     return pd.concat(tables, ignore_index=True)
 
@@ -102,5 +102,5 @@ def _count_deviations(fold: HeldOut, others: list[HeldOut], names: list[str]) ->
     """Count the same for deviations from the mean of a fold, in those of its own measured values."""
     parts = [(part.measured.astype(np.float64), part.predicted.astype(np.float64)) for part in others]
     quantiles, deviations = relative_quantiles(parts, LEVELS)
-    errors, rest = relative_errors(fold.measured.astype(np.float64), fold.predicted, deviations)
-    return _count(errors, np.zeros_like(errors), quantiles * rest, names)
+    truth, guess, rest = standardise_group(fold.measured.astype(np.float64), fold.predicted, deviations)
+    return _count(truth, *find_ends(guess, (quantiles * rest)[:, None]), names)
