@@ -276,7 +276,7 @@ def _add_ends(
         predicted = scale.apply(predicted).astype(np.float32)
         lower, upper = find_ends(predicted, intervals.relative_widths(level, scale.rest))
     dropped = intervals.undetermined & wanted.drop_undetermined
-    found = {key: predicted, f"{key}_lower": lower, f"{key}_upper": upper}
+    found: dict[str, NDArray] = {key: predicted, f"{key}_lower": lower, f"{key}_upper": upper}
     return {name: np.where(dropped, np.nan, values).astype(np.float32) for name, values in found.items()}
 
 
