@@ -7,12 +7,14 @@ from typing import Any
 
 from scfusion_fm.config.pretrain import MaskingConfig
 from scfusion_fm.model.configuration_scfusion_ttt import ScFusionTTTConfig
+from scfusion_fm.planning.communication import communication_per_gpu
 from scfusion_fm.planning.memory import Memory, memory_per_gpu
 from scfusion_fm.planning.settings import DeepSpeedSettings
 from scfusion_fm.planning.sizing import ParameterCounts, activation_bytes, count_parameters, forward_flops, train_flops
 from scfusion_fm.planning.tokens import longest_tokens, mean_tokens
 from scfusion_fm.training.optimizer import count_steps
 
+SCALES = (8, 16, 32, 64, 128, 256, 512, 1024)  # GPUs
 USABLE_SHARE = 0.9  # of a GPU's memory; the rest is for the context, NCCL, and pieces too small to be used
 
 
@@ -84,13 +86,55 @@ class PlanRequest:
         """The micro-batch of the recipe, or the next smaller one that makes up the share of a GPU."""
         return next(n for n in self.micro_batch_sizes if n <= self.micro_batch_size)
 
+    @property
+    def accumulation_steps(self) -> int:
+        """Planned micro-batches per GPU and optimizer step."""
+        return self.cells_per_gpu // self.planned_micro_batch
+
+
+@dataclass(frozen=True)
+class Scale:
+    """
+    The run of the recipe on a number of GPUs.
+
+    Attributes
+    ----------
+    gpus, micro_batch_size, accumulation_steps
+        How the global batch is cut.
+    sent
+        Bytes that a GPU sends in an optimizer step, by ZeRO stage.
+    needed
+        Bytes that it must send in a second, by stage, for sending to take as long as computing; None where the speed of
+        a GPU is not known.
+    """
+
+    gpus: int
+    micro_batch_size: int
+    accumulation_steps: int
+    sent: dict[int, float]
+    needed: dict[int, float] | None
+
 
 @dataclass(frozen=True)
 class Choice:
-    """One row of the plan: settings, memory at the planned micro-batch, and the largest micro-batch that fits."""
+    """
+    One row of the plan.
+
+    Attributes
+    ----------
+    settings
+        How the model is parted.
+    memory, sent
+        Of a GPU at the planned micro-batch; bytes that it sends in an optimizer step.
+    fits, largest_micro_batch
+        Whether the planned micro-batch fits, and the largest that does.
+    is_recipe
+        Whether these are the settings of the recipe.
+    """
 
     settings: DeepSpeedSettings
     memory: Memory
+    sent: float
     fits: bool
     largest_micro_batch: int | None
     is_recipe: bool
@@ -111,6 +155,8 @@ class Plan:
         The ways to part the model, that of the recipe among them.
     steps, seconds
         Of the whole run; None where cells or speed are not known.
+    scales
+        The same global batch on other numbers of GPUs.
     largest_with_checkpointing
         The largest micro-batch of the recipe's settings when activations are computed again; None if none fits.
     """
@@ -122,6 +168,7 @@ class Plan:
     choices: list[Choice]
     steps: int | None
     seconds: float | None
+    scales: list[Scale]
     largest_with_checkpointing: int | None
 
     def to_dict(self) -> dict[str, Any]:
@@ -153,7 +200,8 @@ def plan_run(
     for choice in _alternatives(settings):
         found = memory(choice, request.planned_micro_batch, request.checkpointing)
         fitting = largest(choice, request.checkpointing)
-        choices.append(Choice(choice, found, found.total <= limit, fitting, choice == settings))
+        sent = communication_per_gpu(parameters, choice, request.gpus, request.accumulation_steps).total
+        choices.append(Choice(choice, found, sent, found.total <= limit, fitting, choice == settings))
     tokens = mean_tokens(config, masking, request.planned_micro_batch)
     per_cell, steps, seconds = train_flops(config, tokens), None, None
     if request.cells is not None:
@@ -161,7 +209,31 @@ def plan_run(
         if request.tflops is not None:
             seconds = steps * request.global_batch_size * per_cell / (request.gpus * request.tflops * 1e12)
     forward = forward_flops(config, tokens)
-    return Plan(request, parameters, forward, per_cell, choices, steps, seconds, largest(settings, True))
+    scales = _scale(parameters, settings, request, per_cell)
+    return Plan(request, parameters, forward, per_cell, choices, steps, seconds, scales, largest(settings, True))
+
+
+def _scale(parameters: ParameterCounts, settings: DeepSpeedSettings, request: PlanRequest, flops: float) -> list[Scale]:
+    """Cut the global batch for 8 to 1,024 GPUs, where it can be."""
+    found = []
+    for gpus in SCALES:
+        if request.global_batch_size % gpus:
+            continue
+        there = dataclasses.replace(request, gpus=gpus)
+        cut = (gpus, there.planned_micro_batch, there.accumulation_steps)
+        stages = range(int(settings.is_bf16), 4)
+        sent = {
+            stage: communication_per_gpu(
+                parameters, dataclasses.replace(settings, stage=stage), gpus, there.accumulation_steps
+            ).total
+            for stage in stages
+        }
+        needed = None
+        if request.tflops is not None:
+            seconds = there.cells_per_gpu * flops / (request.tflops * 1e12)
+            needed = {stage: size / seconds for stage, size in sent.items()}
+        found.append(Scale(*cut, sent, needed))
+    return found
 
 
 def _alternatives(settings: DeepSpeedSettings) -> list[DeepSpeedSettings]:

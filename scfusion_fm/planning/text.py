@@ -11,6 +11,8 @@ def render_plan(recipe: RecipePlan) -> str:
     """Give the facts, the table of memory, and what to do."""
     plan = recipe.plan
     blocks = ["\n".join(f"{name:<12}{text}" for name, text in _facts(recipe).items()), _render_choices(plan)]
+    if plan.scales:
+        blocks.append(_render_scales(plan))
     blocks.append("\n".join(_advice(plan)))
     return "\n\n".join(blocks)
 
@@ -54,6 +56,7 @@ def _render_choices(plan: Plan) -> str:
             "step",
             "total",
             "host",
+            "sent",
             "fits",
             "largest micro",
         ]
@@ -67,6 +70,7 @@ def _render_choices(plan: Plan) -> str:
                 *(_gib(size) for size in sizes),
                 _gib(memory.total),
                 _gib(memory.host) if memory.host else "-",
+                _gib(choice.sent),
                 "yes" if choice.fits else "no",
                 "none" if choice.largest_micro_batch is None else f"{choice.largest_micro_batch}",
             ]
@@ -76,8 +80,25 @@ def _render_choices(plan: Plan) -> str:
     return (
         f"GiB per GPU at {request.planned_micro_batch} cells, {checkpointing} activation checkpointing; fits: at most "
         f"{usable:g} of {request.gpu_memory:g} GiB; *: the recipe\n"
-        "total: activations and the float32 gradients of the step do not meet, the larger counts\n"
+        "total: activations and the float32 gradients of the step do not meet, the larger counts; sent: in one "
+        "optimizer step\n"
         f"{render_columns(rows)}"
+    )
+
+
+def _render_scales(plan: Plan) -> str:
+    """Tell what GPUs send on other numbers of them."""
+    stages = list(plan.scales[0].sent)
+    rows = [["GPUs", "micro", "steps", *(f"stage {stage}" for stage in stages)]]
+    for scale in plan.scales:
+        sent = [_gib(size) for size in scale.sent.values()]
+        if scale.needed is not None:
+            sent = [f"{size} at {rate / 1e9:,.3g} GB/s" for size, rate in zip(sent, scale.needed.values(), strict=True)]
+        rows.append([f"{scale.gpus:,}", f"{scale.micro_batch_size}", f"{scale.accumulation_steps}", *sent])
+    rate = "" if plan.request.tflops is None else ", and the rate at which that takes as long as the computation"
+    return (
+        f"The same {plan.request.global_batch_size:,} cells on other numbers of GPUs: GiB that each sends in one "
+        f"optimizer step, by ZeRO stage{rate}\n{render_columns(rows)}"
     )
 
 

@@ -10,6 +10,7 @@ is heard any more. Rank 0 tells the others who it was.
 import json
 import math
 import os
+import resource
 import secrets
 import selectors
 import socket
@@ -29,6 +30,7 @@ from scfusion_fm.training.stop import Stopped
 MISSED_BEATS = 12  # so many in a row, and a rank counts as dead
 _CONNECT_S = 60.0
 _SETTLE_S = 0.2  # ranks of one host die together, but not at the same instant
+_OTHER_FILES = 256  # that a process may have open besides its connections
 _PART_S = 2.0  # for a last word to arrive
 _BEAT, _BYE, _FAILED, _LOST = "", "bye", "failed ", "lost "
 _COLLECTIVE_WORDS = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
@@ -266,6 +268,7 @@ def _connect(ranks: Ranks) -> dict[int, _Link]:
     """
     server, meeting = None, [None]
     if ranks.rank == 0:
+        _allow_files(ranks.world_size + _OTHER_FILES)
         family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
         server = socket.create_server(("", 0), family=family, backlog=1024, dualstack_ipv6=family == socket.AF_INET6)
         # Others on the network may knock at the port as well; ranks know the token.
@@ -316,7 +319,9 @@ def _welcome(server: socket.socket, token: str, ranks: Ranks) -> dict[int, _Link
             missing = set(range(1, ranks.world_size)) - links.keys()
             for link in links.values():
                 link.connection.close()
-            raise PeerLost(f"{ranks.name(missing)} could not reach rank 0 on host {ranks.hosts[0]}.")
+            raise PeerLost(
+                f"{ranks.name(missing)} could not reach rank 0 on host {ranks.hosts[0]}{_tell_low_limit(ranks)}."
+            )
         with suppress(OSError):
             server.settimeout(1)
             connection = server.accept()[0]
@@ -329,6 +334,23 @@ def _welcome(server: socket.socket, token: str, ranks: Ranks) -> dict[int, _Link
     for link in links.values():
         link.send(_BEAT)
     return links
+
+
+def _allow_files(number: int) -> None:
+    """Let this process have so many files open, as far as it may decide that; 1,024 is a usual limit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY:
+        number = min(number, hard)
+    if soft != resource.RLIM_INFINITY and soft < number:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (number, hard))
+
+
+def _tell_low_limit(ranks: Ranks) -> str:
+    """Say that this process may not have a connection for every rank, if that is so."""
+    limit, needed = resource.getrlimit(resource.RLIMIT_NOFILE)[0], ranks.world_size + _OTHER_FILES
+    if limit == resource.RLIM_INFINITY or limit >= needed:
+        return ""
+    return f", which may open {limit:,} files and needs {needed:,}: raise `ulimit -Hn`, or set run.heartbeat_s=0"
 
 
 def _describe(losses: dict[int, str], ranks: Ranks) -> str:

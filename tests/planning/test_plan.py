@@ -13,6 +13,7 @@ from scfusion_fm.cli.main import main
 from scfusion_fm.config.loading import load_config
 from scfusion_fm.config.pretrain import MaskingConfig, PretrainConfig
 from scfusion_fm.data.vocabulary.vocabulary import build_vocabulary
+from scfusion_fm.planning.communication import communication_per_gpu
 from scfusion_fm.planning.memory import memory_per_gpu
 from scfusion_fm.planning.plan import PlanRequest, plan_run
 from scfusion_fm.planning.recipe import build_model_config, plan_recipe
@@ -290,3 +291,27 @@ def test_planning_does_not_import_deepspeed():
     code += "main(); assert 'deepspeed' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+# Communication
+
+
+@pytest.mark.parametrize(("stage", "once", "per_micro_batch"), [(0, 2, 0), (1, 3, 0), (2, 1, 2), (3, 0, 3)])
+def test_gpus_send_shares_of_the_parameters(stage, once, per_micro_batch):
+    """In units of the share of the parameters that a GPU does not hold; counted by benchmarks/communication.py."""
+    for gpus, accumulation in ((1, 1), (2, 1), (4, 3), (1024, 2)):
+        sent = communication_per_gpu(COUNTS, DeepSpeedSettings(stage, is_bf16=True), gpus, accumulation)
+        assert sent.total == pytest.approx(2e9 * (gpus - 1) / gpus * (once + per_micro_batch * accumulation))
+
+
+def test_plan_tells_what_other_numbers_of_gpus_send(monkeypatch, capsys):
+    run(monkeypatch, RECIPES["3b"], "--gpus", 128, "--gpu-memory", 80, "--cells", 30_000_000, "--tflops", 200, "--json")
+    plan = json.loads(capsys.readouterr().out)
+    assert [scale["gpus"] for scale in plan["scales"]] == [8, 16, 32, 64, 128, 256, 512, 1024]
+    assert all(s["gpus"] * s["micro_batch_size"] * s["accumulation_steps"] == 4096 for s in plan["scales"])
+    here = plan["scales"][4]
+    assert here["sent"] == {str(c["settings"]["stage"]): c["sent"] for c in plan["choices"][:3]}
+    seconds = plan["seconds"] / plan["steps"]
+    assert here["needed"] == {stage: pytest.approx(size / seconds) for stage, size in here["sent"].items()}
+    run(monkeypatch, RECIPES["3b"], "--gpus", 128, "--gpu-memory", 80)
+    assert "1,024      4      1     17.2     17.2     17.2" in capsys.readouterr().out

@@ -1,6 +1,7 @@
 """Ranks that die are named by the others, soon; a clean end is no alarm."""
 
 import os
+import resource
 import signal
 import socket
 import threading
@@ -178,3 +179,20 @@ def test_rank_0_out_of_reach_is_told(monkeypatch):
         free.bind(("127.0.0.1", 0))
         with pytest.raises(ValueError, match=r"`MASTER_ADDR` must be an address of rank 0 .* got '127.0.0.1'"):
             peers._knock(free.getsockname()[1], "hello")
+
+
+def test_rank_0_may_have_a_connection_for_each_rank_or_says_why_not(monkeypatch):
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (100, limits[1]))
+        peers._allow_files(300)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (300, limits[1])
+        peers._allow_files(200)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 300
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    monkeypatch.setattr(peers.resource, "getrlimit", lambda what: (200, 200))
+    monkeypatch.setattr(peers, "_CONNECT_S", -1.0)
+    expected = r"^rank 1 on host b could not reach rank 0 on host a, which may open 200 files and needs 258: raise"
+    with socket.create_server(("127.0.0.1", 0)) as server, pytest.raises(PeerLost, match=expected):
+        peers._welcome(server, "secret", Ranks(0, 2, ("a", "b")))

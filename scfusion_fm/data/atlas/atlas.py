@@ -169,7 +169,9 @@ class Atlas:
         rows = self.rows_of(split)
         code = self.dataset.codes[rows]
         ends = np.cumsum(np.bincount(code, minlength=len(self.dataset.categories)))
-        parts = np.split(rows[np.argsort(code, kind="stable")], ends[:-1])
+        if (code[1:] < code[:-1]).any():  # else data sets stand one after the other, as `scfusion prepare` writes them
+            rows = rows[np.argsort(code, kind="stable")]
+        parts = np.split(rows, ends[:-1])
         return dict(zip(self.dataset.categories, parts, strict=True))
 
     def read(self, rows: NDArray[np.int64]) -> AtlasRows:

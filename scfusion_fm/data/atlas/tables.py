@@ -22,6 +22,7 @@ from scfusion_fm.data.locations import Location, absolute, zarr_store
 from scfusion_fm.records import SEAL
 
 _PANELS = {"rna": "varm/rna_panel", "adt": "uns/adt/panel"}
+COUNTED_CODES = 2**20  # at a time
 
 
 @contextmanager
@@ -119,7 +120,8 @@ class AtlasTables:
                 f"`obs/{name}` must hold categories as they were written, got: {error}; copy or prepare the atlas "
                 "again."
             ) from error
-        return found.remove_unused_categories()
+        used = _count_codes(found.codes, len(found.categories)) > 0
+        return found if used.all() else found.remove_categories(found.categories[~used])
 
     def read_obs(self) -> pd.DataFrame:
         """
@@ -228,3 +230,11 @@ class AtlasTables:
     def _group(self) -> zarr.Group:
         read_metadata(self._files, "", self._sealed)
         return zarr.open_group(zarr_store(self.location), mode="r")
+
+
+def _count_codes(codes: NDArray[np.integer], number: int) -> NDArray[np.int64]:
+    """Count each code from 0, part by part: pandas would sort all cells, and numpy copy them to eight bytes each."""
+    counts = np.zeros(number + 1, np.int64)  # -1, where there is none, comes first
+    for start in range(0, len(codes), COUNTED_CODES):
+        counts += np.bincount(codes[start : start + COUNTED_CODES].astype(np.int64) + 1, minlength=number + 1)
+    return counts[1:]

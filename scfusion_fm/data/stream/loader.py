@@ -221,7 +221,8 @@ class AtlasLoader:
         In memory are windows of the rank's lanes, sparse (two of each lane, or three at the border of epochs), three
         dense micro-batches and the tables of the atlas: `mebibytes` = 3 * lanes * window_rows * bytes of a sparse cell
         + 3 * micro_batch_size * bytes of a dense cell + tables, where the sparse cell is a mean over the atlas. With a
-        collator, the three have masks too, and each thread works on some more.
+        collator, the three have masks too, and each thread works on some more. `ranks_per_lane` ranks read the same
+        windows, each for some of its cells: with more ranks than lanes, that is more than one.
         """
         lanes = len(np.unique(self._slots % self.order.lanes))
         if self.global_batch_size % self.order.lanes:
@@ -234,6 +235,7 @@ class AtlasLoader:
         return {
             "lanes": lanes,
             "window_rows": self._window_rows,
+            "ranks_per_lane": -(-lanes * self._world_size // self.order.lanes),
             "micro_batches_ahead": self._ahead,
             "mebibytes": round((sparse + dense + self._atlas.table_bytes) / 2**20),
         }

@@ -57,10 +57,13 @@ class CellOrder:
     def __init__(self, rows: Mapping[str, NDArray[np.int64]], seed: int, neighbourhoods: LoaderConfig):
         weights = neighbourhoods.weights
         _check_weights(weights, rows)
-        self._sorted = [np.sort(np.asarray(r, dtype=np.int64)) for r in rows.values()]
         share = [float(weights.get(name, 1.0)) for name in rows]
-        self._rows = np.concatenate([*self._sorted, np.array([], dtype=np.int64)])
-        self._shown = [round(w * len(r)) for w, r in zip(share, self._sorted, strict=True)]
+        self._lengths = [len(r) for r in rows.values()]
+        # One array of all rows, sorted in its place: an atlas may have a hundred million of them.
+        ordered = np.concatenate([*rows.values(), np.array([], dtype=np.int64)], dtype=np.int64, casting="unsafe")
+        for part in np.split(ordered, np.cumsum(self._lengths)):
+            part.sort()
+        self._shown = [round(w * length) for w, length in zip(share, self._lengths, strict=True)]
         if sum(self._shown) == 0:
             raise ValueError("`rows` must name at least one cell, got none; check the split and the weights.")
         sizes = {name: getattr(neighbourhoods, name) for name in ("block_rows", "window_blocks", "lanes")}
@@ -69,8 +72,9 @@ class CellOrder:
             "seed": seed,
             **sizes,
             "weights": dict(zip(rows, share, strict=True)),
-            "rows": hashlib.blake2b(self._rows.data, digest_size=8).hexdigest(),
+            "rows": hashlib.blake2b(ordered.data, digest_size=8).hexdigest(),
         }
+        self._rows = ordered.astype(np.int32) if ordered.max() < 2**31 else ordered
         self._plan = lru_cache(maxsize=2)(self._plan_epoch)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -105,7 +109,7 @@ class CellOrder:
         place = place[np.argsort(hash_keys(self.seed, _ROWS, epoch, place), kind="stable")]
         block = np.searchsorted(plan.ends, place, side="right")
         starts = plan.ends[block - 1] * (block > 0)
-        return self._rows[plan.first[block] + place - starts], plan.passes[block]
+        return self._rows[plan.first[block] + place - starts].astype(np.int64), plan.passes[block]
 
     def _lane_starts(self, lane: NDArray[np.int64]) -> NDArray[np.int64]:
         """Give where lanes begin in the epoch; the first len % lanes of them hold one row more."""
@@ -121,16 +125,16 @@ class CellOrder:
     def _blocks_of_epoch(self, epoch: int):
         """Yield first rows, sizes and passes of the blocks that each data set shows in an epoch."""
         base = 0
-        for dataset, (rows, shown) in enumerate(zip(self._sorted, self._shown, strict=True)):
+        for dataset, (rows, shown) in enumerate(zip(self._lengths, self._shown, strict=True)):
             start, stop = epoch * shown, (epoch + 1) * shown
-            for number in range(start // max(len(rows), 1), -(-stop // max(len(rows), 1))):
-                gone = number * len(rows)
-                yield self._blocks_of_pass(dataset, number, base, max(start - gone, 0), min(stop - gone, len(rows)))
-            base += len(rows)
+            for number in range(start // max(rows, 1), -(-stop // max(rows, 1))):
+                gone = number * rows
+                yield self._blocks_of_pass(dataset, number, base, max(start - gone, 0), min(stop - gone, rows))
+            base += rows
 
     def _blocks_of_pass(self, dataset: int, number: int, base: int, start: int, stop: int):
         """Permute the blocks of a data set and keep rows [start, stop) of the result, cutting blocks at both ends."""
-        rows = len(self._sorted[dataset])
+        rows = self._lengths[dataset]
         block = np.arange(-(-rows // self.block_rows))
         block = block[np.argsort(hash_keys(self.seed, _BLOCKS, dataset, number, block), kind="stable")]
         size = np.minimum(self.block_rows, rows - block * self.block_rows)

@@ -16,6 +16,7 @@ from make_atlas import write_atlas
 
 from scfusion_fm.config.prepare import PrepareConfig, SourceConfig
 from scfusion_fm.config.split import SplitConfig
+from scfusion_fm.data.atlas import tables
 from scfusion_fm.data.atlas.atlas import Atlas
 from scfusion_fm.data.atlas.manifest import MANIFEST, format_manifest
 from scfusion_fm.data.files.align import align_cells
@@ -253,3 +254,14 @@ def test_large_counts_survive(tmp_path):
     assert ad.read_zarr(tmp_path / "atlas.zarr").X.dtype == np.uint32
     assert atlas.read(np.arange(40)).rna.max() == 70_000
     assert not atlas.read(np.arange(40)).adt_observed.any()
+
+
+def test_categories_that_no_cell_has_are_left_out(monkeypatch):
+    monkeypatch.setattr(tables, "COUNTED_CODES", 2)
+    atlas = object.__new__(tables.AtlasTables)
+    for codes, expected in (([2, 0, 2, -1, 0], ["a", "c"]), ([1, 2, 0], ["a", "b", "c"]), ([], []), ([-1], [])):
+        monkeypatch.setattr(atlas, "column", lambda name, codes=codes: np.array(codes, np.int8), raising=False)
+        monkeypatch.setattr(atlas, "_read_small", lambda name, shape: np.array(["a", "b", "c"]), raising=False)
+        found = atlas.categories("kind")
+        assert list(found.categories) == expected
+        assert [None if pd.isna(value) else value for value in found] == [[*"abc", None][code] for code in codes]
