@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from scfusion_fm.evaluation.metrics.labels import annotation_scores, class_scores
+from scfusion_fm.evaluation.report.certainty import judge_accuracy, judge_proteins
 from scfusion_fm.evaluation.report.page import (
     encode_png,
     is_number,
@@ -37,7 +38,6 @@ from scfusion_fm.evaluation.report.text import (
     Metric,
     compare_with_baselines,
     describe_seen_cells,
-    describe_uncertainty,
     describe_validation,
     find_best_row,
     name_row,
@@ -175,6 +175,7 @@ def build_annotation_section(run: Path) -> Section:
     cells = read_table(run / "test_predictions.csv", ("label", "predicted"))
     arrays = read_arrays(run / "embedding.npz", ("embedding", "labels", "split"))
     section = Section("Cell types", compare_with_baselines(path, results["table"], ANNOTATION_METRICS, "Cell types"))
+    section.findings += judge_accuracy(results["table"], "Cell types")
     facts = {
         "data": results["data"],
         "provenance": results["provenance"],
@@ -194,7 +195,6 @@ def build_annotation_section(run: Path) -> Section:
         "scored once on the test cells.</p>",
         render_facts(facts),
         render_table(results["table"], headings, _directions(ANNOTATION_METRICS), MODEL_NAME),
-        f'<p class="note">{escape(describe_uncertainty(results["table"]))}</p>',
         render_readings(ANNOTATION_METRICS),
     )
     _add_confusions(section, results["table"], cells)
@@ -329,6 +329,7 @@ def _add_proteins(
     """Add the picture of the proteins and the table with one row per protein."""
     names = [str(name) for name in arrays["names"]]
     own, rival = compare_proteins(path.parent, rows, per_protein, names)
+    section.findings += judge_proteins(own["pearson"], rival, "Proteins from RNA")
     baseline = None if rival is None else str(rival.name)
     figure = plot_proteins(arrays["measured"], arrays["predicted"], names, own, rival)
     section.add("<h3>Per protein</h3>")

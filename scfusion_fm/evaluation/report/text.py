@@ -3,7 +3,6 @@
 Every sentence is plain text, to be escaped by whoever puts it on a page.
 """
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -122,27 +121,6 @@ def describe_validation(metrics: pd.DataFrame) -> str:
         lowest = format_value(float(best["loss"]))
         text += f" The lowest was {lowest} at step {int(best['step']):,}; it rose afterwards."
     return text
-
-
-def describe_uncertainty(rows: list[dict]) -> str:
-    """Say how far chance alone could move the model's accuracy (Wilson's 95 % interval).
-
-    Parameters
-    ----------
-    rows
-        Rows with "method", "inputs", "accuracy" and "n_test".
-    """
-    best = find_best_row([row for row in rows if str(row["method"]).startswith(MODEL_NAME)], "accuracy", True)
-    share, n, z = best["accuracy"], best["n_test"], 1.96
-    if not is_number(share) or not n:
-        return f"{name_row(best)} has no accuracy."
-    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    return (
-        f"With {n:,} test cells, the 95 % interval of {name_row(best)}'s accuracy is {middle - half:.3f} to "
-        f"{middle + half:.3f}, counting only the chance in which cells were drawn for the "
-        "test. Differences that are small beside it say little."
-    )
 
 
 def describe_seen_cells(found: dict | None) -> str:

@@ -17,7 +17,6 @@ from scfusion_fm.evaluation.report.text import (
     Metric,
     compare_with_baselines,
     describe_seen_cells,
-    describe_uncertainty,
     describe_validation,
 )
 from scfusion_fm.records import seal_record, seal_text
@@ -235,15 +234,6 @@ def test_a_table_without_model_or_without_baseline_is_refused(tmp_path, runs):
     proteins[proteins["method"] != "scFusionTTT"].to_csv(path, index=False)
     with pytest.raises(ValueError, match=r"per_protein.csv` must have rows of 'scFusionTTT', got \['mean', 'PCA"):
         write_report(tmp_path / "report.html", None, None, runs[2])
-
-
-def test_the_interval_of_the_accuracy_is_wilsons():
-    # Solved by hand from |p - p0| = 1.96 sqrt(p (1 - p) / n): the ends are the roots of that equation.
-    rows = [{"method": "scFusionTTT", "inputs": "rna", "accuracy": 0.8, "n_test": 100}]
-    low, high = map(float, re.findall(r"0\.\d{3}", describe_uncertainty(rows)))
-    for end in (low, high):
-        assert abs(end - 0.8) == pytest.approx(1.96 * np.sqrt(end * (1 - end) / 100), abs=2e-3)
-    assert "has no accuracy" in describe_uncertainty([{**rows[0], "accuracy": None}])
 
 
 def test_a_validation_loss_that_rises_again_is_called_so():
