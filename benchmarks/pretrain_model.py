@@ -69,13 +69,16 @@ def build_model(config: ScFusionTTTConfig, layer: str) -> ScFusionTTTForPreTrain
 
 
 def build_step(
-    model: ScFusionTTTForPreTraining, next_batch: Callable[[], dict[str, Tensor]], bf16: bool = False
+    model: ScFusionTTTForPreTraining,
+    next_batch: Callable[[], dict[str, Tensor]],
+    bf16: bool = False,
+    capturable: bool = False,
 ) -> Callable[[], None]:
-    """Give a function that takes one step of AdamW in plain PyTorch."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95))
+    """Give a function that takes one step of AdamW in plain PyTorch, which may become part of a CUDA graph."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), capturable=capturable)
 
     def step() -> None:
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16, cache_enabled=not capturable):
             loss = model(**next_batch()).loss
         loss.backward()
         optimizer.step()

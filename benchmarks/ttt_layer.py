@@ -168,10 +168,10 @@ def measure_peak_bytes(function: Callable[[], object], device: str) -> int:
     return peak
 
 
-def measure_matmul_peak(device: str, repeats: int = 5) -> float:
+def measure_matmul_peak(device: str, repeats: int = 5, dtype: torch.dtype = torch.float32) -> float:
     """Give the floating point operations per second of a large product."""
     size = 1024 if device == "cpu" else 8192
-    a = torch.randn(size, size, device=device)
+    a = torch.randn(size, size, device=device, dtype=dtype)
     passes = {"product": lambda: a @ a}
     return 2 * size**3 / measure_times(passes, repeats, device)["product"]
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from .compiled_scfusion_ttt import normalise_and_gate
 from .configuration_scfusion_ttt import ScFusionTTTConfig
 from .linear_scfusion_ttt import Linear, gelu_of
-from .ttt_linear import TTTNorm, TTTState, ttt_linear_packed
+from .ttt_linear import TTTNorm, TTTState, reads_on_device, ttt_linear_packed
 from .ttt_linear_lanes import runs_on_lanes
 from .ttt_mlp import TTTMLPState, ttt_mlp
 
@@ -100,11 +100,11 @@ class TTTLayer(nn.Module, ABC):
         Run the inner model over whole mini-batches; outputs (B, L, H, K) and the fast weights at the end.
 
         The inner loss of each token is written into `inner_loss` (B, L, H), if there is one. Tokens come in the order
-        of reading, except where the inner model `turns`.
+        of reading and at least in float32, except where the inner model `reads_itself`.
         """
 
-    def turns(self, qkv: Tensor, token_scale: Tensor) -> bool:
-        """Tell whether `scan` itself reads projections from the last token to the first, if that is the direction."""
+    def reads_itself(self, qkv: Tensor, token_scale: Tensor) -> bool:
+        """Tell whether `scan` takes projections as they are, and reads them in the direction of the layer."""
         return False
 
     def token_scale(self) -> Tensor:
@@ -116,7 +116,9 @@ class TTTLayer(nn.Module, ABC):
 
     def inner_learning_rate(self, x: Tensor, mask: Tensor) -> Tensor:
         """Give the learning rate of each token, (B, L, H), 0 where the mask is false."""
-        rate = torch.sigmoid(self.lr_proj(x)) * (self.config.ttt_base_lr / self.config.head_dim)
+        rate = self.lr_proj(x)
+        rate = torch.sigmoid(rate.to(torch.promote_types(rate.dtype, torch.float32)))
+        rate = rate * (self.config.ttt_base_lr / self.config.head_dim)
         return rate * mask.unsqueeze(-1)
 
     def rotation(self, like: Tensor) -> Tensor:
@@ -191,13 +193,13 @@ class TTTLayer(nn.Module, ABC):
             state = state._make((*map(torch.cat, zip(state[:-1], back[:-1], strict=True)), True))
         norm = TTTNorm(self.norm_weight.to(dtype), self.norm_bias.to(dtype), self.config.rms_norm_eps)
         with torch.autocast(x.device.type, enabled=False):
-            qkv, inner_lr, token_scale = qkv.to(dtype), inner_lr.to(dtype), self.token_scale().to(dtype)
-            turns = self.turns(qkv, token_scale)
-            if not turns:
-                qkv, inner_lr = self._turn(qkv), self._turn(inner_lr)
-            inner_loss = torch.empty_like(inner_lr) if with_loss else None
+            inner_lr, token_scale = inner_lr.to(dtype), self.token_scale().to(dtype)
+            turned = self.reads_itself(qkv, token_scale)
+            if not turned:
+                qkv, inner_lr = self._turn(qkv.to(dtype)), self._turn(inner_lr)
+            inner_loss = inner_lr.new_empty(state[0].shape[0], *inner_lr.shape[1:]) if with_loss else None
             out, state = self.scan(TTTProjections(qkv, inner_lr, token_scale), state, norm, inner_loss)
-            return (out, state, inner_loss) if turns else self._turn_back(out, state, inner_loss)
+            return self._join(out, state, inner_loss, turned)
 
     def _turn(self, x: Tensor) -> Tensor:
         """Put tokens (B, L, ...) into the order of reading; forward and reverse below each other if it is both."""
@@ -205,20 +207,21 @@ class TTTLayer(nn.Module, ABC):
             return torch.cat((x, x.flip(1)))
         return x.flip(1) if self.direction == "reverse" else x
 
-    def _turn_back(
-        self, out: Tensor, state: TTTState | TTTMLPState, inner_loss: Tensor | None
+    def _join(
+        self, out: Tensor, state: TTTState | TTTMLPState, inner_loss: Tensor | None, turned: bool
     ) -> tuple[Tensor, TTTState | TTTMLPState, Tensor | None]:
-        """Undo `_turn`, and join the two ways."""
+        """Undo `_turn`, which `scan` may have done, and join the two ways."""
+        turn = (lambda x: x) if turned else (lambda x: x.flip(1))
         if self.direction == "forward":
             return out, state, inner_loss
         if self.direction == "reverse":
-            return out.flip(1), state, None if inner_loss is None else inner_loss.flip(1)
+            return turn(out), state, None if inner_loss is None else turn(inner_loss)
         forth, back = out.chunk(2)
-        out = torch.addcmul(forth, back.flip(1), torch.tanh(self.direction_gate.to(out.dtype)))
+        out = torch.addcmul(forth, turn(back), torch.tanh(self.direction_gate.to(out.dtype)))
         state = state._make((*(x.chunk(2)[0] for x in state[:-1]), state.at_border))
         if inner_loss is not None:
             forth, back = inner_loss.chunk(2)
-            inner_loss = 0.5 * (forth + back.flip(1))
+            inner_loss = 0.5 * (forth + turn(back))
         return out, state, inner_loss
 
 
@@ -239,12 +242,15 @@ class TTTLinear(TTTLayer):
         self, projections: TTTProjections, state: TTTState, norm: TTTNorm, inner_loss: Tensor | None
     ) -> tuple[Tensor, TTTState]:
         """Run the inner model over whole mini-batches; outputs (B, L, H, K) and the fast weights at the end."""
-        turns = self.turns(projections.qkv, projections.token_scale)
-        return ttt_linear_packed(*projections, state, norm, self.rotation(projections.qkv), inner_loss, turns)
+        qkv, _, token_scale = projections
+        direction = self.direction if self.reads_itself(qkv, token_scale) else "forward"
+        return ttt_linear_packed(*projections, state, norm, self.rotation(token_scale), inner_loss, direction)
 
-    def turns(self, qkv: Tensor, token_scale: Tensor) -> bool:
-        """Tell whether `scan` itself reads projections from the last token to the first, if that is the direction."""
-        return self.direction == "reverse" and runs_on_lanes(qkv, token_scale)
+    def reads_itself(self, qkv: Tensor, token_scale: Tensor) -> bool:
+        """Tell whether `scan` takes projections as they are, and reads them in the direction of the layer."""
+        if runs_on_lanes(qkv, token_scale):
+            return self.direction != "both"
+        return reads_on_device(qkv, token_scale)
 
 
 class TTTMLP(TTTLayer):

@@ -6,6 +6,7 @@ Of a long sequence only the inner gradients, what they belong to, and the fast w
 mini-batches are kept for the backward pass; everything else is computed again there, while it is in the cache.
 """
 
+import warnings
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,10 @@ from .ttt_linear_backward import BackwardGroup, Gradients
 from .ttt_linear_groups import Kept, Options, Settings, make_groups
 from .ttt_linear_lanes import runs_on_lanes, scan_lanes
 from .ttt_linear_triton import TritonTTTLinear, runs_on_triton
+
+# How far kernels may be from the PyTorch path, of the largest value of a tensor.
+CHECK_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
+CHECKED: dict[tuple, str | None] = {}  # by device, dtype, head width and mini-batch: why kernels may not be used there
 
 
 class TTTState(NamedTuple):
@@ -88,6 +93,73 @@ def ttt_linear(
     return out[:, :length].transpose(1, 2), state._replace(at_border=missing == 0)
 
 
+def reads_on_device(qkv: Tensor, token_scale: Tensor) -> bool:
+    """Tell whether kernels read: these take projections in their dtype and in every direction."""
+    if not runs_on_triton(qkv, token_scale):
+        return False
+    return _is_checked(qkv.device, qkv.dtype, qkv.shape[-1], token_scale.shape[0])
+
+
+@torch.compiler.disable
+def _is_checked(*shape) -> bool:
+    """Tell whether kernels agree with the PyTorch path, which is found out once for what they have not met."""
+    if shape not in CHECKED:
+        if torch.cuda.is_current_stream_capturing():  # nothing can be compared there
+            return False
+        CHECKED[shape] = check_kernels(*shape)
+        if CHECKED[shape] is not None:
+            warnings.warn(f"TTT layers take the slower PyTorch path on {shape[0]}: {CHECKED[shape]}.", stacklevel=2)
+    return CHECKED[shape] is None
+
+
+def check_kernels(device: torch.device, dtype: torch.dtype, width: int, size: int) -> str | None:
+    """
+    Run the kernels and the PyTorch path on a small input, forward and backward.
+
+    Parameters
+    ----------
+    device, dtype
+        Of the projections.
+    width, size
+        Head width and mini-batch.
+
+    Returns
+    -------
+    Why the kernels may not be used; None if they may.
+    """
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        try:
+            got = _run_small(device, dtype, width, size, kernels=True)
+        except Exception as error:  # whatever a compiler or driver may say
+            return f"its kernels do not run in {dtype} ({type(error).__name__}: {error})".split("\n")[0]
+        expected = _run_small(device, dtype, width, size, kernels=False)
+        errors = [((a - b).abs().max() / b.abs().max()).item() for a, b in zip(got, expected, strict=True)]
+    if all(error <= CHECK_TOLERANCE[dtype] for error in errors):  # not so for NaN
+        return None
+    return f"its kernels are wrong there in {dtype}, for heads of {width} and mini-batches of {size}"
+
+
+def _run_small(device: torch.device, dtype: torch.dtype, width: int, size: int, kernels: bool) -> list[Tensor]:
+    """Read a few mini-batches both ways; outputs and gradients in float32."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (1, 9 * size, 3, 2, width)
+    shapes = (shape, shape[:2] + shape[3:4], (size,), (2, 2, width + 1, width), (2, 1, width), (2, 1, width))
+    drawn = [torch.randn(x, generator=generator).to(device) for x in shapes]
+    qkv, inner_lr, token_scale, fast, gain, offset = drawn
+    leaves = [qkv.to(dtype), inner_lr.sigmoid() / width, token_scale.sigmoid(), 0.1 * fast, 1.0 + 0.1 * gain, offset]
+    qkv, inner_lr, *others = (x.requires_grad_() for x in leaves)
+    options = Options(None, 1e-6, None)
+    if kernels:
+        out, fast = TritonTTTLinear.apply(options, "both", qkv, inner_lr, *others)
+    else:
+        both = (torch.cat((x, x.flip(1))) for x in (qkv.float(), inner_lr))
+        out, fast = _TTTLinear.apply(options, *both, *others)
+        out = torch.cat((out[:1], out[1:].flip(1)))
+    probe = torch.randn(out.shape, generator=generator).to(out)
+    gradients = torch.autograd.grad((out * probe).sum() + fast.square().sum(), leaves)
+    return [x.detach().float() for x in (out, fast, *gradients)]
+
+
 @torch.compiler.disable  # its buffers are written in place, which inductor cannot follow; what is around it compiles
 def ttt_linear_packed(
     qkv: Tensor,
@@ -97,7 +169,7 @@ def ttt_linear_packed(
     norm: TTTNorm,
     rotation: Tensor | None = None,
     inner_loss: Tensor | None = None,
-    backwards: bool = False,
+    direction: str = "forward",
 ) -> tuple[Tensor, TTTState]:
     """
     Run TTT-Linear over whole mini-batches in the layout that a projection of the tokens has.
@@ -114,8 +186,9 @@ def ttt_linear_packed(
         (2, M, K / 2) cosine and sine by which queries and keys are still to be rotated; None when they are.
     inner_loss
         (B, L, H) filled as by `ttt_linear`.
-    backwards
-        Whether tokens are read from the last to the first; only where `runs_on_lanes`.
+    direction
+        `forward`; `reverse`, from the last token to the first, where `reads_on_device` or `runs_on_lanes`; or `both`,
+        where the former: outputs, states and inner losses of the way back stand behind the B cells of the way forward.
 
     Returns
     -------
@@ -127,10 +200,11 @@ def ttt_linear_packed(
     fast = torch.cat((state.weight, state.bias), dim=2)  # (B, H, K + 1, K)
     arguments = (Options(rotation, norm.eps, inner_loss), qkv, inner_lr, token_scale, fast, norm.weight, norm.bias)
     if runs_on_lanes(qkv, token_scale):
-        out, fast = scan_lanes(*arguments, backwards)
+        out, fast = scan_lanes(*arguments, direction == "reverse")
+    elif reads_on_device(qkv, token_scale):
+        out, fast = TritonTTTLinear.apply(arguments[0], direction, *arguments[1:])
     else:
-        function = TritonTTTLinear if runs_on_triton(qkv, token_scale) else _TTTLinear
-        out, fast = function.apply(*arguments)
+        out, fast = _TTTLinear.apply(*arguments)
     return out, TTTState(fast[:, :, :-1], fast[:, :, -1:])
 
 

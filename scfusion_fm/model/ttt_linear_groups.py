@@ -58,6 +58,14 @@ class Options(NamedTuple):
     eps: float
     inner_loss: Tensor | None
 
+    def angles(self, qkv: Tensor, size: int) -> Tensor:
+        """Give the rotation (2, M, K / 2) of projections (B, L, 3, H, K), or one that changes nothing."""
+        if self.rotation is not None:
+            return self.rotation
+        none = torch.zeros(2, size, qkv.shape[-1] // 2, device=qkv.device)
+        none[0] = 1.0
+        return none
+
 
 class Settings:
     """What all groups of mini-batches share."""

@@ -1,11 +1,17 @@
 """
-The Triton kernels of TTT-Linear: a scan over mini-batches, and its closed-form backward pass.
+The Triton kernels of the forward pass of TTT-Linear; `ttt_linear_kernels_backward` has the way back.
 
-Letters: B cells, L tokens, H heads, K head width, M mini-batch; at: which mini-batch.
+Letters: B cells, W ways in which a layer reads (1 or 2), L tokens, H heads, K head width, M mini-batch, n mini-batches
+of a segment, R = W * B * H; at: which mini-batch of the segment.
 
-One program owns one head of one cell: it goes from mini-batch to mini-batch with the fast weights, all in float32. The
-fast weights (K + 1, K) have the bias as their last row. A gradient at x is called d_x, the derivation is in
-`ttt_linear_backward.BackwardGroup`. No two programs write to one address, so results do not depend on their order.
+Only the fast weights have to be found one mini-batch after the other. `scan_kernel` does this, one program for a head of
+a cell, and stores those that enter each mini-batch. `read_kernel` then reads all mini-batches at once.
+
+Tensors of tokens and operands of products have the dtype of the projections, float32 or bfloat16. Fast weights while
+they learn, means, variances, rates and all sums are in float32. Float32 is multiplied on tensor cores in three parts of
+10 bits each, which keeps nearly all of its digits.
+
+No two programs write to one address, so results do not depend on their order. A gradient at x is called d_x.
 """
 
 from typing import NamedTuple
@@ -18,67 +24,93 @@ try:  # what a model directory imports outside of a try must be installed before
 except ImportError:
     raise
 
-# TF32, what Triton multiplies with unless told, keeps 10 bits: too few for fast weights that add up over a sequence.
-PRECISION: tl.constexpr = tl.constexpr("ieee")
-MOST_PER_PRODUCT: tl.constexpr = tl.constexpr(32)
+PRECISION: tl.constexpr = tl.constexpr("tf32x3")
+MOST_BITS_AHEAD = 2**15
 
 
 class Inputs(NamedTuple):
-    """What both kernels read: all contiguous, `rotation` may be None."""
+    """What all kernels read: all contiguous."""
 
-    fast: Tensor  # fast weights (B, H, K + 1, K) at the start, or (n, B, H, K + 1, K) that enter each mini-batch
     qkv: Tensor  # (B, L, 3, H, K)
     inner_lr: Tensor  # (B, L, H)
     token_scale: Tensor  # (M,)
     gain: Tensor  # (H, 1, K)
     offset: Tensor  # (H, 1, K)
-    rotation: Tensor | None  # (2, M, K / 2)
+    rotation: Tensor  # (2, M, K / 2)
 
 
-class Outputs(NamedTuple):
-    """What the scan writes; nothing where None."""
+class Place(NamedTuple):
+    """
+    Which part of which tokens the programs of a launch read.
 
-    last: Tensor  # (B, H, K + 1, K) fast weights at the end
-    entering: Tensor  # (n, B, H, K + 1, K) fast weights that entered every `every`-th mini-batch
-    tokens: Tensor | None = None  # (B, L, H, K)
-    loss: Tensor | None = None  # (B, L, H)
+    The host gives whole numbers as floats: for integers in a tuple that are 1 or divisible by 16, Triton would compile a
+    kernel once more.
+    """
+
+    length: int  # L
+    cells: int  # B
+    heads: int  # H
+    forth: int  # of the W * B ways through a cell, how many are read from the first token to the last
+    first: int  # mini-batch, in order of reading, with which the segment starts
+    count: int  # mini-batches of the segment (n)
+    span: int  # mini-batches for each program of a scan
+    every: int  # mini-batches from one kept state to the next
 
 
-class Gradients(NamedTuple):
-    """The gradients: the first is given, the second given at the end and left at the start, the others written."""
+class States(NamedTuple):
+    """Fast weights, or gradients at them, at each mini-batch of a segment."""
 
-    tokens: Tensor  # (B, L, H, K)
-    fast: Tensor  # (B, H, K + 1, K)
-    qkv: Tensor  # (B, L, 3, H, K)
-    inner_lr: Tensor  # (B, L, H)
-    token_scale: Tensor  # (B, H, M), of one cell and head
-    gain: Tensor  # (B, H, K), of one cell
-    offset: Tensor  # (B, H, K), of one cell
+    weight: Tensor  # (n, R, K, K) in the dtype of the projections
+    bias: Tensor  # (n, R, K)
+
+
+class Scanned(NamedTuple):
+    """What a scan starts from and writes; nothing where None."""
+
+    fast: Tensor  # (R, K + 1, K), or (parts, R, K + 1, K) where several programs share a segment; bias last
+    states: States
+    kept: Tensor | None = None  # (N / every, R, K + 1, K) fast weights that enter every `every`-th mini-batch
+    last: Tensor | None = None  # (R, K + 1, K) behind the segment
+
+
+class Tokens(NamedTuple):
+    """What is read; the loss may be None."""
+
+    out: Tensor  # (W * B, L, H, K)
+    loss: Tensor | None  # (W * B, L, H)
 
 
 @triton.jit
-def _dot(a, b):
-    """
-    Multiply (m, c) by (c, n), in two pieces where c is 64.
-
-    A thread holds the rows and columns that it multiplies in registers: for c = 64 more than there are.
-    """
-    m: tl.constexpr = a.shape[0]
-    c: tl.constexpr = a.shape[1]
-    n: tl.constexpr = b.shape[1]
-    if c > MOST_PER_PRODUCT:
-        a_0, a_1 = tl.split(tl.permute(tl.reshape(a, (m, 2, c // 2)), (0, 2, 1)))
-        b_0, b_1 = tl.split(tl.permute(tl.reshape(b, (2, c // 2, n)), (1, 2, 0)))
-        product = tl.dot(a_0, b_0, input_precision=PRECISION) + tl.dot(a_1, b_1, input_precision=PRECISION)
-    else:
-        product = tl.dot(a, b, input_precision=PRECISION)
-    return product
+def _whole(place):
+    """Turn the numbers of a place to integers."""
+    return Place(
+        length=tl.cast(place.length, tl.int32),
+        cells=tl.cast(place.cells, tl.int32),
+        heads=tl.cast(place.heads, tl.int32),
+        forth=tl.cast(place.forth, tl.int32),
+        first=tl.cast(place.first, tl.int32),
+        count=tl.cast(place.count, tl.int32),
+        span=tl.cast(place.span, tl.int32),
+        every=tl.cast(place.every, tl.int32),
+    )
 
 
 @triton.jit
-def _program():
-    """Count heads of cells; 64 bits, as the offsets made of it are large."""
-    return tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
+def _dot(a, b, like):
+    """Multiply (m, c) by (c, n) in the dtype of a pointer; the sum is in float32."""
+    return tl.dot(a.to(like.dtype.element_ty), b.to(like.dtype.element_ty), input_precision=PRECISION)
+
+
+@triton.jit
+def _dot_onto(total, a, b, like):
+    """Add the product of (m, c) and (c, n) to what there is."""
+    return tl.dot(a.to(like.dtype.element_ty), b.to(like.dtype.element_ty), total, input_precision=PRECISION)
+
+
+@triton.constexpr_function
+def _fits_ahead(like, M, K):
+    """Tell whether a scan has registers for tiles (M, K) of two mini-batches."""
+    return M * K * like.dtype.element_ty.primitive_bitwidth <= MOST_BITS_AHEAD
 
 
 @triton.jit
@@ -88,47 +120,66 @@ def _square(M: tl.constexpr, K: tl.constexpr):
 
 
 @triton.jit
-def _tokens(length, at, M: tl.constexpr):
-    """Give the offsets (M,) of a mini-batch in a (B, L, H)."""
-    token = tl.program_id(0).to(tl.int64) * length + at * M + tl.arange(0, M)
-    return token * tl.num_programs(1) + tl.program_id(1)
+def _locate(place, at, M: tl.constexpr):
+    """
+    Find the tokens of a mini-batch.
+
+    Gives the head; the first of the tokens among all that are read, and among all that are written, in 64 bits; and
+    the place of each behind it, in order of reading.
+    """
+    head, way = tl.program_id(0) % place.heads, tl.program_id(0) // place.heads
+    start, token = (place.first + at) * M, tl.arange(0, M)
+    turned = way >= place.forth
+    start = tl.where(turned, place.length - M - start, start)
+    token = tl.where(turned, M - 1 - token, token)
+    read = (way % place.cells).to(tl.int64) * place.length + start
+    return head, read, way.to(tl.int64) * place.length + start, token
 
 
 @triton.jit
-def _rows(length, at, M: tl.constexpr, K: tl.constexpr):
-    """Give the offsets (M, K) of a mini-batch in a (B, L, H, K)."""
-    return _tokens(length, at, M)[:, None] * K + tl.arange(0, K)[None, :]
+def _rows(heads, head, start, token, K: tl.constexpr):
+    """Give the offset of the first and those of the others (M, K) in a (..., L, H, K)."""
+    return (start * heads + head) * K, (token * heads * K)[:, None] + tl.arange(0, K)[None, :]
 
 
 @triton.jit
-def _projections(length, at, M: tl.constexpr, K: tl.constexpr):
-    """Give the offsets (M, K) of the queries of a mini-batch in a (B, L, 3, H, K), and how far it is to the keys."""
-    token = tl.program_id(0).to(tl.int64) * length + at * M + tl.arange(0, M)
-    step = tl.num_programs(1) * K
-    return (token * 3 * step + tl.program_id(1) * K)[:, None] + tl.arange(0, K)[None, :], step
+def _angles(rotation, M: tl.constexpr, K: tl.constexpr):
+    """Load by what a coordinate and its partner in the other half are multiplied in a rotation, twice (M, K)."""
+    half: tl.constexpr = K // 2
+    column = tl.arange(0, K)
+    at = tl.arange(0, M)[:, None] * half + (column % half)[None, :]
+    sin = tl.load(rotation + M * half + at)
+    return tl.load(rotation + at), tl.where(column[None, :] < half, -sin, sin)
 
 
 @triton.jit
-def _rotate(x, rotation, sign: tl.constexpr, M: tl.constexpr, K: tl.constexpr):
-    """Rotate the halves of each row of x (M, K), or rotate them back with the sign -1."""
-    at = _square(M, K // 2)
-    cos, sin = tl.load(rotation + at), sign * tl.load(rotation + M * (K // 2) + at)
-    first, second = tl.split(tl.permute(tl.reshape(x, (M, 2, K // 2)), (0, 2, 1)))
-    both = tl.join(first * cos - second * sin, second * cos + first * sin)
-    return tl.reshape(tl.permute(both, (0, 2, 1)), (M, K))
+def _load_halves(qkv, heads, head, start, token, part: tl.constexpr, K: tl.constexpr):
+    """Load the queries (part 0) or keys (1) of a mini-batch (M, K), and their partners in a rotation."""
+    base = qkv + (start * 3 + part) * heads * K + head * K
+    row, column = (token * 3 * heads * K)[:, None], tl.arange(0, K)
+    partner = tl.max_contiguous((column + K // 2) % K, K // 2)
+    return tl.load(base + (row + column[None, :])), tl.load(base + (row + partner[None, :]))
 
 
 @triton.jit
-def _read(inputs, length, at, M: tl.constexpr, K: tl.constexpr):
-    """Load the rotated queries and keys (M, K), and offset + key - value, of a mini-batch."""
-    rows, step = _projections(length, at, M, K)
-    q = tl.load(inputs.qkv + rows)
-    k = tl.load(inputs.qkv + rows + step)
-    if inputs.rotation is not None:
-        q = _rotate(q, inputs.rotation, 1, M, K)
-        k = _rotate(k, inputs.rotation, 1, M, K)
-    offset = tl.load(inputs.offset + tl.program_id(1) * K + tl.arange(0, K))
-    return q, k, offset[None, :] + k - tl.load(inputs.qkv + rows + 2 * step)
+def _load_values(qkv, heads, head, start, token, K: tl.constexpr):
+    """Load the values of a mini-batch (M, K)."""
+    base = qkv + (start * 3 + 2) * heads * K + head * K
+    return tl.load(base + ((token * 3 * heads * K)[:, None] + tl.arange(0, K)[None, :]))
+
+
+@triton.jit
+def _rotate(halves, angles):
+    """Rotate (M, K) in float32."""
+    own, partner = halves
+    cos, sin = angles
+    return own.to(tl.float32) * cos + partner.to(tl.float32) * sin
+
+
+@triton.jit
+def _load_rates(inner_lr, heads, head, start, token):
+    """Load the learning rates of a mini-batch (M,)."""
+    return tl.load(inner_lr + start * heads + head + token * heads)
 
 
 @triton.jit
@@ -148,157 +199,139 @@ def _standardise_backward(gradient, z_hat, inverse_std, K: tl.constexpr):
 
 
 @triton.jit
-def _inner_gradient(k, shift, gain, fast, eps, K: tl.constexpr):
+def _inner_gradient(z, shift, gain, eps, K: tl.constexpr):
     """Give the gradient of the inner loss at what the fast weights make of the keys, and what it was made of."""
-    weight, bias = fast
-    z_hat, inverse_std = _standardise(_dot(k, weight) + bias[None, :], eps, K)
+    z_hat, inverse_std = _standardise(z, eps, K)
     slope = gain * (shift + gain * z_hat)
     return _standardise_backward(slope, z_hat, inverse_std, K), slope, z_hat, inverse_std
 
 
 @triton.jit
-def _mixing(q, k, rate, scale, M: tl.constexpr):
+def _mixing(q, k, rate, token_scale, like, M: tl.constexpr):
     """Give how much query i takes of the inner gradient of key j (M, M), and the two factors of it."""
-    score = _dot(q, tl.trans(k)) + 1.0  # the bias is a column of ones at the keys
+    score = _dot(q, tl.trans(k), like) + 1.0  # the bias is a column of ones at the keys
     at = tl.arange(0, M)
+    scale = tl.load(token_scale + at)
     triangle = tl.where(at[:, None] >= at[None, :], -scale[:, None], 0.0)
     return score * triangle * rate[None, :], score, triangle
 
 
 @triton.jit
 def _load_fast(fast, K: tl.constexpr):
-    """Load the fast weights (K, K) and (K,)."""
+    """Load fast weights (K, K) and (K,) that lie below each other."""
     return tl.load(fast + _square(K, K)), tl.load(fast + K * K + tl.arange(0, K))
 
 
 @triton.jit
 def _store_fast(to, fast, K: tl.constexpr):
-    """Store the fast weights."""
+    """Store fast weights below each other."""
     weight, bias = fast
     tl.store(to + _square(K, K), weight)
     tl.store(to + K * K + tl.arange(0, K), bias)
 
 
-@triton.jit(do_not_specialize=["length", "count", "every"])
-def scan_kernel(inputs, outputs, length, count, every, eps, M: tl.constexpr, K: tl.constexpr):
-    """
-    Run `count` mini-batches and keep the fast weights that enter every `every`-th.
-
-    The grid is (B, H); `length` is the number of tokens between two cells in the tensors, which need not start at the
-    first mini-batch.
-    """
-    programs = tl.num_programs(0).to(tl.int64) * tl.num_programs(1)
-    weight, bias = _load_fast(inputs.fast + _program() * (K + 1) * K, K)
-    gain = tl.load(inputs.gain + tl.program_id(1) * K + tl.arange(0, K))[None, :]
-    offset = tl.load(inputs.offset + tl.program_id(1) * K + tl.arange(0, K))[None, :]
-    scale = tl.load(inputs.token_scale + tl.arange(0, M))
-    last_scale = tl.load(inputs.token_scale + M - 1)
-    for at in range(count):
-        if at % every == 0:
-            _store_fast(outputs.entering + (at // every * programs + _program()) * (K + 1) * K, (weight, bias), K)
-        q, k, shift = _read(inputs, length, at, M, K)
-        rate = tl.load(inputs.inner_lr + _tokens(length, at, M))
-        gradient, _, z_hat, _ = _inner_gradient(k, shift, gain, (weight, bias), eps, K)
-        if outputs.tokens is not None:
-            mixing, _, _ = _mixing(q, k, rate, scale, M)
-            z = _dot(q, weight) + bias[None, :]
-            z_out, _ = _standardise(z + _dot(mixing, gradient), eps, K)
-            tl.store(outputs.tokens + _rows(length, at, M, K), q + (gain * z_out + offset))
-        if outputs.loss is not None:
-            error = shift + gain * z_hat
-            tl.store(outputs.loss + _tokens(length, at, M), 0.5 * tl.sum(error * error, 1))
-        taken = gradient * (-last_scale * rate)[:, None]
-        weight += _dot(tl.trans(k), taken)
-        bias += tl.sum(taken, 0)
-    _store_fast(outputs.last + _program() * (K + 1) * K, (weight, bias), K)
+@triton.jit
+def _load_state(states, at, K: tl.constexpr):
+    """Load the state (K, K) and (1, K) at a mini-batch."""
+    row = at * tl.num_programs(0).to(tl.int64) + tl.program_id(0)
+    bias = tl.load(states.bias + row * K + tl.arange(0, K))
+    return tl.load(states.weight + row * (K * K) + _square(K, K)), bias[None, :]
 
 
 @triton.jit
-def _queries_backward(q, d_out, gradient, mixing, fast, gain, eps, K: tl.constexpr):
-    """Go back through the outputs; give the gradients at what the fast weights made of q, the mixing, the gain."""
+def _store_state(states, at, fast, K: tl.constexpr):
+    """Store the state at a mini-batch, the weight in the dtype in which it will be multiplied."""
     weight, bias = fast
-    z = _dot(q, weight) + bias[None, :]
-    z_out, inverse_std = _standardise(z + _dot(mixing, gradient), eps, K)
-    d_z = _standardise_backward(gain * d_out, z_out, inverse_std, K)
-    d_mixing = _dot(d_z, tl.trans(gradient))
-    return d_z, d_mixing, tl.sum(d_out * z_out, 0)
+    row = at * tl.num_programs(0).to(tl.int64) + tl.program_id(0)
+    tl.store(states.weight + row * (K * K) + _square(K, K), weight.to(states.weight.dtype.element_ty))
+    tl.store(states.bias + row * K + tl.arange(0, K), bias)
 
 
 @triton.jit
-def _inner_gradient_backward(d_gradient, gain, gradient, slope, z_hat, inverse_std, K: tl.constexpr):
-    """Go back through `_inner_gradient`; give the gradients at the slope, and at what the fast weights made of k."""
-    d_slope = _standardise_backward(d_gradient, z_hat, inverse_std, K)
-    by_slope = tl.sum(slope * z_hat, 1) / K
-    by_z_hat = tl.sum(d_gradient * z_hat, 1) / K
-    by_gradient = tl.sum(d_gradient * gradient, 1) / K
-    d_z = d_slope * by_slope[:, None] + gradient * by_z_hat[:, None] + z_hat * by_gradient[:, None]
-    return d_slope, _standardise_backward(gain * gain * d_slope, z_hat, inverse_std, K) - d_z * inverse_std
+def _load_keys(inputs, place, at, M: tl.constexpr, K: tl.constexpr):
+    """Load what the fast weights learn from in a mini-batch."""
+    head, start, _, token = _locate(place, at, M)
+    own, partner = _load_halves(inputs.qkv, place.heads, head, start, token, 1, K)
+    value = _load_values(inputs.qkv, place.heads, head, start, token, K)
+    return own, partner, value, _load_rates(inputs.inner_lr, place.heads, head, start, token)
 
 
 @triton.jit
-def _store_projections(to, rotation, rows, step, d_qkv, M: tl.constexpr, K: tl.constexpr):
-    """Store the gradients at the queries, keys and values before their rotation."""
-    d_q, d_k, d_v = d_qkv
-    if rotation is not None:
-        d_q = _rotate(d_q, rotation, -1, M, K)
-        d_k = _rotate(d_k, rotation, -1, M, K)
-    tl.store(to + rows, d_q)
-    tl.store(to + rows + step, d_k)
-    tl.store(to + rows + 2 * step, d_v)
+def scan_kernel(inputs, scanned, eps, place, M: tl.constexpr, K: tl.constexpr):
+    """
+    Find the fast weights that enter each mini-batch of a segment.
 
-
-@triton.jit(do_not_specialize=["length", "count"])
-def backward_kernel(inputs, grads, length, count, eps, M: tl.constexpr, K: tl.constexpr):
-    """Go back through `count` mini-batches, given the fast weights that entered each; the grid is that of the scan."""
-    programs = tl.num_programs(0).to(tl.int64) * tl.num_programs(1)
-    d_weight, d_bias = _load_fast(grads.fast + _program() * (K + 1) * K, K)
-    gain = tl.load(inputs.gain + tl.program_id(1) * K + tl.arange(0, K))[None, :]
-    scale = tl.load(inputs.token_scale + tl.arange(0, M))
+    The grid is (R, parts): each program takes `span` mini-batches. Where there are registers enough, the tokens of the
+    next one are loaded before those of this one are needed.
+    """
+    place = _whole(place)
+    programs, row, part = tl.num_programs(0).to(tl.int64), tl.program_id(0), tl.program_id(1)
+    weight, bias = _load_fast(scanned.fast + (part * programs + row) * (K + 1) * K, K)
+    head = row % place.heads
+    gain = tl.load(inputs.gain + head * K + tl.arange(0, K))[None, :]
+    offset = tl.load(inputs.offset + head * K + tl.arange(0, K))[None, :]
+    angles = _angles(inputs.rotation, M, K)
     last_scale = tl.load(inputs.token_scale + M - 1)
-    d_gain, d_offset = tl.zeros((K,), tl.float32), tl.zeros((K,), tl.float32)
-    d_scale, d_last_scale = tl.zeros((M,), tl.float32), 0.0
-    for back in range(count):
-        at = count - 1 - back
-        weight, bias = _load_fast(inputs.fast + (at * programs + _program()) * (K + 1) * K, K)
-        q, k, shift = _read(inputs, length, at, M, K)
-        rate = tl.load(inputs.inner_lr + _tokens(length, at, M))
-        d_out = tl.load(grads.tokens + _rows(length, at, M, K))
-        gradient, slope, z_hat, inverse_std = _inner_gradient(k, shift, gain, (weight, bias), eps, K)
-        mixing, score, triangle = _mixing(q, k, rate, scale, M)
-        d_z_q, d_mixing, by_gain = _queries_backward(q, d_out, gradient, mixing, (weight, bias), gain, eps, K)
+    begin = part * place.span
+    end = tl.minimum(begin + place.span, place.count)
+    ahead = _load_keys(inputs, place, begin, M, K)
+    for at in range(begin, end):
+        if _fits_ahead(inputs.qkv, M, K):
+            here = ahead
+            ahead = _load_keys(inputs, place, tl.minimum(at + 1, end - 1), M, K)
+        else:
+            here = _load_keys(inputs, place, at, M, K)
+        own, partner, value, rate = here
+        if scanned.kept is not None:
+            if (place.first + at) % place.every == 0:  # noqa: SIM102
+                kept = ((place.first + at) // place.every) * programs + row
+                _store_fast(scanned.kept + kept * (K + 1) * K, (weight, bias), K)
+        _store_state(scanned.states, at, (weight, bias), K)
+        k = _rotate((own, partner), angles)
+        z = _dot(k, weight, inputs.qkv) + bias[None, :]
+        gradient, _, _, _ = _inner_gradient(z, offset + k - value, gain, eps, K)
+        taken = gradient * (-last_scale * rate)[:, None]
+        weight = _dot_onto(weight, tl.trans(k), taken, inputs.qkv)
+        bias += tl.sum(taken, 0)
+    if scanned.last is not None:
+        _store_fast(scanned.last + row.to(tl.int64) * (K + 1) * K, (weight, bias), K)
 
-        # To the inner gradient, by what the queries read of it and by the next fast weights.
-        step = (-last_scale * rate)[:, None]
-        reached = _dot(k, d_weight) + d_bias[None, :]
-        d_gradient = _dot(tl.trans(mixing), d_z_q) + reached * step
-        d_slope, d_z_k = _inner_gradient_backward(d_gradient, gain, gradient, slope, z_hat, inverse_std, K)
 
-        d_step = tl.sum(reached * gradient, 1)
-        by_step = score * d_mixing
-        d_rate = tl.sum(by_step * triangle, 0) - last_scale * d_step
-        tl.store(grads.inner_lr + _tokens(length, at, M), d_rate)
-        lower = tl.arange(0, M)[:, None] >= tl.arange(0, M)[None, :]
-        d_scale -= tl.sum(tl.where(lower, by_step * rate[None, :], 0.0), 1)
-        d_last_scale -= tl.sum(d_step * rate, 0)
-        d_shift = gain * d_slope
-        d_gain += by_gain + tl.sum(d_slope * (shift + 2.0 * gain * z_hat), 0)
-        d_offset += tl.sum(d_out, 0) + tl.sum(d_shift, 0)
+@triton.jit
+def _load_projections(inputs, place, at, M: tl.constexpr, K: tl.constexpr):
+    """Load the rotated queries and keys (M, K), offset + key - value, and the learning rates (M,), of a mini-batch."""
+    head, start, _, token = _locate(place, at, M)
+    angles = _angles(inputs.rotation, M, K)
+    q = _rotate(_load_halves(inputs.qkv, place.heads, head, start, token, 0, K), angles)
+    k = _rotate(_load_halves(inputs.qkv, place.heads, head, start, token, 1, K), angles)
+    offset = tl.load(inputs.offset + head * K + tl.arange(0, K))[None, :]
+    shift = offset + k - _load_values(inputs.qkv, place.heads, head, start, token, K)
+    return q, k, shift, _load_rates(inputs.inner_lr, place.heads, head, start, token)
 
-        d_score = d_mixing * triangle * rate[None, :]
-        d_q = d_out + _dot(d_z_q, tl.trans(weight))
-        d_q += _dot(d_score, k)
-        d_k = d_shift + _dot(d_z_k, tl.trans(weight))
-        d_k += _dot(tl.trans(d_score), q)
-        d_k += step * _dot(gradient, tl.trans(d_weight))
-        rows, part = _projections(length, at, M, K)
-        _store_projections(grads.qkv, inputs.rotation, rows, part, (d_q, d_k, -d_shift), M, K)
 
-        d_weight += _dot(tl.trans(q), d_z_q)
-        d_weight += _dot(tl.trans(k), d_z_k)
-        d_bias += tl.sum(d_z_q, 0) + tl.sum(d_z_k, 0)
-    _store_fast(grads.fast + _program() * (K + 1) * K, (d_weight, d_bias), K)
-    own = _program() * K + tl.arange(0, K)
-    tl.store(grads.gain + own, d_gain)
-    tl.store(grads.offset + own, d_offset)
-    d_scale += tl.where(tl.arange(0, M) == M - 1, d_last_scale, 0.0)
-    tl.store(grads.token_scale + _program() * M + tl.arange(0, M), d_scale)
+@triton.jit
+def _load_gain(inputs, place, K: tl.constexpr):
+    """Load the gain (1, K) of the inner norm."""
+    return tl.load(inputs.gain + (tl.program_id(0) % place.heads) * K + tl.arange(0, K))[None, :]
+
+
+@triton.jit
+def read_kernel(inputs, states, tokens, eps, place, M: tl.constexpr, K: tl.constexpr):
+    """Read each mini-batch of a segment with the fast weights that enter it; the grid is (R, n)."""
+    at, place = tl.program_id(1), _whole(place)
+    weight, bias = _load_state(states, at, K)
+    gain = _load_gain(inputs, place, K)
+    q, k, shift, rate = _load_projections(inputs, place, at, M, K)
+    gradient, _, z_hat, _ = _inner_gradient(_dot(k, weight, inputs.qkv) + bias, shift, gain, eps, K)
+    mixing, _, _ = _mixing(q, k, rate, inputs.token_scale, inputs.qkv, M)
+    z = _dot_onto(_dot(q, weight, inputs.qkv), mixing, gradient, inputs.qkv) + bias
+    z_out, _ = _standardise(z, eps, K)
+    head, _, start, token = _locate(place, at, M)
+    offset = tl.load(inputs.offset + head * K + tl.arange(0, K))[None, :]
+    base, rows = _rows(place.heads, head, start, token, K)
+    out = q + (gain * z_out + offset)
+    tl.store(tokens.out + base + rows, out.to(tokens.out.dtype.element_ty))
+    if tokens.loss is not None:
+        error = shift + gain * z_hat
+        loss = 0.5 * tl.sum(error * error, 1)
+        tl.store(tokens.loss + start * place.heads + head + token * place.heads, loss)

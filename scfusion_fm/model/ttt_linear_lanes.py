@@ -35,14 +35,11 @@ def scan_lanes(
     loops = load_loops()
     batch, length, _, heads, width = qkv.shape
     size = token_scale.shape[0]
-    rotation = options.rotation
-    if rotation is None:
-        rotation = torch.stack((qkv.new_ones(size, width // 2), qkv.new_zeros(size, width // 2)))
     triangle = -torch.tril(token_scale[:, None].expand(size, size))
     out, fast = qkv.new_empty(batch, length, heads, width), fast.contiguous()
     loss = qkv.new_empty(0 if options.inner_loss is None else inner_lr.shape)
     loops.scan(
-        tuple(map(as_flat, (qkv, inner_lr, triangle, gain, offset, rotation))),
+        tuple(map(as_flat, (qkv, inner_lr, triangle, gain, offset, options.angles(qkv, size)))),
         tuple(map(as_flat, (out, fast, loss))),
         as_flat(qkv.new_empty(5 * size * width + size * size + size)),
         loops.Sizes(batch, length, heads, width, size),

@@ -44,7 +44,7 @@ def test_a_scan_is_that_of_torch_both_ways(shape, by_torch):
     kept = [x.clone() for x in arguments[:3]]
     assert runs_on_lanes(arguments[0], arguments[2])
     out, state = ttt_linear_packed(*arguments, loss[0])
-    back, _ = ttt_linear_packed(arguments[0].flip(1), arguments[1].flip(1), *arguments[2:], None, True)
+    back, _ = ttt_linear_packed(arguments[0].flip(1), arguments[1].flip(1), *arguments[2:], None, "reverse")
     by_torch()
     expected, end = ttt_linear_packed(*arguments, loss[1])
     torch.testing.assert_close(out, expected, **close)
