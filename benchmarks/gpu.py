@@ -4,12 +4,12 @@ Measure all that is said of a GPU, in one call of at most ten minutes.
 Stages, each of which writes its part into the JSON file as soon as it is done, and is left out when the time is up:
 
 - `tests`: the tests marked `gpu`;
-- `warps`: every kernel of TTT-Linear with 1, 2, 4 and 8 warps in the shapes of the recipes: whether forward and backward
-  agree with the PyTorch path, give the same bits twice, and how long they take;
 - `layer`: forward and backward of TTT-Linear against causal flash attention, with and without their projections;
 - `steps`: steps of the recipes against attention, launched one by one and as a CUDA graph, with the share of the
   floating point operations per second that a large product reaches;
-- `profile`: the kernels that take most of a step.
+- `profile`: the kernels that take most of a step;
+- `warps`: every kernel of TTT-Linear with 1, 2, 4 and 8 warps in the shapes of the recipes: whether forward and
+  backward agree with the PyTorch path, give the same bits twice, and how long they take.
 
 `--dry` runs the same on a processor with tiny sizes, which shows that the script works and nothing else. Example:
 `python benchmarks/gpu.py gpu.json`.

@@ -136,6 +136,35 @@ def test_benchmark_of_a_pretraining_step(tmp_path):
     assert all(f"| {name} |" in done.stdout for name in names)
 
 
+def test_benchmark_of_a_gpu_runs_dry(tmp_path):
+    command = [sys.executable, "benchmarks/gpu.py", tmp_path / "gpu.json", "--dry"]
+    run(*command, "--stages", "layer", "steps", "profile", "warps")
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert all(isinstance(row, dict) for rows in found.values() for row in rows)  # text is an error
+    assert [row["dtype"] for row in found["layer"]] == ["bfloat16", "float32"]
+    assert [row["layer"] for row in found["steps"][1:]] == ["TTT", "attention"]
+    assert found["profile"][0]["launches"] > 0
+    assert {row["kernel"] for row in found["warps"]} == {
+        "scan",
+        "read",
+        "reads_backward",
+        "scan_backward",
+        "projections_backward",
+    }
+
+
+def test_estimate_for_a_gpu_grows_with_the_tokens_for_ttt_and_with_their_square_for_attention(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from gpu_estimate import DEVICES, estimate_attention, estimate_layer
+
+    device, shapes = DEVICES["H100"], [(16, n, 8, 64) for n in (16_384, 65_536)]
+    for dtype in ("bfloat16", "float32"):
+        short, long = (sum(estimate_layer(device, shape, 16, dtype).values()) for shape in shapes)
+        assert long / short == pytest.approx(4, rel=0.05)
+        short, long = (estimate_attention(device, shape, dtype) for shape in shapes)
+        assert long / short == pytest.approx(16, rel=0.05)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 @pytest.mark.parametrize("layer", ["TTT", "attention"])

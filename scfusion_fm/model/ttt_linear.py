@@ -148,12 +148,11 @@ def _run_small(device: torch.device, dtype: torch.dtype, width: int, size: int, 
     qkv, inner_lr, token_scale, fast, gain, offset = drawn
     leaves = [qkv.to(dtype), inner_lr.sigmoid() / width, token_scale.sigmoid(), 0.1 * fast, 1.0 + 0.1 * gain, offset]
     qkv, inner_lr, *others = (x.requires_grad_() for x in leaves)
-    options = Options(None, 1e-6, None)
     if kernels:
-        out, fast = TritonTTTLinear.apply(options, "both", qkv, inner_lr, *others)
+        out, fast = TritonTTTLinear.apply(Options(None, 1e-6, None, "both"), qkv, inner_lr, *others)
     else:
         both = (torch.cat((x, x.flip(1))) for x in (qkv.float(), inner_lr))
-        out, fast = _TTTLinear.apply(options, *both, *others)
+        out, fast = _TTTLinear.apply(Options(None, 1e-6, None), *both, *others)
         out = torch.cat((out[:1], out[1:].flip(1)))
     probe = torch.randn(out.shape, generator=generator).to(out)
     gradients = torch.autograd.grad((out * probe).sum() + fast.square().sum(), leaves)
@@ -198,11 +197,19 @@ def ttt_linear_packed(
     if qkv.numel() == 0:
         return qkv[:, :, 0], state
     fast = torch.cat((state.weight, state.bias), dim=2)  # (B, H, K + 1, K)
-    arguments = (Options(rotation, norm.eps, inner_loss), qkv, inner_lr, token_scale, fast, norm.weight, norm.bias)
+    arguments = (
+        Options(rotation, norm.eps, inner_loss, direction),
+        qkv,
+        inner_lr,
+        token_scale,
+        fast,
+        norm.weight,
+        norm.bias,
+    )
     if runs_on_lanes(qkv, token_scale):
-        out, fast = scan_lanes(*arguments, direction == "reverse")
+        out, fast = scan_lanes(*arguments)
     elif reads_on_device(qkv, token_scale):
-        out, fast = TritonTTTLinear.apply(arguments[0], direction, *arguments[1:])
+        out, fast = TritonTTTLinear.apply(*arguments)
     else:
         out, fast = _TTTLinear.apply(*arguments)
     return out, TTTState(fast[:, :, :-1], fast[:, :, -1:])

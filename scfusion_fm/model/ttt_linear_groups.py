@@ -52,11 +52,14 @@ class Options(NamedTuple):
         Of the inner LayerNorm.
     inner_loss
         (B, L, H) written: the inner loss of each token; None where nobody asks for it.
+    direction
+        In which tokens are read, as for `ttt_linear.ttt_linear_packed`.
     """
 
     rotation: Tensor | None
     eps: float
     inner_loss: Tensor | None
+    direction: str = "forward"
 
     def angles(self, qkv: Tensor, size: int) -> Tensor:
         """Give the rotation (2, M, K / 2) of projections (B, L, 3, H, K), or one that changes nothing."""
@@ -71,7 +74,8 @@ class Settings:
     """What all groups of mini-batches share."""
 
     def __init__(self, options: Options, shape: torch.Size, token_scale: Tensor, gain: Tensor, offset: Tensor):
-        self.rotation, self.eps, self.inner_loss = options
+        self.rotation, self.eps, self.inner_loss, direction = options
+        assert direction == "forward", "tokens come in the order of reading"
         self.batch, self.length, _, self.heads, self.width = shape
         self.rows, self.size = self.batch * self.heads, token_scale.shape[0]
         self.gain, self.offset = gain.repeat(self.batch, 1, 1), offset.repeat(self.batch, 1, 1)  # (R, 1, K)

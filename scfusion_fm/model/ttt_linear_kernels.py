@@ -4,8 +4,8 @@ The Triton kernels of the forward pass of TTT-Linear; `ttt_linear_kernels_backwa
 Letters: B cells, W ways in which a layer reads (1 or 2), L tokens, H heads, K head width, M mini-batch, n mini-batches
 of a segment, R = W * B * H; at: which mini-batch of the segment.
 
-Only the fast weights have to be found one mini-batch after the other. `scan_kernel` does this, one program for a head of
-a cell, and stores those that enter each mini-batch. `read_kernel` then reads all mini-batches at once.
+Only the fast weights have to be found one mini-batch after the other. `scan_kernel` does this, one program for a head
+of a cell, and stores those that enter each mini-batch. `read_kernel` then reads all mini-batches at once.
 
 Tensors of tokens and operands of products have the dtype of the projections, float32 or bfloat16. Fast weights while
 they learn, means, variances, rates and all sums are in float32. Float32 is multiplied on tensor cores in three parts of
@@ -25,7 +25,6 @@ except ImportError:
     raise
 
 PRECISION: tl.constexpr = tl.constexpr("tf32x3")
-MOST_BITS_AHEAD = 2**15
 
 
 class Inputs(NamedTuple):
@@ -43,8 +42,8 @@ class Place(NamedTuple):
     """
     Which part of which tokens the programs of a launch read.
 
-    The host gives whole numbers as floats: for integers in a tuple that are 1 or divisible by 16, Triton would compile a
-    kernel once more.
+    The host gives whole numbers as floats: for integers in a tuple that are 1 or divisible by 16, Triton would compile
+    a kernel once more.
     """
 
     length: int  # L
@@ -110,7 +109,7 @@ def _dot_onto(total, a, b, like):
 @triton.constexpr_function
 def _fits_ahead(like, M, K):
     """Tell whether a scan has registers for tiles (M, K) of two mini-batches."""
-    return M * K * like.dtype.element_ty.primitive_bitwidth <= MOST_BITS_AHEAD
+    return like.dtype.element_ty.primitive_bitwidth == 16 and M * K <= 2048
 
 
 @triton.jit
@@ -282,8 +281,8 @@ def scan_kernel(inputs, scanned, eps, place, M: tl.constexpr, K: tl.constexpr):
         else:
             here = _load_keys(inputs, place, at, M, K)
         own, partner, value, rate = here
-        if scanned.kept is not None:
-            if (place.first + at) % place.every == 0:  # noqa: SIM102
+        if scanned.kept is not None:  # noqa: SIM102 (known when it is compiled, the other is not)
+            if (place.first + at) % place.every == 0:
                 kept = ((place.first + at) // place.every) * programs + row
                 _store_fast(scanned.kept + kept * (K + 1) * K, (weight, bias), K)
         _store_state(scanned.states, at, (weight, bias), K)

@@ -25,12 +25,11 @@ def scan_lanes(
     fast: Tensor,
     gain: Tensor,
     offset: Tensor,
-    backwards: bool,
 ) -> tuple[Tensor, Tensor]:
     """
     Run TTT-Linear; arguments and results as of `ttt_linear._TTTLinear`.
 
-    `fast` may be written over. `backwards` is from the last token to the first.
+    `fast` may be written over.
     """
     loops = load_loops()
     batch, length, _, heads, width = qkv.shape
@@ -44,7 +43,7 @@ def scan_lanes(
         as_flat(qkv.new_empty(5 * size * width + size * size + size)),
         loops.Sizes(batch, length, heads, width, size),
         options.eps,
-        backwards,
+        options.direction == "reverse",
     )
     if options.inner_loss is not None:
         options.inner_loss.copy_(loss)

@@ -14,15 +14,21 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-WIDTHS, SIZES = (16, 32, 64), (16, 32, 64)  # head widths and mini-batches that fit
+# Warps of a program by head width and mini-batch that fit, in bfloat16: about as few as keep its tiles in registers. In
+# float32, whose products are made of three, it takes twice as many. `benchmarks/gpu_compile.py` reads what comes out.
+WARPS = {(16, 16): 1, (16, 32): 2, (16, 64): 4, (32, 16): 2, (32, 32): 4, (32, 64): 4}
+WARPS |= {(64, 16): 4, (64, 32): 8, (64, 64): 8}
 OLDEST_DEVICE = (8, 0)  # the first with tensor cores for both precisions
 EVERY = 8  # mini-batches from one state that is kept for the backward pass to the next
 SEGMENT_BYTES = 2**27  # of the states of a segment, which are there for a moment only
 
 
 def choose_warps(kernel: str, dtype: torch.dtype, width: int, size: int) -> int:
-    """Say how many warps of 32 threads a program of a kernel has: as few as keep its tiles in registers."""
-    return 4
+    """Say how many warps of 32 threads a program of a kernel has."""
+    if kernel == "scan_backward" and width == 64:  # devices before 9.0 would spill with fewer
+        return 8
+    warps = WARPS[width, size]
+    return warps if dtype == torch.bfloat16 else min(2 * warps, 8)
 
 
 @functools.cache
@@ -55,11 +61,11 @@ def runs_on_triton(qkv: Tensor, token_scale: Tensor) -> bool:
     Tell whether projections (B, L, 3, H, K) can go to the Triton kernels.
 
     They can in float32 and bfloat16 on an NVIDIA device of compute capability 8.0 or later, with triton installed, at
-    the head widths `WIDTHS` and mini-batches `SIZES`, unless the environment variable SCFUSION_TRITON is 0.
+    the head widths and mini-batches of `WARPS`, unless the environment variable SCFUSION_TRITON is 0.
     """
     if not qkv.is_cuda or torch.version.hip or os.environ.get("SCFUSION_TRITON") == "0":
         return False
-    fits = qkv.shape[-1] in WIDTHS and token_scale.shape[0] in SIZES and qkv.dtype in (torch.float32, torch.bfloat16)
+    fits = (qkv.shape[-1], token_scale.shape[0]) in WARPS and qkv.dtype in (torch.float32, torch.bfloat16)
     return fits and torch.cuda.get_device_capability(qkv.device) >= OLDEST_DEVICE and load_kernels() is not None
 
 
@@ -107,7 +113,7 @@ class Launcher:
 
 class TritonTTTLinear(torch.autograd.Function):
     """
-    TTT-Linear on packed projections; arguments and results as of `ttt_linear._TTTLinear`, and the direction.
+    TTT-Linear on packed projections; arguments and results as of `ttt_linear._TTTLinear`.
 
     Notes
     -----
@@ -116,9 +122,9 @@ class TritonTTTLinear(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, options, direction, qkv, inner_lr, token_scale, fast, gain, offset):
+    def forward(ctx, options, qkv, inner_lr, token_scale, fast, gain, offset):
         """Find the fast weights, and read with them."""
-        _, eps, inner_loss = options
+        _, eps, inner_loss, direction = options
         tensors = (qkv, inner_lr, token_scale, gain, offset, options.angles(qkv, token_scale.shape[0]))
         inputs = load_kernels().Inputs(*(x.contiguous() for x in tensors))
         run = Launcher(inputs, direction)
@@ -155,7 +161,7 @@ class TritonTTTLinear(torch.autograd.Function):
         sums = grads.sums.sum((0, 1))
         d_norm, d_scale = sums.split((4 * run.width, run.size), -1)
         d_gain, d_offset = d_norm.unflatten(-1, (2, 2, 1, run.width)).sum(1).unbind(1)
-        return None, None, d_qkv, d_inner_lr, d_scale.sum(0), d_fast, d_gain, d_offset
+        return None, d_qkv, d_inner_lr, d_scale.sum(0), d_fast, d_gain, d_offset
 
 
 def _go_back(run: Launcher, kept: Tensor, d_fast: Tensor, grads: tuple, first: int, count: int, eps: float) -> None:

@@ -17,7 +17,7 @@ from test_ttt_layers import Shape, make_inputs, run
 from scfusion_fm import ScFusionTTTConfig
 from scfusion_fm.model import ttt_linear, ttt_linear_triton
 from scfusion_fm.model.ttt_layers import DIRECTIONS, TTTLinear
-from scfusion_fm.model.ttt_linear_triton import SIZES, WIDTHS
+from scfusion_fm.model.ttt_linear_triton import WARPS
 from scfusion_fm.model.ttt_reference import ttt_linear_reference
 
 
@@ -40,8 +40,7 @@ CASES = {
 }
 LONG_CASES = {
     f"{size} x {width}, scale {scale}, {dtype}": Case(Shape(1, 2, 4 * size + 5, width, size), scale, dtype)
-    for width in WIDTHS
-    for size in SIZES
+    for width, size in WARPS
     for scale in (0.1, 1.0)
     for dtype in (torch.float32, torch.bfloat16)
 } | {

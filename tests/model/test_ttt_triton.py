@@ -107,10 +107,9 @@ def test_layer_on_a_gpu_equals_the_pytorch_path(direction):
 @needs_gpu
 @needs_triton
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
-@pytest.mark.parametrize("width", ttt_linear_triton.WIDTHS)
-@pytest.mark.parametrize("size", ttt_linear_triton.SIZES)
-def test_no_kernel_is_turned_down_by_the_check(dtype, width, size):
-    assert ttt_linear.check_kernels(torch.device("cuda"), dtype, width, size) is None
+@pytest.mark.parametrize("shape", ttt_linear_triton.WARPS, ids=str)
+def test_no_kernel_is_turned_down_by_the_check(dtype, shape):
+    assert ttt_linear.check_kernels(torch.device("cuda"), dtype, *shape) is None
 
 
 @pytest.mark.gpu
@@ -145,13 +144,13 @@ class PretendedKernels:
     def __init__(self, factor=1.0, error=None):
         self.factor, self.error, self.calls = factor, error, 0
 
-    def apply(self, options, direction, qkv, inner_lr, *others):
+    def apply(self, options, qkv, inner_lr, *others):
         self.calls += 1
         if self.error is not None:
             raise self.error
-        assert direction == "both"
+        assert options.direction == "both"
         both = (torch.cat((x, x.flip(1))) for x in (qkv.float(), inner_lr))
-        out, fast = ttt_linear._TTTLinear.apply(options, *both, *others)
+        out, fast = ttt_linear._TTTLinear.apply(options._replace(direction="forward"), *both, *others)
         return torch.cat((out[:1], out[1:].flip(1))).to(qkv.dtype) * self.factor, fast
 
 
@@ -219,7 +218,7 @@ def a_gpu(monkeypatch):
 
 def test_kernels_are_chosen_for_what_they_can_do(a_gpu, monkeypatch):
     assert a_gpu()
-    assert all(a_gpu(width=w, size=s) for w in ttt_linear_triton.WIDTHS for s in ttt_linear_triton.SIZES)
+    assert all(a_gpu(width=width, size=size) for width, size in ttt_linear_triton.WARPS)
     assert a_gpu(dtype=torch.bfloat16)
     assert not a_gpu(is_cuda=False)
     assert not a_gpu(dtype=torch.float64)
