@@ -109,7 +109,7 @@ def _dot_onto(total, a, b, like):
 @triton.constexpr_function
 def _fits_ahead(like, M, K):
     """Tell whether a scan has registers for tiles (M, K) of two mini-batches."""
-    return like.dtype.element_ty.primitive_bitwidth == 16 and M * K <= 2048
+    return like.dtype.element_ty.primitive_bitwidth == 16 and M <= 32 and M * K <= 1024
 
 
 @triton.jit
@@ -182,27 +182,31 @@ def _load_rates(inner_lr, heads, head, start, token):
 
 
 @triton.jit
-def _standardise(z, eps, K: tl.constexpr):
-    """Bring the rows of z to mean 0 and variance 1; give them and what they were multiplied by."""
-    z -= (tl.sum(z, 1) / K)[:, None]
-    inverse_std = tl.rsqrt(tl.sum(z * z, 1) / K + eps)
-    return z * inverse_std[:, None], inverse_std[:, None]
+def _mean(x, K: tl.constexpr, axis: tl.constexpr):
+    """Average over an axis of K coordinates, which stays."""
+    return tl.expand_dims(tl.sum(x, axis) / K, axis)
 
 
 @triton.jit
-def _standardise_backward(gradient, z_hat, inverse_std, K: tl.constexpr):
-    """Carry the gradient at the standardised rows back."""
-    mean = tl.sum(gradient, 1) / K
-    along = tl.sum(gradient * z_hat, 1) / K
-    return (gradient - mean[:, None] - z_hat * along[:, None]) * inverse_std
+def _standardise(z, eps, K: tl.constexpr, axis: tl.constexpr):
+    """Bring z to mean 0 and variance 1 along an axis; give it and what it was multiplied by."""
+    z -= _mean(z, K, axis)
+    inverse_std = tl.rsqrt(_mean(z * z, K, axis) + eps)
+    return z * inverse_std, inverse_std
 
 
 @triton.jit
-def _inner_gradient(z, shift, gain, eps, K: tl.constexpr):
+def _standardise_backward(gradient, z_hat, inverse_std, K: tl.constexpr, axis: tl.constexpr):
+    """Carry the gradient at what was standardised back."""
+    return (gradient - _mean(gradient, K, axis) - z_hat * _mean(gradient * z_hat, K, axis)) * inverse_std
+
+
+@triton.jit
+def _inner_gradient(z, shift, gain, eps, K: tl.constexpr, axis: tl.constexpr):
     """Give the gradient of the inner loss at what the fast weights make of the keys, and what it was made of."""
-    z_hat, inverse_std = _standardise(z, eps, K)
+    z_hat, inverse_std = _standardise(z, eps, K, axis)
     slope = gain * (shift + gain * z_hat)
-    return _standardise_backward(slope, z_hat, inverse_std, K), slope, z_hat, inverse_std
+    return _standardise_backward(slope, z_hat, inverse_std, K, axis), slope, z_hat, inverse_std
 
 
 @triton.jit
@@ -260,40 +264,43 @@ def scan_kernel(inputs, scanned, eps, place, M: tl.constexpr, K: tl.constexpr):
     """
     Find the fast weights that enter each mini-batch of a segment.
 
-    The grid is (R, parts): each program takes `span` mini-batches. Where there are registers enough, the tokens of the
-    next one are loaded before those of this one are needed.
+    The grid is (R, parts): each program takes `span` mini-batches. Everything is turned, (K, M) for (M, K): warps then
+    share the coordinates of a tile, and what one product gives is in the registers in which the next one wants it. Where
+    there are registers enough, the tokens of the next mini-batch are loaded before those of this one are needed.
     """
     place = _whole(place)
     programs, row, part = tl.num_programs(0).to(tl.int64), tl.program_id(0), tl.program_id(1)
     weight, bias = _load_fast(scanned.fast + (part * programs + row) * (K + 1) * K, K)
+    weight = tl.trans(weight)
     head = row % place.heads
-    gain = tl.load(inputs.gain + head * K + tl.arange(0, K))[None, :]
-    offset = tl.load(inputs.offset + head * K + tl.arange(0, K))[None, :]
+    gain = tl.load(inputs.gain + head * K + tl.arange(0, K))[:, None]
+    offset = tl.load(inputs.offset + head * K + tl.arange(0, K))[:, None]
     angles = _angles(inputs.rotation, M, K)
     last_scale = tl.load(inputs.token_scale + M - 1)
     begin = part * place.span
     end = tl.minimum(begin + place.span, place.count)
     ahead = _load_keys(inputs, place, begin, M, K)
     for at in range(begin, end):
+        if scanned.kept is not None:  # noqa: SIM102 (known when it is compiled, the other is not)
+            if (place.first + at) % place.every == 0:
+                kept = ((place.first + at) // place.every) * programs + row
+                _store_fast(scanned.kept + kept * (K + 1) * K, (tl.trans(weight), bias), K)
+        _store_state(scanned.states, at, (tl.trans(weight), bias), K)
         if _fits_ahead(inputs.qkv, M, K):
             here = ahead
             ahead = _load_keys(inputs, place, tl.minimum(at + 1, end - 1), M, K)
         else:
             here = _load_keys(inputs, place, at, M, K)
+            angles = _angles(inputs.rotation, M, K)
         own, partner, value, rate = here
-        if scanned.kept is not None:  # noqa: SIM102 (known when it is compiled, the other is not)
-            if (place.first + at) % place.every == 0:
-                kept = ((place.first + at) // place.every) * programs + row
-                _store_fast(scanned.kept + kept * (K + 1) * K, (weight, bias), K)
-        _store_state(scanned.states, at, (weight, bias), K)
         k = _rotate((own, partner), angles)
-        z = _dot(k, weight, inputs.qkv) + bias[None, :]
-        gradient, _, _, _ = _inner_gradient(z, offset + k - value, gain, eps, K)
-        taken = gradient * (-last_scale * rate)[:, None]
-        weight = _dot_onto(weight, tl.trans(k), taken, inputs.qkv)
-        bias += tl.sum(taken, 0)
+        z = _dot(weight, tl.trans(k), inputs.qkv) + bias[:, None]
+        gradient, _, _, _ = _inner_gradient(z, offset + tl.trans(k - value), gain, eps, K, 0)
+        taken = gradient * (-last_scale * rate)[None, :]
+        weight = _dot_onto(weight, taken, k, inputs.qkv)
+        bias += tl.sum(taken, 1)
     if scanned.last is not None:
-        _store_fast(scanned.last + row.to(tl.int64) * (K + 1) * K, (weight, bias), K)
+        _store_fast(scanned.last + row.to(tl.int64) * (K + 1) * K, (tl.trans(weight), bias), K)
 
 
 @triton.jit
@@ -321,10 +328,10 @@ def read_kernel(inputs, states, tokens, eps, place, M: tl.constexpr, K: tl.const
     weight, bias = _load_state(states, at, K)
     gain = _load_gain(inputs, place, K)
     q, k, shift, rate = _load_projections(inputs, place, at, M, K)
-    gradient, _, z_hat, _ = _inner_gradient(_dot(k, weight, inputs.qkv) + bias, shift, gain, eps, K)
+    gradient, _, z_hat, _ = _inner_gradient(_dot(k, weight, inputs.qkv) + bias, shift, gain, eps, K, 1)
     mixing, _, _ = _mixing(q, k, rate, inputs.token_scale, inputs.qkv, M)
     z = _dot_onto(_dot(q, weight, inputs.qkv), mixing, gradient, inputs.qkv) + bias
-    z_out, _ = _standardise(z, eps, K)
+    z_out, _ = _standardise(z, eps, K, 1)
     head, _, start, token = _locate(place, at, M)
     offset = tl.load(inputs.offset + head * K + tl.arange(0, K))[None, :]
     base, rows = _rows(place.heads, head, start, token, K)

@@ -24,6 +24,7 @@ from .ttt_linear_kernels import (
     _load_state,
     _load_values,
     _locate,
+    _mean,
     _mixing,
     _rows,
     _square,
@@ -87,7 +88,7 @@ def reads_backward_kernel(inputs, states, between, grads, eps, place, M: tl.cons
     head, _, start, token = _locate(place, at, M)
     base, rows = _rows(place.heads, head, start, token, K)
     d_out = tl.load(grads.out + base + rows).to(tl.float32)
-    gradient, slope, z_hat, inverse_std = _inner_gradient(_dot(k, weight, inputs.qkv) + bias, shift, gain, eps, K)
+    gradient, slope, z_hat, inverse_std = _inner_gradient(_dot(k, weight, inputs.qkv) + bias, shift, gain, eps, K, 1)
     base, rows = _own_rows(at, M, K)
     tl.store(between.q + base + rows, q.to(between.q.dtype.element_ty))
     tl.store(between.k + base + rows, k.to(between.k.dtype.element_ty))
@@ -99,8 +100,8 @@ def reads_backward_kernel(inputs, states, between, grads, eps, place, M: tl.cons
 
     mixing, _, _ = _mixing(q, k, rate, inputs.token_scale, inputs.qkv, M)
     z = _dot_onto(_dot(q, weight, inputs.qkv), mixing, gradient, inputs.qkv) + bias
-    z_out, inverse_std_out = _standardise(z, eps, K)
-    d_z = _standardise_backward(gain * d_out, z_out, inverse_std_out, K)
+    z_out, inverse_std_out = _standardise(z, eps, K, 1)
+    d_z = _standardise_backward(gain * d_out, z_out, inverse_std_out, K, 1)
     tl.store(between.d_z_q + base + rows, d_z.to(between.d_z_q.dtype.element_ty))
     tl.store(between.d_gradient + base + rows, _dot(tl.trans(mixing), d_z, inputs.qkv))
     sums = _own_sums(grads.sums, place, at, M, K)
@@ -109,14 +110,13 @@ def reads_backward_kernel(inputs, states, between, grads, eps, place, M: tl.cons
 
 
 @triton.jit
-def _inner_gradient_backward(d_gradient, gain, made, K: tl.constexpr):
+def _inner_gradient_backward(d_gradient, gain, made, K: tl.constexpr, axis: tl.constexpr):
     """Go back through `_inner_gradient`; give the gradients at the slope, and at what the fast weights made of k."""
     gradient, by_slope, z_hat, inverse_std = made
-    d_slope = _standardise_backward(d_gradient, z_hat, inverse_std, K)
-    by_z_hat = tl.sum(d_gradient * z_hat, 1) / K
-    by_gradient = tl.sum(d_gradient * gradient, 1) / K
-    d_z = d_slope * by_slope + gradient * by_z_hat[:, None] + z_hat * by_gradient[:, None]
-    return d_slope, _standardise_backward(gain * gain * d_slope, z_hat, inverse_std, K) - d_z * inverse_std
+    d_slope = _standardise_backward(d_gradient, z_hat, inverse_std, K, axis)
+    d_z = d_slope * by_slope + gradient * _mean(d_gradient * z_hat, K, axis)
+    d_z += z_hat * _mean(d_gradient * gradient, K, axis)
+    return d_slope, _standardise_backward(gain * gain * d_slope, z_hat, inverse_std, K, axis) - d_z * inverse_std
 
 
 @triton.jit
@@ -132,37 +132,45 @@ def _load_ahead(inputs, between, place, at, M: tl.constexpr, K: tl.constexpr):
 
 
 @triton.jit
+def _load_queries(between, at, M: tl.constexpr, K: tl.constexpr):
+    """Load the rotated queries of a mini-batch, and the gradient at what the fast weights made of them."""
+    base, rows = _own_rows(at, M, K)
+    return tl.load(between.q + base + rows), tl.load(between.d_z_q + base + rows)
+
+
+@triton.jit
 def scan_backward_kernel(inputs, between, scanned, place, M: tl.constexpr, K: tl.constexpr):
     """
     Carry the gradient at the fast weights from the last mini-batch of a segment to the first; the grid is (R,).
 
     `scanned.fast` has the one behind the segment, and gets the one in front of it; `scanned.states` get those behind
-    each mini-batch.
+    each mini-batch. Everything is turned, as in `scan_kernel`.
     """
     place, row = _whole(place), tl.program_id(0).to(tl.int64)
     d_weight, d_bias = _load_fast(scanned.fast + row * (K + 1) * K, K)
-    gain = _load_gain(inputs, place, K)
+    d_weight, gain = tl.trans(d_weight), tl.trans(_load_gain(inputs, place, K))
     last_scale = tl.load(inputs.token_scale + M - 1)
     ahead = _load_ahead(inputs, between, place, place.count - 1, M, K)
     for back in range(place.count):
         at = place.count - 1 - back
+        _store_state(scanned.states, at, (tl.trans(d_weight), d_bias), K)
         if _fits_ahead(inputs.qkv, M, K):
             here = ahead
             ahead = _load_ahead(inputs, between, place, tl.maximum(at - 1, 0), M, K)
+            q, d_z_q = _load_queries(between, at, M, K)
         else:
             here = _load_ahead(inputs, between, place, at, M, K)
         k, d_gradient, gradient, by_slope, z_hat, inverse_std, rate = here
-        base, rows = _own_rows(at, M, K)
-        q, d_z_q = tl.load(between.q + base + rows), tl.load(between.d_z_q + base + rows)
-        _store_state(scanned.states, at, (d_weight, d_bias), K)
-        reached = _dot(k, d_weight, inputs.qkv) + d_bias[None, :]
-        d_gradient += reached * (-last_scale * rate)[:, None]
-        made = (gradient, by_slope[:, None], z_hat, inverse_std[:, None])
-        _, d_z_k = _inner_gradient_backward(d_gradient, gain, made, K)
-        d_weight = _dot_onto(d_weight, tl.trans(q), d_z_q, inputs.qkv)
-        d_weight = _dot_onto(d_weight, tl.trans(k), d_z_k, inputs.qkv)
-        d_bias += tl.sum(d_z_q.to(tl.float32), 0) + tl.sum(d_z_k, 0)
-    _store_fast(scanned.fast + row * (K + 1) * K, (d_weight, d_bias), K)
+        reached = _dot(d_weight, tl.trans(k), inputs.qkv) + d_bias[:, None]
+        d_gradient = tl.trans(d_gradient) + reached * (-last_scale * rate)[None, :]
+        made = (tl.trans(gradient), by_slope[None, :], tl.trans(z_hat), inverse_std[None, :])
+        _, d_z_k = _inner_gradient_backward(d_gradient, gain, made, K, 0)
+        if not _fits_ahead(inputs.qkv, M, K):
+            q, d_z_q = _load_queries(between, at, M, K)
+        d_weight = _dot_onto(d_weight, tl.trans(d_z_q), q, inputs.qkv)
+        d_weight = _dot_onto(d_weight, d_z_k, k, inputs.qkv)
+        d_bias += tl.sum(d_z_q.to(tl.float32), 0) + tl.sum(d_z_k, 1)
+    _store_fast(scanned.fast + row * (K + 1) * K, (tl.trans(d_weight), d_bias), K)
 
 
 @triton.jit
@@ -211,7 +219,7 @@ def _inner_backward(inputs, pair, between, grads, place, at, M: tl.constexpr, K:
     d_weight, d_bias = _load_state(d_states, at, K)
     reached = _dot(k, d_weight, like) + d_bias
     d_gradient = tl.load(between.d_gradient + base + rows) + reached * step
-    d_slope, d_z_k = _inner_gradient_backward(d_gradient, gain, made, K)
+    d_slope, d_z_k = _inner_gradient_backward(d_gradient, gain, made, K, 1)
     d_shift = gain * d_slope
     _store_projection(grads, place, at, 2, -d_shift, M, K)
     sums = _own_sums(grads.sums, place, at, M, K)
@@ -234,8 +242,7 @@ def projections_backward_kernel(inputs, pair, between, grads, place, M: tl.const
     """
     at, place, like = tl.program_id(1), _whole(place), inputs.qkv
     d_k, d_step, k, gradient, rate = _inner_backward(inputs, pair, between, grads, place, at, M, K)
-    base, rows = _own_rows(at, M, K)
-    q, d_z_q = tl.load(between.q + base + rows), tl.load(between.d_z_q + base + rows)
+    q, d_z_q = _load_queries(between, at, M, K)
     _, score, triangle = _mixing(q, k, rate, inputs.token_scale, like, M)
     d_mixing = _dot(d_z_q, tl.trans(gradient), like)
     by_step = score * d_mixing

@@ -14,21 +14,18 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Warps of a program by head width and mini-batch that fit, in bfloat16: about as few as keep its tiles in registers. In
-# float32, whose products are made of three, it takes twice as many. `benchmarks/gpu_compile.py` reads what comes out.
-WARPS = {(16, 16): 1, (16, 32): 2, (16, 64): 4, (32, 16): 2, (32, 32): 4, (32, 64): 4}
-WARPS |= {(64, 16): 4, (64, 32): 8, (64, 64): 8}
+# Warps of a program by head width and mini-batch: about as few as keep its tiles in registers, in bfloat16 and float32.
+# `benchmarks/gpu_compile.py` reads what comes out.
+WARPS = {(16, 16): (1, 2), (32, 16): (2, 2), (64, 16): (4, 4), (16, 32): (2, 4), (32, 32): (4, 8)}
 OLDEST_DEVICE = (8, 0)  # the first with tensor cores for both precisions
 EVERY = 8  # mini-batches from one state that is kept for the backward pass to the next
 SEGMENT_BYTES = 2**27  # of the states of a segment, which are there for a moment only
 
 
 def choose_warps(kernel: str, dtype: torch.dtype, width: int, size: int) -> int:
-    """Say how many warps of 32 threads a program of a kernel has."""
-    if kernel == "scan_backward" and width == 64:  # devices before 9.0 would spill with fewer
-        return 8
-    warps = WARPS[width, size]
-    return warps if dtype == torch.bfloat16 else min(2 * warps, 8)
+    """Say how many warps of 32 threads a program of a kernel has; scans have no use for more than one per 16 rows."""
+    warps = WARPS[width, size][dtype == torch.float32]
+    return 8 if width == 64 and dtype == torch.float32 and not kernel.startswith("scan") else warps
 
 
 @functools.cache
