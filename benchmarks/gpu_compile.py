@@ -50,7 +50,7 @@ class Kernel(NamedTuple):
     tensor_cores: int
 
     def faults(self) -> list[str]:
-        """Say why this kernel should not be used; whatever multiplies has a dot in its name of Triton's."""
+        """Say why this kernel should not be used."""
         found = []
         if self.tensor_cores == 0:
             found.append("no tensor cores")
@@ -130,21 +130,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--devices", type=int, nargs="+", default=[80, 90, 100], choices=SHARED_BYTES)
     parser.add_argument("--dtypes", nargs="+", default=[*DTYPES], choices=DTYPES)
-    parser.add_argument("--widths", type=int, nargs="+", default=[16, 32, 64])
-    parser.add_argument("--sizes", type=int, nargs="+", default=[16, 32, 64])
+    parser.add_argument("--widths", type=int, nargs="+", help="of heads; all that fit when not given")
+    parser.add_argument("--sizes", type=int, nargs="+", help="of mini-batches; all that fit when not given")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the numbers here")
     arguments = parser.parse_args()
     print("| device | dtype | head width | mini-batch | kernel | warps | registers | shared | tensor cores | faults |")
     print("|---:|---|---:|---:|---|---:|---:|---:|---:|---|")
-    found = []
+    found, shapes = [], ttt_linear_triton.WARPS
+    shapes = [x for x in shapes if x[0] in (arguments.widths or x) and x[1] in (arguments.sizes or x)]
     for device in arguments.devices:
         for dtype in arguments.dtypes:
-            for width in arguments.widths:
-                for size in arguments.sizes:
-                    for x in measure_kernels(device, dtype, width, size):
-                        found.append(x)
-                        row = (*x[:-2], x.tensor_cores, ", ".join(x.faults()))
-                        print("|", " | ".join(map(str, row)), "|", flush=True)
+            for shape in shapes:
+                for x in measure_kernels(device, dtype, *shape):
+                    found.append(x)
+                    row = (*x[:-2], x.tensor_cores, ", ".join(x.faults()))
+                    print("|", " | ".join(map(str, row)), "|", flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps([x._asdict() for x in found], indent=2) + "\n")
     sys.exit(any(x.faults() for x in found))

@@ -265,8 +265,8 @@ def scan_kernel(inputs, scanned, eps, place, M: tl.constexpr, K: tl.constexpr):
     Find the fast weights that enter each mini-batch of a segment.
 
     The grid is (R, parts): each program takes `span` mini-batches. Everything is turned, (K, M) for (M, K): warps then
-    share the coordinates of a tile, and what one product gives is in the registers in which the next one wants it. Where
-    there are registers enough, the tokens of the next mini-batch are loaded before those of this one are needed.
+    share the coordinates of a tile, and what one product gives is in the registers in which the next one wants it.
+    Where there are registers enough, the tokens of the next mini-batch are loaded before those of this one are needed.
     """
     place = _whole(place)
     programs, row, part = tl.num_programs(0).to(tl.int64), tl.program_id(0), tl.program_id(1)
