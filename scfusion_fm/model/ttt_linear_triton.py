@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 # Warps of a program by head width and mini-batch: about as few as keep its tiles in registers, in bfloat16 and float32.
-# `benchmarks/gpu_compile.py` reads what comes out.
-WARPS = {(16, 16): (1, 2), (32, 16): (2, 2), (64, 16): (4, 4), (16, 32): (2, 4), (32, 32): (4, 8)}
+# `benchmarks/gpu_compile.py` reads what comes out; larger mini-batches spill on one device or another.
+WARPS = {(16, 16): (1, 2), (32, 16): (2, 2), (64, 16): (4, 4)}
 OLDEST_DEVICE = (8, 0)  # the first with tensor cores for both precisions
 EVERY = 8  # mini-batches from one state that is kept for the backward pass to the next
 SEGMENT_BYTES = 2**27  # of the states of a segment, which are there for a moment only
