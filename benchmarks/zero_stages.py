@@ -338,7 +338,7 @@ def main() -> None:
             print("\n| rank 0 of 2, MiB | parameters | gradients | float32 copy | moments | peak RSS |")
             print("|---|---|---|---|---|---|")
             results["memory"] = weigh_stages(args.quick, Path(scratch))
-        if args.only in (None, "start"):
+        if args.only == "start" or (args.only is None and not args.quick):
             print("\n| ranks | built | added to the resident set, MiB | seconds |\n|---|---|---|---|")
             results["start"] = weigh_start(args.quick, Path(scratch))
     if args.json:
