@@ -93,7 +93,7 @@ STEPS = {
     "eval": [
         scfusion(
             f"finetune annotation --model scfusion-human-blood --data {DEMO} --labels-key cell_type --epochs 1 "
-            "--output runs/annotation",
+            "--allow-seen-test-cells --output runs/annotation",
             "runs/annotation/report.html",
         ),
         scfusion("report --annotation runs/annotation --output report.html", "report.html"),
