@@ -25,7 +25,7 @@ needs_triton = pytest.mark.skipif(
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 # Of the largest value of each tensor. Three parts of 10 bits keep nearly all digits of float32, bfloat16 keeps 8 bits;
 # the gradient at the scale of a position is the small difference of large numbers.
-TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 0.02}
+TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 0.04}
 
 
 def too_large(errors, dtype=torch.float32):
