@@ -7,6 +7,7 @@ import subprocess
 from importlib import metadata
 
 import pytest
+import torch
 
 import scfusion_fm
 from scfusion_fm.cli import environment
@@ -44,7 +45,7 @@ def test_env_tells_versions_and_settings_and_no_paths(monkeypatch, capsys, tmp_p
     found = json.loads(capsys.readouterr().out)
     assert found["packages"]["anndata"] == metadata.version("anndata")
     assert {"OMP_NUM_THREADS": "1", "SCFUSION_COMPILED": "0"}.items() <= found["variables"].items()
-    assert found["devices"][0].startswith("CPU, 1 threads")
+    assert found["devices"][0].startswith(f"CPU, {torch.get_num_threads()} threads")
     call("env")
     printed = capsys.readouterr().out
     assert "scfusion-human-blood-types" in printed
