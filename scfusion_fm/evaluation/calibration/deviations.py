@@ -56,20 +56,20 @@ class FileScale:
         return (predicted - self.means) / self.deviations
 
 
-def measure_deviations(parts: list[tuple[NDArray[np.float64], NDArray[np.float64]]]) -> NDArray[np.float64]:
+def measure_deviations(parts: list[NDArray[np.float64]]) -> NDArray[np.float64]:
     """
     Average the deviation of measured values over groups in which a protein varies.
 
     Parameters
     ----------
     parts
-        Measured and predicted values (n, P) of each group; NaN where not measured.
+        Measured values (n, P) of each group; NaN where not measured.
 
     Returns
     -------
     (P,), NaN for a protein that varies in no group.
     """
-    found = np.stack([_mean_and_variance(measured)[1] for measured, _ in parts])
+    found = np.stack([_mean_and_variance(measured)[1] for measured in parts])
     varies = found > 0
     with np.errstate(invalid="ignore"):
         return np.where(varies, np.sqrt(np.maximum(found, 0)), 0.0).sum(0) / np.where(varies, 1.0, 0.0).sum(0)
@@ -127,12 +127,12 @@ def relative_quantiles(
     Quantiles of the errors (A, P), in shares of `FileScale.rest`, and the usual deviations (P,). Infinite for a protein
     that fewer than two groups measured. Errors of each group are in units of the others.
     """
-    errors = []
+    errors, measured = [], [part[0] for part in parts]
     for number, part in enumerate(parts):
-        others = [other for place, other in enumerate(parts) if place != number] or parts
+        others = measured[:number] + measured[number + 1 :] or measured
         truth, guess, rest = standardise_group(*part, measure_deviations(others))
         errors.append(np.abs(truth - SHARE * guess) / rest)
-    return pool_quantiles(errors, levels)[0], measure_deviations(parts)
+    return pool_quantiles(errors, levels)[0], measure_deviations(measured)
 
 
 def _mean_and_variance(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

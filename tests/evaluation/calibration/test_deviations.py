@@ -46,9 +46,9 @@ def test_deviations_are_those_of_groups_in_which_a_protein_varies():
     (first, known), (second, _) = make_group(0, scale=1.0), make_group(1, scale=3.0)
     second[:, 1] = 4.0
     third = np.full_like(first, np.nan)
-    found = measure_deviations([(first, known), (second, known), (third, known)])
+    found = measure_deviations([first, second, third])
     np.testing.assert_allclose(found, [(first[:, 0].std() + second[:, 0].std()) / 2, first[:, 1].std()])
-    assert np.isnan(measure_deviations([(third, known)])).all()
+    assert np.isnan(measure_deviations([third])).all()
     quantiles, _ = relative_quantiles([(first, known), (second, known), (third, known)], (0.9,))
     assert np.isfinite(quantiles[0, 0])
     assert np.isinf(quantiles[0, 1])  # varies in one group alone
